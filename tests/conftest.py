@@ -1,0 +1,23 @@
+"""Makes the repository importable as `intrinsic_lab`, and ComfyUI as the first place to look where it is set up."""
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+if "intrinsic_lab" not in sys.modules:
+    spec = importlib.machinery.ModuleSpec("intrinsic_lab", loader=None, is_package=True)
+    spec.submodule_search_locations = [str(ROOT)]
+    sys.modules["intrinsic_lab"] = importlib.util.module_from_spec(spec)
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+comfyui = os.environ.get("COMFYUI_PATH") or str(Path.home() / ".cache/intrinsic-lab/ComfyUI-0.30.0")
+if Path(comfyui, "main.py").exists():
+    sys.path.insert(0, comfyui)
+    from comfy.cli_args import args
+
+    args.cpu = True
