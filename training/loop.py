@@ -1,0 +1,255 @@
+"""The one training loop: every trainer of the pack is a `Task` run by `train`.
+
+A task draws the data of step n from (seed, n, process) alone, so the weights, the optimiser and the step number are
+all that a checkpoint has to hold: a run that is killed and resumed ends with the same weights as one that was not.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Settings of a run; written to `<output>/config.json` beside what the run makes.
+
+    steps: optimiser steps; accumulation: forward passes per step; ema_decay: 0 keeps no average;
+    schedule: "constant" or "cosine" (to 0); warmup: steps of linear rise. Raises ValueError for impossible values.
+    """
+
+    output: Path
+    steps: int
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    schedule: str = "constant"
+    warmup: int = 0
+    accumulation: int = 1
+    mixed_precision: str = "no"
+    ema_decay: float = 0.0
+    checkpoint_every: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.accumulation < 1 or self.checkpoint_every < 1:
+            raise ValueError("steps, accumulation and checkpoint_every must be at least 1.")
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"the schedule {self.schedule!r} is unknown: choose constant or cosine.")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay is {self.ema_decay}, it must lie in [0, 1).")
+
+
+class Task(Protocol):
+    """What is trained: `module` holds the parameters (those that require a gradient learn)."""
+
+    module: nn.Module
+
+    def loss(self, module: nn.Module, draw: torch.Generator) -> Tensor:
+        """Mean loss of one batch drawn with `draw`; `module` is `self.module`, wrapped for the devices in use."""
+
+    def save(self, folder: Path) -> None:
+        """Write the result into `folder`; called with the averaged weights in place where there is an average."""
+
+
+@dataclass
+class History:
+    """Loss of every optimiser step, and the seconds spent, over all resumed parts of a run."""
+
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Interrupted(Exception):
+    """Raised by a `report` callback to end a run early; the last step is checkpointed first."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """`write` a temporary file beside `path`, flush it to disk, then rename: a kill leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    write(partial)
+    with open(partial, "rb+") as handle:
+        os.fsync(handle.fileno())
+    os.replace(partial, path)
+
+
+def learning_rate_at(config: LoopConfig, step: int) -> float:
+    """Learning rate of optimiser step `step` (0-based)."""
+    rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    fall = 0.5 * (1 + math.cos(math.pi * step / config.steps)) if config.schedule == "cosine" else 1.0
+    return config.learning_rate * rise * fall
+
+
+def step_generator(seed: int, step: int, process: int = 0) -> torch.Generator:
+    """The generator that draws the data of one step."""
+    generator = torch.Generator()
+    generator.manual_seed((seed * 1_000_003 + step) * 64 + process)
+    return generator
+
+
+def train(
+    task: Task,
+    config: LoopConfig,
+    *,
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    report: Callable[[int, float, float], None] | None = None,
+) -> History:
+    """Run `task` to `config.steps`, resuming from `<output>/checkpoint.pt` if it is there.
+
+    optimizer: makes the optimiser of the trainable parameters, AdamW with the config's settings by default.
+    report(step, loss, seconds_left): called after every step; may raise `Interrupted`, which saves a checkpoint and is
+    raised again. Writes config.json, loss.json, loss.png and whatever the task saves. Returns the history.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.accumulation, cpu=not torch.cuda.is_available()
+    )
+    # Whatever a task draws from the global generator (dropout, LoRA initialisation) is the same in every run.
+    torch.manual_seed(config.seed)
+    parameters = [p for p in task.module.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("nothing to train: no parameter of the task's module requires a gradient.")
+    make = optimizer or (lambda ps: torch.optim.AdamW(ps, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay))
+    module, optimiser = accelerator.prepare(task.module, make(parameters))
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    average = [p.detach().clone() for p in parameters] if config.ema_decay else None
+
+    checkpoint = config.output / CHECKPOINT
+    history, first = History(), 0
+    if checkpoint.exists():
+        first, history = _restore(checkpoint, config, parameters, average, optimiser)
+    if accelerator.is_main_process:
+        text = json.dumps(asdict(config), indent=1, default=str)
+        write_atomically(config.output / "config.json", lambda path: path.write_text(text))
+
+    def keep(step: int) -> None:
+        if accelerator.is_main_process:
+            _keep(config, step, parameters, average, optimiser, history)
+
+    base_rates = [group["lr"] for group in optimiser.param_groups]
+    module.train()
+    for step in range(first, config.steps):
+        started = time.perf_counter()
+        draw = step_generator(config.seed, step, accelerator.process_index)
+        total = 0.0
+        for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
+            group["lr"] = rate * learning_rate_at(config, step) / config.learning_rate
+        for _ in range(config.accumulation):
+            with accelerator.accumulate(module), accelerator.autocast():
+                loss = task.loss(module, draw)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(parameters, config.clip_norm)
+                optimiser.step()
+                optimiser.zero_grad()
+            total += loss.detach().float().item() / config.accumulation
+        if not math.isfinite(total):
+            raise RuntimeError(f"the loss became {total} at step {step}: lower the learning rate; the last checkpoint is in {config.output}.")
+        if average is not None:
+            # A young average follows the weights closely, so that the random start is forgotten.
+            decay = min(config.ema_decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+        history.losses.append(total)
+        history.seconds += time.perf_counter() - started
+        done = step + 1
+        if done % config.checkpoint_every == 0 and done < config.steps:
+            keep(done)
+        if report is not None and accelerator.is_main_process:
+            try:
+                report(done, total, history.seconds / done * (config.steps - done))
+            except Interrupted:
+                keep(done)
+                raise
+    keep(config.steps)
+    if accelerator.is_main_process:
+        if average is not None:
+            for parameter, value in zip(parameters, average, strict=True):
+                parameter.data.copy_(value)
+        task.module.eval()
+        task.save(config.output)
+        _save_history(config.output, history)
+    return history
+
+
+def _keep(config: LoopConfig, step, parameters, average, optimiser, history: History) -> None:
+    state = {
+        "step": step,
+        "parameters": [p.detach().cpu() for p in parameters],
+        "average": None if average is None else [p.cpu() for p in average],
+        "optimizer": optimiser.state_dict(),
+        "losses": history.losses,
+        "seconds": history.seconds,
+    }
+    write_atomically(config.output / CHECKPOINT, lambda path: torch.save(state, path))
+
+
+def _restore(checkpoint: Path, config: LoopConfig, parameters, average, optimiser) -> tuple[int, History]:
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if len(state["parameters"]) != len(parameters) or state["step"] > config.steps:
+        raise ValueError(f"{checkpoint} belongs to another run (step {state['step']}): choose another output folder, or delete it.")
+    for parameter, value in zip(parameters, state["parameters"], strict=True):
+        parameter.data.copy_(value)
+    if average is not None:
+        for kept, value in zip(average, state["average"], strict=True):
+            kept.copy_(value)
+    optimiser.load_state_dict(state["optimizer"])
+    return state["step"], History(list(state["losses"]), state["seconds"])
+
+
+def _save_history(output: Path, history: History) -> None:
+    text = json.dumps({"losses": history.losses, "seconds": history.seconds})
+    write_atomically(output / "loss.json", lambda path: path.write_text(text))
+    write_atomically(output / "loss.png", lambda path: loss_curve(history.losses).save(path, format="PNG"))
+
+
+def loss_curve(losses: list[float], width: int = 640, height: int = 320):
+    """The losses on a logarithmic scale as a PIL image: each step in grey, a running mean in black."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(picture)
+    values = torch.tensor(losses).clamp(min=1e-8).log10()
+    low, high = values.min().item(), max(values.max().item(), values.min().item() + 1e-3)
+    smooth = max(1, len(losses) // 50)
+    padded = torch.cat([values[:1].expand(smooth - 1), values])
+    mean = padded.unfold(0, smooth, 1).mean(-1)
+
+    def points(curve: Tensor) -> list[tuple[float, float]]:
+        x = torch.linspace(40, width - 10, len(curve)) if len(curve) > 1 else torch.tensor([40.0])
+        y = 20 + (high - curve) / (high - low) * (height - 50)
+        return list(zip(x.tolist(), y.tolist(), strict=True))
+
+    for curve, color in ((values, "#c8c8c8"), (mean, "black")):
+        if len(curve) > 1:
+            pen.line(points(curve), fill=color)
+    pen.text((4, 12), f"{10**high:.3g}", fill="black")
+    pen.text((4, height - 38), f"{10**low:.3g}", fill="black")
+    pen.text((width // 2 - 60, height - 16), f"loss over {len(losses)} steps", fill="black")
+    return picture
+
+
+def console_report(name: str, every: int = 50) -> Callable[[int, float, float], None]:
+    """A `report` that logs the mean loss and the time left every so many steps."""
+    import logging
+
+    recent: list[float] = []
+
+    def report(step: int, loss: float, seconds_left: float) -> None:
+        recent.append(loss)
+        if step % every == 0:
+            logging.info("%s step %d loss %.4f, %.1f min left", name, step, sum(recent) / len(recent), seconds_left / 60)
+            recent.clear()
+
+    return report
