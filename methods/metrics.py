@@ -1,0 +1,258 @@
+"""How a map is judged, as the field defines it.
+
+normal          angle between prediction and reference: mean, median, share of pixels within 11.25, 22.5 and 30 degrees
+                (Fouhey et al. 2013, Eigen and Fergus 2015)
+depth           AbsRel, RMSE and delta1 after a least-squares scale and shift per picture (Ranftl et al. 2020)
+albedo, shading RMSE, SSIM (Wang et al. 2004), scale-invariant LMSE (Grosse et al. 2009), on linear data
+
+Everything is computed per picture in float64 on the CPU, over the pixels of a mask. A metric of a batch is the mean of
+its pictures' metrics, so that pictures count alike whatever their masks leave of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy
+import torch
+from einops import rearrange, reduce
+from torch import Tensor
+
+LMSE_WINDOW, LMSE_STEP = 20, 10
+SSIM_SIGMA, SSIM_WINDOW = 1.5, 11
+
+
+def _prepared(prediction_bhwc: Tensor, reference_bhwc: Tensor, mask_bhw: Tensor | None, channels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Checked float64 copies on the CPU and a boolean mask, all of one batch size."""
+    if prediction_bhwc.shape != reference_bhwc.shape or reference_bhwc.ndim != 4:
+        came = f"{list(prediction_bhwc.shape)} and {list(reference_bhwc.shape)}"
+        raise ValueError(f"prediction and reference came as {came}: both must be [batch, height, width, channels] of one size.")
+    if not reference_bhwc.numel() or reference_bhwc.shape[-1] != channels:
+        raise ValueError(f"the maps came as {list(reference_bhwc.shape)}: at least one picture with {channels} channel(s) is wanted.")
+    prediction, reference = prediction_bhwc.detach().double().cpu(), reference_bhwc.detach().double().cpu()
+    if mask_bhw is None:
+        mask = torch.ones(reference.shape[:3], dtype=torch.bool)
+    else:
+        if mask_bhw.ndim != 3 or mask_bhw.shape[1:] != reference.shape[1:3] or mask_bhw.shape[0] not in (1, len(reference)):
+            batch, height, width = reference.shape[:3]
+            raise ValueError(f"the mask came as {list(mask_bhw.shape)}: [{batch} (or 1), {height}, {width}] is wanted.")
+        mask = (mask_bhw.detach().cpu() > 0.5).expand(reference.shape[:3])
+    _require_pixels(mask, "the mask leaves no pixel of picture {}: paint it where the maps are to be compared.")
+    for name, values in (("prediction", prediction), ("reference", reference)):
+        broken = int((~torch.isfinite(values).all(-1) & mask).sum())
+        if broken:
+            raise ValueError(f"the {name} is NaN or infinite at {broken} pixels: mask them out, or fix what made them.")
+    # What lies outside the mask never counts, but 0 * NaN would.
+    outside = ~mask[..., None]
+    return prediction.masked_fill(outside, 0), reference.masked_fill(outside, 0), mask
+
+
+def _require_pixels(mask_bhw: Tensor, message: str) -> None:
+    empty = (~mask_bhw.flatten(1).any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(message.format(", ".join(map(str, empty))))
+
+
+def _masked_mean(values_bhw: Tensor, mask_bhw: Tensor) -> Tensor:
+    return (values_bhw * mask_bhw).sum((1, 2)) / mask_bhw.sum((1, 2))
+
+
+# Normals
+
+
+def normal_angle_degrees(prediction_bhw3: Tensor, reference_bhw3: Tensor) -> Tensor:
+    """Angle between two vector maps, `[b, h, w]`, 0..180 degrees; lengths do not matter.
+
+    A zero vector counts as (0, 0, 1), as everywhere in this pack. atan2 keeps small angles, where acos loses them.
+    """
+    facing_viewer = torch.tensor([0.0, 0.0, 1.0], dtype=prediction_bhw3.dtype, device=prediction_bhw3.device)
+    a, b = (torch.where(v.norm(dim=-1, keepdim=True) > 1e-6, v, facing_viewer) for v in (prediction_bhw3, reference_bhw3))
+    return torch.atan2(torch.linalg.cross(a, b).norm(dim=-1), (a * b).sum(-1)).rad2deg()
+
+
+def _valid_normals(reference_bhw3: Tensor, mask_bhw: Tensor) -> Tensor:
+    """Data sets mark missing normals by a zero vector: those pixels never count."""
+    mask = mask_bhw & (reference_bhw3.norm(dim=-1) > 1e-6)
+    _require_pixels(mask, "the reference has no normal (only zero vectors) in picture {}: connect normal data, -1..1.")
+    return mask
+
+
+def normal_metrics(prediction_bhw3: Tensor, reference_bhw3: Tensor, mask_bhw: Tensor | None = None) -> dict[str, Tensor]:
+    """Angular error of normals, one value per picture: degrees, and percent of pixels within a threshold.
+
+    Pixels whose reference is the zero vector do not count. mask_bhw: > 0.5 counts; batch 1 serves all pictures.
+    Raises ValueError for shapes that differ, an empty mask, or NaN inside it.
+    """
+    prediction, reference, mask = _prepared(prediction_bhw3, reference_bhw3, mask_bhw, 3)
+    mask = _valid_normals(reference, mask)
+    angle = normal_angle_degrees(prediction, reference)
+    median = [float(numpy.median(picture[inside].numpy())) for picture, inside in zip(angle, mask)]
+    within = {f"within_{limit:g}": 100 * _masked_mean((angle < limit).double(), mask) for limit in (11.25, 22.5, 30.0)}
+    return {"mean_degrees": _masked_mean(angle, mask), "median_degrees": torch.tensor(median, dtype=torch.float64), **within}
+
+
+# Depth
+
+
+def align_scale_shift(prediction_bhw1: Tensor, reference_bhw1: Tensor, mask_bhw: Tensor) -> tuple[Tensor, Tensor]:
+    """(scale, shift), each `[b]`, that minimise the masked sum of (scale prediction + shift - reference)^2.
+
+    A constant prediction gets scale 0. A negative scale says that the prediction has near and far exchanged.
+    """
+    prediction, reference = prediction_bhw1[..., 0], reference_bhw1[..., 0]
+    mean_p, mean_r = _masked_mean(prediction, mask_bhw), _masked_mean(reference, mask_bhw)
+    centred_p, centred_r = prediction - mean_p[:, None, None], reference - mean_r[:, None, None]
+    variance = _masked_mean(centred_p**2, mask_bhw)
+    covariance = _masked_mean(centred_p * centred_r, mask_bhw)
+    # Rounding alone leaves a constant prediction a variance of this order.
+    constant = variance <= 1e-24 * (1 + mean_p**2)
+    scale = torch.where(constant, torch.zeros_like(variance), covariance / variance.masked_fill(constant, 1.0))
+    return scale, mean_r - scale * mean_p
+
+
+def _aligned_depth(prediction_bhw1: Tensor, reference_bhw1: Tensor, mask_bhw: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Aligned prediction and reference `[b, h, w]`, and the mask without pixels whose reference is not positive."""
+    prediction, reference, mask = _prepared(prediction_bhw1, reference_bhw1, mask_bhw, 1)
+    mask = mask & (reference[..., 0] > 0)
+    _require_pixels(mask, "the reference depth of picture {} is nowhere positive: AbsRel needs metric depth, larger than 0.")
+    scale, shift = align_scale_shift(prediction, reference, mask)
+    return scale[:, None, None] * prediction[..., 0] + shift[:, None, None], reference[..., 0], mask
+
+
+def depth_metrics(prediction_bhw1: Tensor, reference_bhw1: Tensor, mask_bhw: Tensor | None = None) -> dict[str, Tensor]:
+    """Depth error after `align_scale_shift`, one value per picture: AbsRel, RMSE (the reference's unit), delta1 (percent).
+
+    The reference is metric (> 0; other pixels do not count), the prediction may be relative. delta1 is the share of
+    pixels with max(p / r, r / p) < 1.25; an aligned depth of zero or less is outside. Errors as `normal_metrics`.
+    """
+    prediction, reference, mask = _aligned_depth(prediction_bhw1, reference_bhw1, mask_bhw)
+    safe_reference = reference.masked_fill(~mask, 1.0)
+    ratio = prediction / safe_reference
+    close = (ratio < 1.25) & (ratio > 1 / 1.25)
+    return {
+        "abs_rel": _masked_mean((ratio - 1).abs().masked_fill(~mask, 0), mask),
+        "rmse": _masked_mean((prediction - reference) ** 2, mask).sqrt(),
+        "delta1": 100 * _masked_mean(close.double(), mask),
+    }
+
+
+# Albedo and shading
+
+
+def lmse(prediction_bhwc: Tensor, reference_bhwc: Tensor, mask_bhw: Tensor | None = None, window: int = LMSE_WINDOW, step: int = LMSE_STEP):
+    """Scale-invariant local mean squared error, `[b]` (Grosse et al. 2009, eq. 4 and 5).
+
+    In each window of `window` x `window` pixels, every `step` pixels, the prediction gets the one scale (shared by its
+    channels) that fits the reference best; the squared errors' sum is divided by that of the reference, so that an
+    all-black prediction scores 1. Rows and columns past the last whole window do not count; a picture smaller than
+    the window is one window. Errors as `normal_metrics`.
+    """
+    prediction, reference, mask = _prepared(prediction_bhwc, reference_bhwc, mask_bhw, reference_bhwc.shape[-1])
+    kernel = tuple(min(window, size) for size in reference.shape[1:3])
+
+    def window_sums(values_bhwc: Tensor) -> Tensor:
+        summed = rearrange(reduce(values_bhwc, "b h w c -> b h w", "sum"), "b h w -> b 1 h w")
+        return torch.nn.functional.avg_pool2d(summed, kernel, stride=step, divisor_override=1).flatten(1)
+
+    inside = mask[..., None]
+    pp, pr, rr = (window_sums(product * inside) for product in (prediction**2, prediction * reference, reference**2))
+    black = pp <= 1e-12
+    explained = torch.where(black, torch.zeros_like(pr), pr**2 / pp.masked_fill(black, 1.0))
+    total = rr.sum(1)
+    if (total <= 0).any():
+        raise ValueError("the reference is black wherever LMSE looks: it has no scale to compare with.")
+    return (rr - explained).clamp(min=0).sum(1) / total
+
+
+def ssim(prediction_bhwc: Tensor, reference_bhwc: Tensor, mask_bhw: Tensor | None = None) -> Tensor:
+    """Structural similarity, `[b]` (Wang et al. 2004: Gaussian window, sigma 1.5, data range 1), by scikit-image.
+
+    As there, five pixels at each border do not count (unless the mask leaves only those). Raises ValueError for
+    pictures below 11 x 11, ImportError without scikit-image; else as `normal_metrics`.
+    """
+    try:
+        from skimage.metrics import structural_similarity
+    except ImportError as error:
+        raise ImportError("SSIM needs scikit-image: install it with `pip install scikit-image` into ComfyUI's Python.") from error
+
+    prediction, reference, mask = _prepared(prediction_bhwc, reference_bhwc, mask_bhw, reference_bhwc.shape[-1])
+    if min(reference.shape[1:3]) < SSIM_WINDOW:
+        height, width = reference.shape[1:3]
+        raise ValueError(f"the pictures are {width} x {height}: SSIM needs at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels.")
+    border = SSIM_WINDOW // 2
+    inner = torch.zeros_like(mask)
+    inner[:, border:-border, border:-border] = mask[:, border:-border, border:-border]
+    counted = torch.where(inner.flatten(1).any(1)[:, None, None], inner, mask)
+    settings = dict(channel_axis=-1, data_range=1.0, gaussian_weights=True, sigma=SSIM_SIGMA, use_sample_covariance=False, full=True)
+    similarity = [structural_similarity(r.numpy(), p.numpy(), **settings)[1] for r, p in zip(reference, prediction)]
+    return _masked_mean(torch.from_numpy(numpy.stack(similarity)).mean(-1), counted)
+
+
+def color_metrics(prediction_bhwc: Tensor, reference_bhwc: Tensor, mask_bhw: Tensor | None = None) -> dict[str, Tensor]:
+    """RMSE, SSIM and LMSE of linear albedo or shading, one value per picture. Errors as `ssim` and `lmse`."""
+    prediction, reference, mask = _prepared(prediction_bhwc, reference_bhwc, mask_bhw, 3)
+    rmse = _masked_mean(((prediction - reference) ** 2).mean(-1), mask).sqrt()
+    return {"rmse": rmse, "ssim": ssim(prediction, reference, mask), "lmse": lmse(prediction, reference, mask)}
+
+
+# Where the error lies
+
+
+def _normal_error(prediction: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    prediction, reference, mask = _prepared(prediction, reference, mask, 3)
+    return normal_angle_degrees(prediction, reference), _valid_normals(reference, mask)
+
+
+def _depth_error(prediction: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    prediction, reference, mask = _aligned_depth(prediction, reference, mask)
+    return (prediction - reference).abs() / reference.masked_fill(~mask, 1.0), mask
+
+
+def _color_error(prediction: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    prediction, reference, mask = _prepared(prediction, reference, mask, 3)
+    return ((prediction - reference) ** 2).mean(-1).sqrt(), mask
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How one kind of map is judged.
+
+    channels: of the data. metrics: (prediction, reference, mask) -> name -> `[b]`; `main` names the one to sort by.
+    error: (prediction, reference, mask) -> error per pixel and the pixels that count, both `[b, h, w]`, in `error_unit`;
+    `error_top` is what an error picture shows as the strongest colour.
+    """
+
+    channels: int
+    metrics: Callable[[Tensor, Tensor, Tensor | None], dict[str, Tensor]]
+    main: str
+    error: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+    error_unit: str
+    error_top: float
+
+
+JUDGES: dict[str, Judge] = {
+    "normal": Judge(3, normal_metrics, "mean_degrees", _normal_error, "degrees", 45.0),
+    "depth": Judge(1, depth_metrics, "abs_rel", _depth_error, "of the reference depth, after scale and shift", 0.5),
+    "albedo": Judge(3, color_metrics, "rmse", _color_error, "linear, root mean square of the channels", 0.25),
+    "shading": Judge(3, color_metrics, "rmse", _color_error, "linear, root mean square of the channels", 0.25),
+}
+
+
+def judge_of(map_name: str) -> Judge:
+    """The judge of a kind of map; ValueError for a name without one."""
+    if map_name not in JUDGES:
+        raise ValueError(f"there are no metrics for a map called {map_name!r}: choose one of {', '.join(JUDGES)}.")
+    return JUDGES[map_name]
+
+
+def score_pictures(map_name: str, prediction_bhwc: Tensor, reference_bhwc: Tensor, mask_bhw: Tensor | None = None) -> dict[str, Tensor]:
+    """Every metric of a kind of map, one float64 value per picture, `[b]`."""
+    return judge_of(map_name).metrics(prediction_bhwc, reference_bhwc, mask_bhw)
+
+
+def score(map_name: str, prediction_bhwc: Tensor, reference_bhwc: Tensor, mask_bhw: Tensor | None = None) -> dict[str, float]:
+    """Every metric of a kind of map, averaged over the batch.
+
+    map_name: normal, depth, albedo or shading; data as `maps` defines it, except that the reference depth is metric.
+    mask_bhw: `[b or 1, h, w]`, > 0.5 counts. Raises ValueError as the metrics do.
+    """
+    return {name: float(values.mean()) for name, values in score_pictures(map_name, prediction_bhwc, reference_bhwc, mask_bhw).items()}
