@@ -1,0 +1,195 @@
+"""Maps out of a generator in a single step (Intrinsic LoRA, section 4): the recipe as plain functions.
+
+Picture -> VAE mode -> UNet at t = 999, no noise -> the raw output is the map's latent -> VAE decode. The model is three callables, so nothing
+here knows which program holds it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor
+
+from ..maps import MAPS
+from .tiles import Tile, TileGrid, fit_scale_and_shift, join_tiles, tile_grid
+
+# A picture of this many pixels and its maps still fit an ordinary machine; beyond it something is wrong with the aspect ratio.
+MAX_PROCESSED_PIXELS = 2**27
+
+
+@dataclass(frozen=True)
+class Generator:
+    """The model as three callables.
+
+    encode: pictures bhw3 in 0..1 -> image latents bchw (the VAE's mode).
+    predict: image latents, repeated per map as `(map b) c h w` -> map latents of the same shape.
+    decode: map latents -> pictures bhw3, nominally 0..1, not clamped.
+    downscale: pixels per latent cell.
+    """
+
+    encode: Callable[[Tensor], Tensor]
+    predict: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+    downscale: int = 8
+
+
+@dataclass(frozen=True)
+class ExtractSettings:
+    """How a picture is processed.
+
+    processing_resolution: short side in pixels at which the model sees the picture; 0 keeps the picture's own size.
+    tile_size, tile_overlap: pixels; 0 processes the picture whole. mirrored_average: also run the mirrored picture and average.
+    """
+
+    processing_resolution: int = 512
+    tile_size: int = 0
+    tile_overlap: int = 64
+    mirrored_average: bool = False
+
+    def __post_init__(self):
+        for name in ("processing_resolution", "tile_size", "tile_overlap"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, wanted 0 or more pixels.")
+        if self.tile_size and self.tile_overlap > self.tile_size // 2:
+            raise ValueError(f"Tiles of {self.tile_size} pixels overlap by {self.tile_overlap}: choose an overlap of at most half a tile.")
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """`maps[name]`: data as in `methods.maps`, bhwc at the picture's exact size. `latents`: raw map latents, `(map b) c h w`."""
+
+    maps: dict[str, Tensor]
+    latents: Tensor
+
+
+def processed_size(height: int, width: int, processing_resolution: int) -> tuple[int, int]:
+    """Height and width at which the model sees a picture, the aspect kept. Raises ValueError where that would be absurdly large."""
+    if processing_resolution:
+        factor = processing_resolution / min(height, width)
+        height, width = max(1, round(height * factor)), max(1, round(width * factor))
+    if height * width > MAX_PROCESSED_PIXELS:
+        raise ValueError(
+            f"The picture would be processed at {width} x {height} pixels, more than {MAX_PROCESSED_PIXELS // 2**20} megapixels: "
+            "lower processing_resolution, or crop a very long picture into pieces."
+        )
+    return height, width
+
+
+def resize(picture_bhwc: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic, antialiased, unclamped; the same tensor when the size fits already."""
+    if picture_bhwc.shape[1:3] == (height, width):
+        return picture_bhwc
+    resized = F.interpolate(
+        rearrange(picture_bhwc, "b h w c -> b c h w"), (height, width), mode="bicubic", align_corners=False, antialias=True
+    )
+    return rearrange(resized, "b c h w -> b h w c")
+
+
+def pad_to_multiple(picture_bhwc: Tensor, multiple: int) -> Tensor:
+    """Repeats the last row and column until both sides are multiples."""
+    height, width = picture_bhwc.shape[1:3]
+    below, right = -height % multiple, -width % multiple
+    if not (below or right):
+        return picture_bhwc
+    padded = F.pad(rearrange(picture_bhwc, "b h w c -> b c h w"), (0, right, 0, below), mode="replicate")
+    return rearrange(padded, "b c h w -> b h w c")
+
+
+def extract(
+    image_bhw3: Tensor,
+    map_names: Sequence[str],
+    generator: Generator,
+    settings: ExtractSettings,
+    on_forward: Callable[[], None] = lambda: None,
+) -> Extraction:
+    """All maps of all pictures. `on_forward` is called after each forward (tile); `count_forwards` says how often.
+
+    Tiled depth is relative to its own tile, so each tile is brought to the scale and shift of the whole picture seen at tile size.
+    """
+    size = image_bhw3.shape[1:3]
+    small = resize(image_bhw3, *processed_size(*size, settings.processing_resolution))
+    padded = pad_to_multiple(small, generator.downscale)
+    grid = _grid(padded, settings, generator.downscale)
+
+    def run(picture_bhw3: Tensor) -> tuple[Tensor, Tensor]:
+        result = _forward(picture_bhw3, map_names, generator, settings.mirrored_average)
+        on_forward()
+        return result
+
+    if len(grid) == 1:
+        pictures, latents = run(padded)
+    else:
+        pictures, latents = _tiled(padded, grid, map_names, generator.downscale, run)
+    maps = {}
+    for name, picture in zip(map_names, pictures, strict=True):
+        picture = picture[:, : small.shape[1], : small.shape[2]]
+        maps[name] = MAPS[name].from_picture(resize(picture, *size))
+    return Extraction(maps, latents)
+
+
+def count_forwards(height: int, width: int, settings: ExtractSettings, map_names: Sequence[str], downscale: int) -> int:
+    """Forwards that `extract` makes for one batch of pictures of this size."""
+    height, width = processed_size(height, width, settings.processing_resolution)
+    tiles = len(tile_grid(height + -height % downscale, width + -width % downscale, settings.tile_size, settings.tile_overlap, downscale))
+    return tiles + (tiles > 1 and "depth" in map_names)
+
+
+def _grid(padded: Tensor, settings: ExtractSettings, downscale: int) -> TileGrid:
+    return tile_grid(padded.shape[1], padded.shape[2], settings.tile_size, settings.tile_overlap, downscale)
+
+
+def _forward(picture_bhw3: Tensor, map_names: Sequence[str], generator: Generator, mirrored_average: bool) -> tuple[Tensor, Tensor]:
+    """Pictures `map b h w c` and raw latents `(map b) c h w` of one forward."""
+    maps = len(map_names)
+    seen = torch.cat([picture_bhw3, picture_bhw3.flip(2)]) if mirrored_average else picture_bhw3
+    latents = generator.predict(repeat(generator.encode(seen), "b c h w -> (map b) c h w", map=maps))
+    pictures = rearrange(generator.decode(latents), "(map b) h w c -> map b h w c", map=maps)
+    if mirrored_average:
+        plain, mirrored = pictures.chunk(2, dim=1)
+        mirrored = mirrored.flip(3)
+        for index, name in enumerate(map_names):
+            if name == "normal":
+                # A mirrored scene's normals point the other way along x; 0..1 stands for -1..1.
+                mirrored[index, ..., 0] = 1 - mirrored[index, ..., 0]
+        pictures = (plain + mirrored) / 2
+        latents = rearrange(latents, "(map two b) c h w -> map two b c h w", map=maps, two=2)[:, 0].flatten(0, 1)
+    return pictures, latents
+
+
+def _tiled(
+    padded: Tensor, grid: TileGrid, map_names: Sequence[str], downscale: int, run: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    depth = map_names.index("depth") if "depth" in map_names else None
+    guide_bhw1 = _depth_guide(padded, grid, depth, downscale, run) if depth is not None else None
+    tile_latents: dict[tuple[int, int], Tensor] = {}
+
+    def tile_pictures(tile: Tile) -> Tensor:
+        pictures, latents = run(tile.of(padded))
+        if guide_bhw1 is not None:
+            pictures[depth] = _align(pictures[depth], tile.of(guide_bhw1))
+        tile_latents[tile.top // downscale, tile.left // downscale] = rearrange(latents, "n c h w -> n h w c")
+        return pictures
+
+    pictures = join_tiles(tile_pictures, grid)
+    latents = join_tiles(lambda tile: tile_latents.pop((tile.top, tile.left)), grid.scaled(downscale))
+    return pictures, rearrange(latents, "n h w c -> n c h w")
+
+
+def _depth_guide(padded: Tensor, grid: TileGrid, depth: int, downscale: int, run: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+    """Depth of the whole picture seen at a tile's number of pixels, brought back to the picture's size: coarse, but consistent."""
+    height, width = padded.shape[1:3]
+    factor = math.sqrt(grid.tile_height * grid.tile_width / (height * width))
+    small = resize(padded, max(1, round(height * factor)), max(1, round(width * factor)))
+    pictures, _ = run(pad_to_multiple(small, downscale))
+    guide = pictures[depth][:, : small.shape[1], : small.shape[2]].mean(-1, keepdim=True)
+    return resize(guide, height, width)
+
+
+def _align(picture_bhwc: Tensor, guide_bhw1: Tensor) -> Tensor:
+    """A tile's depth on the guide's scale."""
+    values = rearrange(picture_bhwc.mean(-1), "b h w -> b (h w)")
+    scale, shift = fit_scale_and_shift(values, rearrange(guide_bhw1, "b h w 1 -> b (h w)"))
+    return picture_bhwc * scale[:, :, None, None] + shift[:, :, None, None]

@@ -1,0 +1,230 @@
+"""Any LoRA file for a Stable Diffusion UNet, read safely into one canonical form.
+
+Spellings that are read, all with the same meaning (`M` is a diffusers module name such as `mid_block.attentions.0.proj_in`):
+
+================== =============================================================================================
+kohya              `lora_unet_<M with _ for .>.lora_down.weight`, `.lora_up.weight`, `.alpha`; LDM names too
+peft / diffusers   `unet.M.lora_A.weight`, `base_model.model.M.lora_A.default.weight`, `unet.M.lora.down.weight`
+attention processor `M.attn1.processor.to_q_lora.down.weight` (diffusers 0.20, the published I-LoRA checkpoints)
+================== =============================================================================================
+
+Files are safetensors, or what `torch.load(weights_only=True)` accepts: a pickle that calls code is refused.
+"""
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LoraLayer:
+    """The change of one layer: `scale * up @ down`.
+
+    down: [rank, in] or, for a convolution, [rank, in, kh, kw]. up: [out, rank] or [out, rank, 1, 1].
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """What a LoRA file holds. `layers` is keyed by module name: diffusers', or LDM's where the file uses those.
+
+    `metadata` is the safetensors header (empty for pickled files). `ignored` counts text-encoder tensors, which a UNet has no use for.
+    """
+
+    layers: dict[str, LoraLayer]
+    metadata: dict[str, str]
+    ignored: int = 0
+
+
+def read_lora(path: str | Path) -> LoraFile:
+    """Reads and checks a LoRA file. Raises ValueError, naming the file, what is wrong with it and what to do."""
+    path = Path(path)
+    tensors, metadata = load_tensors(path)
+    try:
+        return parse_lora(tensors, metadata)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a safetensors or pickled weight file; nothing in the file is ever executed."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(2)
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read ({error.strerror}): check that the file is there and readable.") from None
+    if head[:1] == b"\x80" or head == b"PK":
+        return _load_pickled(path), {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            # Cloned, so that the file can be replaced while the weights live on.
+            return {key: file.get_tensor(key).clone() for key in file.keys()}, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path.name} is neither a whole safetensors file nor a PyTorch weight file ({error}): it is truncated or of another kind. "
+            "Download or export it again."
+        ) from None
+
+
+def _load_pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path.name} is a pickle that holds more than weights (it could run code), so it was not loaded: "
+            "ask its author for a safetensors file."
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path.name} is truncated or damaged ({error}): download it again.") from None
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ValueError(f"{path.name} does not hold a dictionary of tensors, so it is not a LoRA file: pick another file.")
+    return dict(loaded)
+
+
+_PART = re.compile(
+    r"^(?P<module>.+?)(?:\.lora_(?P<kohya>down|up)|[._]lora\.(?P<old>down|up)|\.lora_linear_layer\.(?P<linear>down|up)"
+    r"|\.lora_(?P<peft>[AB])(?:\.(?!weight$)[^.]+)?)(?:\.weight)?$"
+)
+_TEXT_ENCODER = ("text_encoder", "lora_te")
+_OTHER_KINDS = {
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "oft_": "OFT",
+    "lora_mid": "Tucker-decomposed LoRA",
+    "lora_embedding": "LoRA on embeddings",
+}
+_PREFIXES = ("base_model.model.", "unet.", "model.diffusion_model.", "diffusion_model.")
+
+
+def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> LoraFile:
+    """State dict to canonical form. Raises ValueError for other adapter kinds, broken pairs and values that are not finite."""
+    metadata = dict(metadata or {})
+    halves: dict[str, dict[str, Tensor]] = {}
+    alphas: dict[str, float] = {}
+    unknown, ignored = [], 0
+    for key, tensor in tensors.items():
+        if key.startswith(_TEXT_ENCODER):
+            ignored += 1
+        elif key.endswith(".alpha") and tensor.numel() == 1:
+            alphas[module_name(key.removesuffix(".alpha"))] = float(tensor)
+        elif match := _PART.match(key):
+            side = match["kohya"] or match["old"] or match["linear"] or {"A": "down", "B": "up"}[match["peft"]]
+            halves.setdefault(module_name(match["module"]), {})[side] = tensor
+        else:
+            unknown.append(key)
+    _refuse_unknown(unknown, found=len(halves), ignored=ignored)
+    scale_of = _peft_scales(metadata)
+    layers = {}
+    for name, pair in halves.items():
+        _check_pair(name, pair)
+        rank = pair["down"].shape[0]
+        scale = alphas[name] / rank if name in alphas else scale_of(name, rank)
+        layers[name] = LoraLayer(pair["down"], pair["up"], scale)
+    orphans = sorted(alphas.keys() - layers.keys())
+    if orphans:
+        raise ValueError(f"{len(orphans)} alpha values have no weights (first: {orphans[0]}): the file is incomplete, export it again.")
+    return LoraFile(layers, metadata, ignored)
+
+
+def _refuse_unknown(unknown: list[str], found: int, ignored: int) -> None:
+    for key in unknown:
+        for mark, kind in _OTHER_KINDS.items():
+            if mark in key:
+                raise ValueError(
+                    f"holds {kind} weights ({key}), only plain LoRA is understood here: convert it to LoRA, or merge it with LoraLoader."
+                )
+    if not found:
+        reason = "only text-encoder LoRA" if ignored else f"no LoRA weights (first key: {unknown[0]})" if unknown else "no tensors"
+        raise ValueError(f"holds {reason}, a LoRA for a diffusion UNet was expected: pick another file.")
+    if unknown:
+        raise ValueError(f"holds {len(unknown)} tensors that belong to no LoRA layer (first: {unknown[0]}): export it as plain LoRA.")
+
+
+def _check_pair(name: str, pair: Mapping[str, Tensor]) -> None:
+    if missing := {"down", "up"} - pair.keys():
+        raise ValueError(f"layer {name} lacks its '{missing.pop()}' weight: the file is incomplete, export it again.")
+    down, up = pair["down"], pair["up"]
+    if down.ndim not in (2, 4) or up.ndim != down.ndim or down.shape[0] != up.shape[1] or (up.ndim == 4 and up.shape[2:] != (1, 1)):
+        raise ValueError(f"layer {name} has shapes {tuple(down.shape)} and {tuple(up.shape)}, wanted [rank, in] and [out, rank].")
+    for side, tensor in pair.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"layer {name} ({side}) is {tensor.dtype}, floating point weights were expected: export it again.")
+        # fp8 has no isfinite of its own.
+        if not torch.isfinite(tensor.float()).all():
+            raise ValueError(
+                f"layer {name} ({side}) holds NaN or infinite values: the training that made it diverged, use an earlier checkpoint."
+            )
+
+
+def _peft_scales(metadata: Mapping[str, str]):
+    """Scale of layers without alpha: from the config diffusers writes into the header, else 1 (alpha = rank)."""
+    text = metadata.get("lora_adapter_metadata")
+    if text is None:
+        return lambda name, rank: 1.0
+    try:
+        config = {key.removeprefix("unet."): value for key, value in json.loads(text).items()}
+        alpha, patterns = config.get("lora_alpha"), dict(config.get("alpha_pattern") or {})
+    except (ValueError, AttributeError, TypeError):
+        raise ValueError("its header's lora_adapter_metadata is not the JSON that diffusers writes: export it again.") from None
+
+    def scale(name: str, rank: int) -> float:
+        own = next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)), alpha)
+        if own is None:
+            return 1.0
+        return float(own) / (rank**0.5 if config.get("use_rslora") else rank)
+
+    return scale
+
+
+# Names whose parts hold an underscore of their own: kohya writes every dot as an underscore.
+_WORDS = (
+    "down_blocks up_blocks mid_block transformer_blocks to_q to_k to_v to_out proj_in proj_out time_emb_proj time_embedding add_embedding "
+    "class_embedding linear_1 linear_2 conv_in conv_out conv_shortcut input_blocks middle_block output_blocks in_layers out_layers emb_layers "
+    "skip_connection time_embed label_emb"
+).split()
+_KOHYA_WORD = re.compile(rf"(?:{'|'.join(sorted(_WORDS, key=len, reverse=True))}|\d+|[a-z]+\d*)(?=_|$)")
+
+
+def module_name(spelling: str) -> str:
+    """`lora_unet_mid_block_attentions_0_proj_in`, `unet.mid_block.attentions.0.proj_in`... to `mid_block.attentions.0.proj_in`."""
+    for prefix in ("lora_unet_", "lycoris_"):
+        if spelling.startswith(prefix):
+            flat = spelling.removeprefix(prefix)
+            words = _KOHYA_WORD.findall(flat)
+            return ".".join(words) if "_".join(words) == flat else flat
+    name = spelling
+    while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):
+        name = name.removeprefix(prefix)
+    name = name.replace(".processor.", ".")
+    # The old attention processors call the output projection `to_out`, the module is `to_out.0`.
+    return f"{name}.0" if name.endswith(".to_out") else name
+
+
+def kohya_state_dict(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
+    """The spelling that ComfyUI's LoraLoader and diffusers both load fully, convolutions included; `alpha` carries the scale."""
+    state = {}
+    for name, layer in layers.items():
+        key = f"lora_unet_{name.replace('.', '_')}"
+        state[f"{key}.lora_down.weight"] = layer.down.contiguous()
+        state[f"{key}.lora_up.weight"] = layer.up.contiguous()
+        state[f"{key}.alpha"] = torch.tensor(float(layer.scale * layer.rank))
+    return state

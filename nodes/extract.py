@@ -1,0 +1,284 @@
+"""Applying intrinsic LoRAs to a MODEL, and extracting maps with it."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+from comfy_execution.graph_utils import ExecutionBlocker
+from einops import rearrange
+from torch import Tensor
+
+from ..methods.intrinsic_lora.extract import ExtractSettings, count_forwards, extract, resize
+from ..methods.intrinsic_lora.lora_file import LoraFile, read_lora
+from ..methods.maps import MAPS, image_from_map, map_from_image
+from .native import row_lora
+from .native.schema import schema
+from .native.single_step import interruptible, make_generator, require_sd_unet
+
+BUNDLED = Path(__file__).resolve().parents[1] / "assets"
+FROM_METADATA = "auto"
+NO_MERGED_MAP = "none"
+DEFAULT_RESOLUTION = 512
+DEFAULT_TIMESTEP = 999
+PREVIEW_PICTURES = 4
+PREVIEW_HEIGHT = 320
+
+
+def _bundled_adapters() -> dict[str, Path]:
+    """The pack's own adapters, by the name the node shows."""
+    return {f"nano/{name} (bundled)": path for name in MAPS if (path := BUNDLED / f"nano_{name}.safetensors").is_file()}
+
+
+def _lora_path(lora_name: str) -> Path:
+    bundled = _bundled_adapters()
+    return bundled[lora_name] if lora_name in bundled else Path(folder_paths.get_full_path_or_raise("loras", lora_name))
+
+
+class ApplyIntrinsicLoRA(io.ComfyNode):
+    """Adds one map's LoRA, unmerged, to a clone of a MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IntrinsicLabApplyLoRA",
+            display_name="Apply Intrinsic LoRA",
+            category="intrinsic lab/extract",
+            description=(
+                "Lets a Stable Diffusion MODEL carry the LoRA of one intrinsic map (normal, depth, albedo or shading) without merging it. "
+                "Chain it once per map, then use Extract Intrinsic Maps: all maps come out of one forward pass."
+            ),
+            search_aliases=[
+                "i-lora",
+                "ilora",
+                "intrinsic lora",
+                "normal map lora",
+                "depth lora",
+                "albedo",
+                "shading",
+                "load intrinsic lora",
+            ],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="A Stable Diffusion 1.x, 2.x or SDXL model from any loader, also fp8 or with other LoRAs merged. It is not changed.",
+                ),
+                io.Combo.Input(
+                    "lora_name",
+                    options=[*_bundled_adapters(), *folder_paths.get_filename_list("loras")],
+                    tooltip="A LoRA from models/loras (ours, kohya, peft/diffusers, or the published .bin files), or one bundled with the pack.",
+                ),
+                io.Combo.Input(
+                    "map",
+                    options=[FROM_METADATA, *MAPS],
+                    default=FROM_METADATA,
+                    tooltip="Which map the LoRA makes. 'auto' reads it from the file; choose it for files that do not say (the published ones).",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Factor on the LoRA's change. 1 is what it was trained for; 0 leaves the base model.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output("MODEL", display_name="model", tooltip="The model, carrying this map's LoRA beside those applied before.")
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str, map: str, strength: float, model=None) -> str:
+        try:
+            stat = os.stat(_lora_path(lora_name))
+        except FileNotFoundError:
+            # execute() reports it in words.
+            return "missing"
+        return f"{stat.st_mtime_ns} {stat.st_size}"
+
+    @classmethod
+    def execute(cls, model, lora_name: str, map: str, strength: float) -> io.NodeOutput:
+        unet = require_sd_unet(model)
+        lora = read_lora(_lora_path(lora_name))
+        if lora.ignored:
+            logging.warning("%s: %d text-encoder tensors are left out, intrinsic maps use the UNet only.", lora_name, lora.ignored)
+        map_name, prompt, timestep, resolution = _lora_facts(lora, lora_name, map)
+        native_names = {
+            name.removesuffix(".weight"): native.removesuffix(".weight")
+            for name, native in comfy.utils.unet_to_diffusers(model.model.model_config.unet_config).items()
+        }
+        adapter = row_lora.MapAdapter(lora.layers, unet, native_names, strength, source=lora_name)
+        return io.NodeOutput(row_lora.carry(model, map_name, prompt, timestep, resolution, adapter))
+
+
+def _lora_facts(lora: LoraFile, lora_name: str, chosen: str) -> tuple[str, str, int, int | None]:
+    """Map, prompt, timestep and short side: from the file's header where it says, else the published recipe's."""
+    header = {key.removeprefix("intrinsic_lab."): value for key, value in lora.metadata.items() if key.startswith("intrinsic_lab.")}
+    map_name = header.get("map") if chosen == FROM_METADATA else chosen
+    if map_name is None:
+        raise ValueError(f"{lora_name} does not say which map it makes: choose {', '.join(MAPS)} as 'map' instead of '{FROM_METADATA}'.")
+    if map_name not in MAPS:
+        raise ValueError(f"{lora_name} says it makes the map '{map_name}', known are {', '.join(MAPS)}: choose one of them as 'map'.")
+    prompt = header["prompt"] if header.get("prompt") and header.get("map") == map_name else MAPS[map_name].prompt
+    timestep, resolution = _header_number(header, "timestep", lora_name), _header_number(header, "resolution", lora_name)
+    return map_name, prompt, DEFAULT_TIMESTEP if timestep is None else timestep, resolution
+
+
+def _header_number(header: dict[str, str], key: str, lora_name: str) -> int | None:
+    if key not in header:
+        return None
+    try:
+        number = int(json.loads(header[key]))
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"{lora_name} has '{header[key]}' as intrinsic_lab.{key} in its header, a whole number was expected: export it again."
+        ) from None
+    highest = 999 if key == "timestep" else 8192
+    if not 0 <= number <= highest:
+        raise ValueError(f"{lora_name} has {number} as intrinsic_lab.{key} in its header, 0 to {highest} was expected: export it again.")
+    return number
+
+
+class ExtractIntrinsicMaps(io.ComfyNode):
+    """All applied maps of a batch of pictures, in one forward pass."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IntrinsicLabExtractMaps",
+            display_name="Extract Intrinsic Maps",
+            category="intrinsic lab/extract",
+            description=(
+                "Reads normals, depth, albedo and shading out of a picture with a Stable Diffusion model that carries intrinsic LoRAs: "
+                "one step, no noise, one forward pass for all maps. The outputs are float data at the picture's exact size, never clamped; "
+                "the Format nodes turn them into pictures."
+            ),
+            search_aliases=[
+                "normal map",
+                "depth map",
+                "albedo",
+                "shading",
+                "delight",
+                "intrinsic decomposition",
+                "i-lora",
+                "surface normals",
+                "pbr",
+            ],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="A MODEL from Apply Intrinsic LoRA (once per wanted map), or one with a merged LoRA (see merged_map)."
+                ),
+                io.Clip.Input("clip", tooltip="The CLIP that belongs to the model; it encodes each map's prompt."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
+                io.Image.Input("image", tooltip="Pictures of any size, one or many. Grey pictures work; alpha is ignored."),
+                io.Int.Input(
+                    "processing_resolution",
+                    default=-1,
+                    min=-1,
+                    max=8192,
+                    step=1,
+                    tooltip="Short side in pixels at which the model sees the picture. -1: what the LoRA was trained at, else 512. 0: the picture's own size.",
+                ),
+                io.Int.Input(
+                    "tile_size",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=8,
+                    tooltip="Side in pixels of overlapping tiles, for pictures processed at a high resolution. 0: the picture in one piece.",
+                ),
+                io.Int.Input(
+                    "tile_overlap",
+                    default=64,
+                    min=0,
+                    max=2048,
+                    step=8,
+                    tooltip="Least overlap of neighbouring tiles in pixels; they are blended across it.",
+                ),
+                io.Boolean.Input(
+                    "mirrored_average",
+                    default=False,
+                    tooltip="Also process the mirrored picture and average both: a little smoother and steadier, for twice the time.",
+                ),
+                io.Combo.Input(
+                    "merged_map",
+                    options=[NO_MERGED_MAP, *MAPS],
+                    default=NO_MERGED_MAP,
+                    tooltip="If the LoRA of one map was merged by core's LoraLoader instead: which map that is. Otherwise 'none'.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output("normal", tooltip="Camera-space unit normals as data, -1..1: x right, y up, z towards the viewer."),
+                io.Image.Output("depth", tooltip="Relative depth as data, about 0..1, larger is farther; three equal channels."),
+                io.Image.Output("albedo", tooltip="Surface colour without light: linear data, about 0..1."),
+                io.Image.Output("shading", tooltip="Light without surface colour: linear data, about 0..1."),
+                io.Latent.Output(
+                    "latent",
+                    tooltip="The raw output of the UNet: all pictures of the first map, then of the next, in the order normal, depth, albedo, shading.",
+                ),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, clip, vae, image, processing_resolution: int, tile_size: int, tile_overlap: int, mirrored_average: bool, merged_map: str
+    ) -> io.NodeOutput:
+        require_sd_unet(model)
+        image_bhw3 = map_from_image(image, 3, "image", grey=True)
+        carried = row_lora.carried_maps(model)
+        recipe = _recipe(carried, merged_map)
+        if processing_resolution < 0:
+            processing_resolution = next(
+                (entry.resolution for entry in carried.values() if entry.resolution is not None), DEFAULT_RESOLUTION
+            )
+        settings = ExtractSettings(processing_resolution, tile_size, tile_overlap, mirrored_average)
+        generator = make_generator(model, clip, vae, recipe, assign=bool(carried))
+        height, width = image_bhw3.shape[1:3]
+        progress = comfy.utils.ProgressBar(count_forwards(height, width, settings, list(recipe), generator.downscale))
+        extraction = extract(image_bhw3, list(recipe), generator, settings, interruptible(lambda: progress.update(1)))
+        maps = {name: image_from_map(values) for name, values in extraction.maps.items()}
+        outputs = [maps.get(name) if name in maps else ExecutionBlocker(_missing(name, recipe)) for name in MAPS]
+        preview = ui.PreviewImage(contact_sheet(image_bhw3, extraction.maps), cls=cls)
+        return io.NodeOutput(*outputs, {"samples": extraction.latents}, ui=preview)
+
+
+def _recipe(carried: dict[str, row_lora.CarriedMap], merged_map: str) -> dict[str, tuple[str, int]]:
+    """Prompt and timestep per map that the MODEL can make, in the order of MAPS."""
+    if merged_map != NO_MERGED_MAP:
+        if carried:
+            raise ValueError(
+                f"merged_map is '{merged_map}', but the MODEL also carries unmerged LoRAs ({', '.join(carried)}), which would add up: "
+                "set merged_map to 'none', or connect the model without Apply Intrinsic LoRA."
+            )
+        return {merged_map: (MAPS[merged_map].prompt, DEFAULT_TIMESTEP)}
+    if not carried:
+        raise ValueError(
+            "This MODEL carries no intrinsic LoRA: put Apply Intrinsic LoRA before this node, once per map, or set merged_map if core's "
+            "LoraLoader merged one."
+        )
+    return {name: (carried[name].prompt, carried[name].timestep) for name in MAPS if name in carried}
+
+
+def _missing(name: str, recipe: dict[str, tuple[str, int]]) -> str:
+    return (
+        f"The MODEL carries no LoRA for '{name}' (it has: {', '.join(recipe)}): add Apply Intrinsic LoRA for it, or disconnect this output."
+    )
+
+
+def contact_sheet(image_bhw3: Tensor, maps: dict[str, Tensor]) -> Tensor:
+    """Picture and maps side by side, one row per picture (the first few), as colours 0..1: what the node previews."""
+    looks = [image_bhw3[:PREVIEW_PICTURES], *(MAPS[name].to_picture(values[:PREVIEW_PICTURES]) for name, values in maps.items())]
+    height, width = image_bhw3.shape[1:3]
+    factor = min(1.0, PREVIEW_HEIGHT / height)
+    small = [resize(look, max(1, round(height * factor)), max(1, round(width * factor))) for look in looks]
+    return rearrange(torch.stack([look.to(small[0].device) for look in small]), "map b h w c -> 1 (b h) (map w) c").clamp(0, 1)
+
+
+NODES = [ApplyIntrinsicLoRA, ExtractIntrinsicMaps]
