@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from .maps import normal_from_picture, normal_picture, srgb_from_linear
+from .maps import normal_picture, srgb_from_linear, unit_normals
 
 NORMAL_CONVENTIONS = ("OpenGL (Y up)", "DirectX (Y down)")
 
@@ -20,11 +20,6 @@ def _axis_signs(convention: str, flip_x: bool, flip_y: bool, flip_z: bool, like:
         raise ValueError(f"there is no normal convention {convention!r}: choose one of {', '.join(NORMAL_CONVENTIONS)}.")
     y_down = convention == NORMAL_CONVENTIONS[1]
     return like.new_tensor([-1.0 if flip_x else 1.0, -1.0 if flip_y != y_down else 1.0, -1.0 if flip_z else 1.0])
-
-
-def unit_normals(normal_bhw3: Tensor) -> Tensor:
-    """Vectors of length 1; a zero vector becomes (0, 0, 1), facing the viewer."""
-    return normal_from_picture(normal_picture(normal_bhw3))
 
 
 def format_normals(

@@ -43,12 +43,16 @@ def normal_picture(normal_bhw3: Tensor) -> Tensor:
     return (normal_bhw3 + 1) / 2
 
 
-def normal_from_picture(picture_bhw3: Tensor) -> Tensor:
-    """A picture's 0..1 to unit vectors; a zero vector becomes (0, 0, 1), facing the viewer."""
-    vector = picture_bhw3 * 2 - 1
+def unit_normals(vector: Tensor) -> Tensor:
+    """Vectors (last dimension 3) of length 1; a zero vector becomes (0, 0, 1), facing the viewer."""
     length = vector.norm(dim=-1, keepdim=True)
     towards_viewer = vector.new_tensor([0.0, 0.0, 1.0]).expand_as(vector)
     return torch.where(length > 1e-6, vector / length.clamp(min=1e-6), towards_viewer)
+
+
+def normal_from_picture(picture_bhw3: Tensor) -> Tensor:
+    """A picture's 0..1 to unit vectors, as `unit_normals`."""
+    return unit_normals(picture_bhw3 * 2 - 1)
 
 
 def relative_depth(depth_bhw1: Tensor) -> Tensor:

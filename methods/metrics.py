@@ -35,7 +35,7 @@ def _prepared(prediction_bhwc: Tensor, reference_bhwc: Tensor, mask_bhw: Tensor 
         if mask_bhw.ndim != 3 or mask_bhw.shape[1:] != reference.shape[1:3] or mask_bhw.shape[0] not in (1, len(reference)):
             batch, height, width = reference.shape[:3]
             raise ValueError(f"the mask came as {list(mask_bhw.shape)}: [{batch} (or 1), {height}, {width}] is wanted.")
-        mask = (mask_bhw.detach().cpu() > 0.5).expand(reference.shape[:3])
+        mask = (mask_bhw.detach().cpu().float() > 0.5).expand(reference.shape[:3])
     _require_pixels(mask, "the mask leaves no pixel of picture {}: paint it where the maps are to be compared.")
     for name, values in (("prediction", prediction), ("reference", reference)):
         broken = int((~torch.isfinite(values).all(-1) & mask).sum())
@@ -85,7 +85,7 @@ def normal_metrics(prediction_bhw3: Tensor, reference_bhw3: Tensor, mask_bhw: Te
     prediction, reference, mask = _prepared(prediction_bhw3, reference_bhw3, mask_bhw, 3)
     mask = _valid_normals(reference, mask)
     angle = normal_angle_degrees(prediction, reference)
-    median = [float(numpy.median(picture[inside].numpy())) for picture, inside in zip(angle, mask)]
+    median = [float(numpy.median(picture[inside].numpy())) for picture, inside in zip(angle, mask, strict=True)]
     within = {f"within_{limit:g}": 100 * _masked_mean((angle < limit).double(), mask) for limit in (11.25, 22.5, 30.0)}
     return {"mean_degrees": _masked_mean(angle, mask), "median_degrees": torch.tensor(median, dtype=torch.float64), **within}
 
@@ -93,36 +93,47 @@ def normal_metrics(prediction_bhw3: Tensor, reference_bhw3: Tensor, mask_bhw: Te
 # Depth
 
 
-def align_scale_shift(prediction_bhw1: Tensor, reference_bhw1: Tensor, mask_bhw: Tensor) -> tuple[Tensor, Tensor]:
+def align_scale_shift(prediction_bhw1: Tensor, reference_bhw1: Tensor, mask_bhw: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(scale, shift), each `[b]`, that minimise the masked sum of (scale prediction + shift - reference)^2.
 
-    A constant prediction gets scale 0. A negative scale says that the prediction has near and far exchanged.
+    A constant prediction gets scale 0. A negative scale says that the prediction has near and far exchanged. Pixels
+    whose reference is not positive do not count. Errors as `depth_metrics`.
     """
-    prediction, reference = prediction_bhw1[..., 0], reference_bhw1[..., 0]
-    mean_p, mean_r = _masked_mean(prediction, mask_bhw), _masked_mean(reference, mask_bhw)
-    centred_p, centred_r = prediction - mean_p[:, None, None], reference - mean_r[:, None, None]
+    return _align(*_prepared_depth(prediction_bhw1, reference_bhw1, mask_bhw))
+
+
+def _align(prediction_bhw: Tensor, reference_bhw: Tensor, mask_bhw: Tensor) -> tuple[Tensor, Tensor]:
+    mean_p, mean_r = _masked_mean(prediction_bhw, mask_bhw), _masked_mean(reference_bhw, mask_bhw)
+    centred_p, centred_r = prediction_bhw - mean_p[:, None, None], reference_bhw - mean_r[:, None, None]
     variance = _masked_mean(centred_p**2, mask_bhw)
     covariance = _masked_mean(centred_p * centred_r, mask_bhw)
     # Rounding alone leaves a constant prediction a variance of this order.
-    constant = variance <= 1e-24 * (1 + mean_p**2)
+    constant = variance <= 1e-28 * mean_p**2
     scale = torch.where(constant, torch.zeros_like(variance), covariance / variance.masked_fill(constant, 1.0))
     return scale, mean_r - scale * mean_p
 
 
-def _aligned_depth(prediction_bhw1: Tensor, reference_bhw1: Tensor, mask_bhw: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Aligned prediction and reference `[b, h, w]`, and the mask without pixels whose reference is not positive."""
+def _prepared_depth(prediction_bhw1: Tensor, reference_bhw1: Tensor, mask_bhw: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """All `[b, h, w]`; the mask is without pixels whose reference is not positive."""
     prediction, reference, mask = _prepared(prediction_bhw1, reference_bhw1, mask_bhw, 1)
     mask = mask & (reference[..., 0] > 0)
     _require_pixels(mask, "the reference depth of picture {} is nowhere positive: AbsRel needs metric depth, larger than 0.")
-    scale, shift = align_scale_shift(prediction, reference, mask)
-    return scale[:, None, None] * prediction[..., 0] + shift[:, None, None], reference[..., 0], mask
+    return prediction[..., 0], reference[..., 0], mask
+
+
+def _aligned_depth(prediction_bhw1: Tensor, reference_bhw1: Tensor, mask_bhw: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Aligned prediction, reference and mask, all `[b, h, w]`."""
+    prediction, reference, mask = _prepared_depth(prediction_bhw1, reference_bhw1, mask_bhw)
+    scale, shift = _align(prediction, reference, mask)
+    return scale[:, None, None] * prediction + shift[:, None, None], reference, mask
 
 
 def depth_metrics(prediction_bhw1: Tensor, reference_bhw1: Tensor, mask_bhw: Tensor | None = None) -> dict[str, Tensor]:
     """Depth error after `align_scale_shift`, one value per picture: AbsRel, RMSE (the reference's unit), delta1 (percent).
 
     The reference is metric (> 0; other pixels do not count), the prediction may be relative. delta1 is the share of
-    pixels with max(p / r, r / p) < 1.25; an aligned depth of zero or less is outside. Errors as `normal_metrics`.
+    pixels with max(p / r, r / p) < 1.25; an aligned depth of zero or less is outside.
+    Raises ValueError as `normal_metrics`, and for a reference that is nowhere positive.
     """
     prediction, reference, mask = _aligned_depth(prediction_bhw1, reference_bhw1, mask_bhw)
     safe_reference = reference.masked_fill(~mask, 1.0)
@@ -182,8 +193,11 @@ def ssim(prediction_bhwc: Tensor, reference_bhwc: Tensor, mask_bhw: Tensor | Non
     inner = torch.zeros_like(mask)
     inner[:, border:-border, border:-border] = mask[:, border:-border, border:-border]
     counted = torch.where(inner.flatten(1).any(1)[:, None, None], inner, mask)
-    settings = dict(channel_axis=-1, data_range=1.0, gaussian_weights=True, sigma=SSIM_SIGMA, use_sample_covariance=False, full=True)
-    similarity = [structural_similarity(r.numpy(), p.numpy(), **settings)[1] for r, p in zip(reference, prediction)]
+    wang_2004 = {"gaussian_weights": True, "sigma": SSIM_SIGMA, "use_sample_covariance": False, "data_range": 1.0}
+    similarity = [
+        structural_similarity(r.numpy(), p.numpy(), channel_axis=-1, full=True, **wang_2004)[1]
+        for r, p in zip(reference, prediction, strict=True)
+    ]
     return _masked_mean(torch.from_numpy(numpy.stack(similarity)).mean(-1), counted)
 
 
