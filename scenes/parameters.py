@@ -118,7 +118,7 @@ def sample_scenes(seeds: Sequence[int], style: Style = Style()) -> Scenes:
     # Camera: looks at a point near the objects, from the front, at eye height or above.
     fov = draws.uniform(low=38.0, high=58.0)
     azimuth = draws.uniform(low=-0.7, high=0.7)
-    distance = draws.uniform(low=3.0, high=5.2)
+    distance = draws.uniform(low=2.5, high=4.4)
     height = draws.uniform(low=0.7, high=3.2)
     target = torch.stack([draws.uniform(low=-0.3, high=0.3), draws.uniform(low=0.2, high=0.6), draws.uniform(low=-0.3, high=0.3)], -1)
     position = torch.stack([azimuth.sin() * distance, height, azimuth.cos() * distance], -1)

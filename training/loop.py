@@ -5,18 +5,20 @@ all that a checkpoint has to hold: a run that is killed and resumed ends with th
 """
 
 import json
+import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 CHECKPOINT = "checkpoint.pt"
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,12 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.accumulation < 1 or self.checkpoint_every < 1:
             raise ValueError("steps, accumulation and checkpoint_every must be at least 1.")
+        if self.learning_rate <= 0:
+            raise ValueError(f"the learning rate is {self.learning_rate}, it must be above 0.")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"the schedule {self.schedule!r} is unknown: choose constant or cosine.")
+        if self.mixed_precision not in ("no", "bf16", "fp16"):
+            raise ValueError(f"the mixed precision {self.mixed_precision!r} is unknown: choose no, bf16 or fp16.")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay is {self.ema_decay}, it must lie in [0, 1).")
 
@@ -78,10 +84,14 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """`write` a temporary file beside `path`, flush it to disk, then rename: a kill leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    write(partial)
-    with open(partial, "rb+") as handle:
-        os.fsync(handle.fileno())
-    os.replace(partial, path)
+    try:
+        write(partial)
+        with open(partial, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(partial, path)
+    finally:
+        # A full disk must not be filled further by what could not be finished.
+        partial.unlink(missing_ok=True)
 
 
 def learning_rate_at(config: LoopConfig, step: int) -> float:
@@ -104,20 +114,24 @@ def train(
     *,
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
     report: Callable[[int, float, float], None] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> History:
     """Run `task` to `config.steps`, resuming from `<output>/checkpoint.pt` if it is there.
 
     optimizer: makes the optimiser of the trainable parameters, AdamW with the config's settings by default.
     report(step, loss, seconds_left): called after every step; may raise `Interrupted`, which saves a checkpoint and is
-    raised again. Writes config.json, loss.json, loss.png and whatever the task saves. Returns the history.
+    raised again. settings: the task's own settings (of JSON's types), kept in config.json beside the loop's.
+    Writes config.json, loss.json, loss.png and whatever the task saves. Returns the history. Raises ValueError, before
+    anything is written, if the checkpoint's settings differ in what the weights depend on.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    # accelerate keeps one precision per process and refuses another: each run chooses its own.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.accumulation, cpu=not torch.cuda.is_available()
     )
-    # Whatever a task draws from the global generator (dropout, LoRA initialisation) is the same in every run.
-    torch.manual_seed(config.seed)
     parameters = [p for p in task.module.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("nothing to train: no parameter of the task's module requires a gradient.")
@@ -129,34 +143,39 @@ def train(
     checkpoint = config.output / CHECKPOINT
     history, first = History(), 0
     if checkpoint.exists():
-        first, history = _restore(checkpoint, config, parameters, average, optimiser)
+        first, history = _restore(checkpoint, config, settings, parameters, average, optimiser, accelerator.scaler)
     if accelerator.is_main_process:
-        text = json.dumps(asdict(config), indent=1, default=str)
+        text = json.dumps(asdict(config) | {"task": dict(settings or {})}, indent=1, default=str)
         write_atomically(config.output / "config.json", lambda path: path.write_text(text))
 
     def keep(step: int) -> None:
         if accelerator.is_main_process:
-            _keep(config, step, parameters, average, optimiser, history)
+            _keep(config, settings, step, parameters, average, optimiser, accelerator.scaler, history)
 
     base_rates = [group["lr"] for group in optimiser.param_groups]
     module.train()
     for step in range(first, config.steps):
         started = time.perf_counter()
         draw = step_generator(config.seed, step, accelerator.process_index)
+        # Dropout draws from the global generator: it too depends on the step alone.
+        torch.manual_seed(draw.initial_seed())
         total = 0.0
         for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
             group["lr"] = rate * learning_rate_at(config, step) / config.learning_rate
         for _ in range(config.accumulation):
-            with accelerator.accumulate(module), accelerator.autocast():
-                loss = task.loss(module, draw)
+            with accelerator.accumulate(module):
+                with accelerator.autocast():
+                    loss = task.loss(module, draw)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(parameters, config.clip_norm)
                 optimiser.step()
                 optimiser.zero_grad()
-            total += loss.detach().float().item() / config.accumulation
+            total += accelerator.reduce(loss.detach().float(), "mean").item() / config.accumulation
         if not math.isfinite(total):
-            raise RuntimeError(f"the loss became {total} at step {step}: lower the learning rate; the last checkpoint is in {config.output}.")
+            raise RuntimeError(
+                f"the loss became {total} at step {step}: lower the learning rate; the last checkpoint is in {config.output}."
+            )
         if average is not None:
             # A young average follows the weights closely, so that the random start is forgotten.
             decay = min(config.ema_decay, (1 + step) / (10 + step))
@@ -172,20 +191,39 @@ def train(
             except Interrupted:
                 keep(done)
                 raise
-    keep(config.steps)
+    if first < config.steps:
+        keep(config.steps)
+    if average is not None:
+        for parameter, value in zip(parameters, average, strict=True):
+            parameter.data.copy_(value)
+    # Takes mixed precision out of the module's forward again.
+    accelerator.unwrap_model(module, keep_fp32_wrapper=False)
+    task.module.eval()
     if accelerator.is_main_process:
-        if average is not None:
-            for parameter, value in zip(parameters, average, strict=True):
-                parameter.data.copy_(value)
-        task.module.eval()
         task.save(config.output)
         _save_history(config.output, history)
+    accelerator.wait_for_everyone()
     return history
 
 
-def _keep(config: LoopConfig, step, parameters, average, optimiser, history: History) -> None:
+# What a resumed run may change: nothing that is drawn or computed depends on it.
+_FREE_TO_CHANGE = ("output", "checkpoint_every")
+
+
+def _run_settings(config: LoopConfig, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the weights of step n depend on, in JSON's types."""
+    own = {name: value for name, value in asdict(config).items() if name not in _FREE_TO_CHANGE}
+    if config.schedule == "constant":
+        # More steps only continue such a run.
+        del own["steps"]
+    return json.loads(json.dumps(own | dict(settings or {}), default=str))
+
+
+def _keep(config: LoopConfig, settings, step, parameters, average, optimiser, scaler, history: History) -> None:
     state = {
         "step": step,
+        "settings": _run_settings(config, settings),
+        "scaler": None if scaler is None else scaler.state_dict(),
         "parameters": [p.detach().cpu() for p in parameters],
         "average": None if average is None else [p.cpu() for p in average],
         "optimizer": optimiser.state_dict(),
@@ -195,16 +233,33 @@ def _keep(config: LoopConfig, step, parameters, average, optimiser, history: His
     write_atomically(config.output / CHECKPOINT, lambda path: torch.save(state, path))
 
 
-def _restore(checkpoint: Path, config: LoopConfig, parameters, average, optimiser) -> tuple[int, History]:
+def _restore(checkpoint: Path, config: LoopConfig, settings, parameters, average, optimiser, scaler) -> tuple[int, History]:
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if len(state["parameters"]) != len(parameters) or state["step"] > config.steps:
-        raise ValueError(f"{checkpoint} belongs to another run (step {state['step']}): choose another output folder, or delete it.")
+    wanted = _run_settings(config, settings)
+    # A checkpoint written before settings were kept has none to compare.
+    kept = state.get("settings", wanted)
+    if changed := [name for name in sorted(kept.keys() | wanted.keys()) if kept.get(name) != wanted.get(name)]:
+        told = "; ".join(f"{name} was {kept.get(name)}, now {wanted.get(name)}" for name in changed)
+        raise ValueError(
+            f"{checkpoint} belongs to a run with other settings ({told}): use the same settings to resume it, "
+            "choose another output folder, or delete it to start again."
+        )
+    if state["step"] > config.steps:
+        raise ValueError(
+            f"{checkpoint} is at step {state['step']}, {config.steps} were asked for: ask for more steps or choose another output folder."
+        )
+    if [p.shape for p in state["parameters"]] != [p.shape for p in parameters]:
+        raise ValueError(
+            f"{checkpoint} holds other parameters than this model has: choose another output folder, or delete it to start again."
+        )
     for parameter, value in zip(parameters, state["parameters"], strict=True):
         parameter.data.copy_(value)
     if average is not None:
-        for kept, value in zip(average, state["average"], strict=True):
-            kept.copy_(value)
+        for own, value in zip(average, state["average"], strict=True):
+            own.copy_(value)
     optimiser.load_state_dict(state["optimizer"])
+    if scaler is not None:
+        scaler.load_state_dict(state["scaler"])
     return state["step"], History(list(state["losses"]), state["seconds"])
 
 
@@ -242,14 +297,12 @@ def loss_curve(losses: list[float], width: int = 640, height: int = 320):
 
 def console_report(name: str, every: int = 50) -> Callable[[int, float, float], None]:
     """A `report` that logs the mean loss and the time left every so many steps."""
-    import logging
-
     recent: list[float] = []
 
     def report(step: int, loss: float, seconds_left: float) -> None:
         recent.append(loss)
         if step % every == 0:
-            logging.info("%s step %d loss %.4f, %.1f min left", name, step, sum(recent) / len(recent), seconds_left / 60)
+            _LOG.info("%s step %d loss %.4f, %.1f min left", name, step, sum(recent) / len(recent), seconds_left / 60)
             recent.clear()
 
     return report

@@ -1,44 +1,114 @@
 """`python -m intrinsic_lab.training.nano {vae,base,decoder,export}`: the parts of `make nano`, in that order; each resumes where it stopped."""
 
 import argparse
+import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ..loop import LoopConfig, console_report, train
+from .base import BaseTask, LatentCaptions, build_scheduler, build_unet, encode_pictures, tokenize
 from .data import BASE_SEEDS, PicturePool
+from .text import build_text_encoder, write_tokenizer
 from .vae import VaeTask, build_vae, reconstruction_psnr, save_record, whiten
 
-VAE_CONFIG = LoopConfig(Path("vae"), steps=1500, learning_rate=1e-3, schedule="cosine", warmup=50, weight_decay=1e-3, checkpoint_every=100)
+VAE = LoopConfig(Path("vae"), steps=1500, learning_rate=1e-3, schedule="cosine", warmup=50, weight_decay=1e-3, checkpoint_every=100)
+BASE = LoopConfig(Path("base"), steps=4000, learning_rate=1e-3, schedule="cosine", warmup=100, ema_decay=0.999, checkpoint_every=200)
+DECODER = LoopConfig(Path("decoder"), steps=1500, learning_rate=5e-4, schedule="cosine", warmup=50, weight_decay=1e-3, checkpoint_every=100)
+VAE_SCENES = 2400
+BASE_SCENES = 8000
+BASE_BATCH = 16
 
 
-def train_vae(runs: Path, steps: int, scenes: int) -> None:
+def _record(config: LoopConfig, history, **more) -> dict:
+    last = history.losses[-100:]
+    return {"config": vars(config), "minutes": history.seconds / 60, "final_loss": sum(last) / len(last)} | more
+
+
+def train_vae(runs: Path, steps: int | None) -> None:
     """Encoder and decoder together, then the latents are whitened: the encoder is final after this."""
     torch.manual_seed(0)
-    pool = PicturePool.render(BASE_SEEDS[:scenes], 128)
+    pool = PicturePool.render(BASE_SEEDS[:VAE_SCENES], 128)
     vae = build_vae().to(memory_format=torch.channels_last)
-    config = replace(VAE_CONFIG, output=runs / "vae", steps=steps)
+    config = replace(VAE, output=runs / "vae", steps=steps or VAE.steps)
     history = train(VaeTask(vae, pool), config, report=console_report("vae"))
     whiten(vae, torch.cat([pool.latents_input(kind, slice(0, 64)) for kind in range(len(pool.pictures))]))
     vae.save_pretrained(runs / "vae" / "vae")
     psnr = reconstruction_psnr(vae, pool)
     logging.info("vae PSNR %s", psnr)
-    save_record(runs / "vae", {"config": vars(config), "minutes": history.seconds / 60, "final_loss": history.losses[-1], "psnr": psnr})
+    save_record(runs / "vae", _record(config, history, psnr=psnr))
+
+
+def train_decoder(runs: Path, steps: int | None) -> None:
+    """The decoder alone goes on learning: the latents, and all that was trained on them, stay as they are."""
+    from diffusers import AutoencoderKL
+
+    pool = PicturePool.render(BASE_SEEDS[VAE_SCENES : 2 * VAE_SCENES], 128)
+    vae = AutoencoderKL.from_pretrained(runs / "vae" / "vae").to(memory_format=torch.channels_last)
+    config = replace(DECODER, output=runs / "decoder", steps=steps or DECODER.steps)
+    history = train(VaeTask(vae, pool, decoder_only=True), config, report=console_report("decoder"))
+    psnr = reconstruction_psnr(vae, pool)
+    logging.info("decoder PSNR %s", psnr)
+    save_record(runs / "decoder", _record(config, history, psnr=psnr))
+
+
+def train_base(runs: Path, steps: int | None) -> None:
+    """UNet and text encoder on the latents of pictures."""
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTokenizer
+
+    vae = AutoencoderKL.from_pretrained(runs / "vae" / "vae").to(memory_format=torch.channels_last)
+    config = replace(BASE, output=runs / "base", steps=steps or BASE.steps)
+    write_tokenizer(config.output / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(config.output / "tokenizer")
+    latents, captions = encode_pictures(vae, BASE_SEEDS[:BASE_SCENES], config.output / "latents.safetensors")
+    logging.info("latents: mean %.3f deviation %.3f", latents.mean(), latents.std())
+    data = LatentCaptions(latents, tokenize(tokenizer, captions), tokenize(tokenizer, [""])[0])
+    torch.manual_seed(0)
+    task = BaseTask(build_unet(), build_text_encoder(len(tokenizer)), data, BASE_BATCH)
+    history = train(task, config, report=console_report("base"))
+    save_record(config.output, _record(config, history, batch=BASE_BATCH, scenes=BASE_SCENES))
+
+
+def export(runs: Path, assets: Path) -> None:
+    """Write the trained parts as one diffusers folder of fp16 safetensors, with the record of how they were made."""
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    decoder = runs / "decoder" / "vae"
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(decoder if decoder.exists() else runs / "vae" / "vae"),
+        text_encoder=CLIPTextModel.from_pretrained(runs / "base" / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(runs / "base" / "tokenizer"),
+        unet=UNet2DConditionModel.from_pretrained(runs / "base" / "unet"),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16).save_pretrained(assets / "nano")
+    shutil.copytree(runs / "base" / "tokenizer", assets / "nano" / "tokenizer", dirs_exist_ok=True)
+    records = {part: json.loads((runs / part / "record.json").read_text()) for part in ("vae", "base", "decoder") if (runs / part).exists()}
+    save_record(assets / "nano", records)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m intrinsic_lab.training.nano", description=__doc__)
-    parser.add_argument("part", choices=("vae",))
+    parser.add_argument("part", choices=("vae", "base", "decoder", "export"))
     parser.add_argument("--runs", type=Path, default=Path("runs/nano"), help="folder of checkpoints and results")
-    parser.add_argument("--steps", type=int, default=VAE_CONFIG.steps)
-    parser.add_argument("--scenes", type=int, default=2400)
+    parser.add_argument("--assets", type=Path, default=Path("assets"), help="where export writes")
+    parser.add_argument("--steps", type=int, help="optimiser steps, if not the recipe's")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
-    train_vae(arguments.runs, arguments.steps, arguments.scenes)
+    if arguments.part == "export":
+        export(arguments.runs, arguments.assets)
+    else:
+        {"vae": train_vae, "base": train_base, "decoder": train_decoder}[arguments.part](arguments.runs, arguments.steps)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,110 @@
+"""The nano UNet and text encoder, trained together as a latent diffusion model of the pictures of `scenes` (never of their maps)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..loop import write_atomically
+from .data import PicturePool
+from .vae import LATENT_CHANNELS
+
+EMPTY_PROMPT_SHARE = 0.1
+
+
+def build_unet():
+    """UNet2DConditionModel with random weights: 3 levels with attention, 5.8 M parameters."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(64, 96, 128),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        cross_attention_dim=64,
+        attention_head_dim=2,
+    )
+
+
+def build_scheduler():
+    """Stable Diffusion 1's noise schedule, noise prediction."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(
+        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    )
+
+
+@dataclass(frozen=True)
+class LatentCaptions:
+    """Latents `[n, c, h, w]` of pictures and the token ids `[n, 77]` of their captions; `empty_tokens` `[77]`."""
+
+    latents: Tensor
+    tokens: Tensor
+    empty_tokens: Tensor
+
+
+@torch.no_grad()
+def encode_pictures(vae, seeds: Sequence[int], cache: Path, size: int = 128) -> tuple[Tensor, list[str]]:
+    """Latents (mode) of the pictures of `seeds`, kept in `cache` so that a resumed run does not encode twice."""
+    from ...scenes import sample_scenes
+
+    captions = list(sample_scenes(seeds).captions)
+    if cache.exists():
+        latents = load_file(cache)["latents"]
+        if len(latents) == len(seeds):
+            return latents, captions
+    parts = []
+    for start in range(0, len(seeds), 64):
+        pool = PicturePool.render(seeds[start : start + 64], size, kinds=("image",))
+        pictures = pool.latents_input(0, slice(None)).contiguous(memory_format=torch.channels_last)
+        parts += [vae.encode(part).latent_dist.mode() for part in pictures.split(16)]
+    latents = torch.cat(parts).contiguous()
+    write_atomically(cache, lambda path: save_file({"latents": latents}, path))
+    return latents, captions
+
+
+def tokenize(tokenizer, texts: Sequence[str]) -> Tensor:
+    """Token ids `[n, 77]`, padded with the end token as Stable Diffusion does."""
+    return tokenizer(list(texts), padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+
+
+class NoisePrediction(nn.Module):
+    """UNet and text encoder as one module, so that one optimiser trains both."""
+
+    def __init__(self, unet, text_encoder):
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, noisy_bchw: Tensor, timestep_b: Tensor, tokens: Tensor) -> Tensor:
+        context = self.text_encoder(tokens).last_hidden_state
+        return self.unet(noisy_bchw, timestep_b, context).sample
+
+
+class BaseTask:
+    """Noise mean squared error (Ho et al. 2020, eq. 14) with prompts left out one time in ten."""
+
+    def __init__(self, unet, text_encoder, data: LatentCaptions, batch: int):
+        self.module = NoisePrediction(unet, text_encoder)
+        self.data, self.batch, self.scheduler = data, batch, build_scheduler()
+
+    def loss(self, module: nn.Module, draw: torch.Generator) -> Tensor:
+        rows = torch.randint(len(self.data.latents), (self.batch,), generator=draw)
+        latents, tokens = self.data.latents[rows], self.data.tokens[rows]
+        empty = torch.rand(self.batch, generator=draw) < EMPTY_PROMPT_SHARE
+        tokens = torch.where(empty[:, None], self.data.empty_tokens, tokens)
+        timestep = torch.randint(1000, (self.batch,), generator=draw)
+        noise = torch.randn(latents.shape, generator=draw)
+        noisy = self.scheduler.add_noise(latents, noise, timestep)
+        return functional.mse_loss(module(noisy, timestep, tokens), noise)
+
+    def save(self, folder: Path) -> None:
+        self.module.unet.save_pretrained(folder / "unet")
+        self.module.text_encoder.save_pretrained(folder / "text_encoder")
