@@ -69,7 +69,7 @@ RangeRule = Callable[[Tensor], DepthRange]
 
 
 def _percentiles(values: Tensor, low: float, high: float) -> tuple[float, float]:
-    # torch.quantile refuses more than 16 million values, which a short video has.
+    # torch.quantile of older versions refuses more than 16 million values, which a short video has.
     if (low, high) == (0, 100):
         return float(values.min()), float(values.max())
     near, far = numpy.percentile(values.cpu().numpy(), [low, high])

@@ -1,0 +1,60 @@
+import pytest
+import torch
+from intrinsic_lab.methods import maps
+
+
+def test_srgb_is_the_standard_curve_and_its_inverse_returns_what_came():
+    # Values of IEC 61966-2-1: the ends, the linear part, middle grey.
+    assert maps.srgb_from_linear(torch.tensor([0.0, 0.002, 0.2140411, 1.0])).tolist() == pytest.approx([0, 0.02584, 0.5, 1], abs=1e-6)
+    values = torch.linspace(-2, 3, 501, dtype=torch.float64)
+    torch.testing.assert_close(maps.linear_from_srgb(maps.srgb_from_linear(values)), values, atol=1e-6, rtol=0)
+
+
+def test_normals_survive_the_way_through_a_picture():
+    normal = torch.nn.functional.normalize(torch.randn(2, 5, 7, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
+    torch.testing.assert_close(maps.normal_from_picture(maps.normal_picture(normal)), normal)
+
+
+def test_a_zero_vector_faces_the_viewer():
+    vectors = torch.tensor([[0.0, 0.0, 0.0], [0.0, 3.0, 4.0]])
+    torch.testing.assert_close(maps.unit_normals(vectors), torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.6, 0.8]]))
+
+
+def test_relative_depth_fills_each_picture_and_a_flat_one_is_zero():
+    depth = torch.stack([torch.tensor([[2.0, 4.0], [6.0, 10.0]]), torch.full((2, 2), 3.0)])[..., None]
+    assert maps.relative_depth(depth).flatten().tolist() == [0, 0.25, 0.5, 1, 0, 0, 0, 0]
+
+
+def test_one_channel_survives_the_way_through_an_image_bit_for_bit():
+    depth = 10 * torch.rand(2, 33, 31, 1, generator=torch.Generator().manual_seed(0))
+    image = maps.image_from_map(depth)
+    assert image.shape == (2, 33, 31, 3)
+    assert torch.equal(maps.map_from_image(image, 1, "depth"), depth)
+
+
+def test_alpha_is_dropped_and_grey_becomes_color_only_where_it_may():
+    image = torch.tensor([1.0, 2.0, 6.0, 0.5]).expand(1, 2, 2, 4)
+    assert maps.map_from_image(image, 3, "albedo")[0, 0, 0].tolist() == [1, 2, 6]
+    assert maps.map_from_image(image, 1, "depth")[0, 0, 0].tolist() == [3]
+    assert maps.map_from_image(image[..., :1], 3, "shading", grey=True)[0, 0, 0].tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match="normal came with 1 channel, 3 or 4 are wanted"):
+        maps.map_from_image(image[..., :1], 3, "normal")
+
+
+def test_data_is_never_clamped():
+    image = torch.tensor([-3.0, 0.5, 7.0]).expand(1, 1, 1, 3)
+    assert maps.map_from_image(image, 3, "albedo").flatten().tolist() == [-3.0, 0.5, 7.0]
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.zeros(4, 4, 3), r"depth came with shape \[4, 4, 3\]"),
+        (torch.zeros(0, 4, 4, 3), "depth is empty"),
+        (torch.zeros(1, 4, 4, 2), "depth came with 2 channels, 1 or 3 or 4 are wanted"),
+        (torch.full((1, 2, 2, 3), float("nan")), "depth holds 12 of 12 values that are NaN or infinite"),
+    ],
+)
+def test_what_is_no_map_is_refused_with_the_reason(image, message):
+    with pytest.raises(ValueError, match=message):
+        maps.map_from_image(image, 1, "depth")
