@@ -66,18 +66,18 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="A Stable Diffusion 1.x, 2.x or SDXL model from any loader, also fp8 or with other LoRAs merged. It is not changed.",
+                    tooltip="A Stable Diffusion 1.x, 2.x or SDXL model from any loader, also fp8 or with merged LoRAs. It is not changed.",
                 ),
                 io.Combo.Input(
                     "lora_name",
                     options=[*_bundled_adapters(), *folder_paths.get_filename_list("loras")],
-                    tooltip="A LoRA from models/loras (ours, kohya, peft/diffusers, or the published .bin files), or one bundled with the pack.",
+                    tooltip="A LoRA from models/loras (ours, kohya, diffusers, or the published .bin files), or a bundled one.",
                 ),
                 io.Combo.Input(
                     "map",
                     options=[FROM_METADATA, *MAPS],
                     default=FROM_METADATA,
-                    tooltip="Which map the LoRA makes. 'auto' reads it from the file; choose it for files that do not say (the published ones).",
+                    tooltip="Which map the LoRA makes. 'auto' reads it from the file; the published files do not say: choose it.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -183,7 +183,7 @@ class ExtractIntrinsicMaps(io.ComfyNode):
                     min=-1,
                     max=8192,
                     step=1,
-                    tooltip="Short side in pixels at which the model sees the picture. -1: what the LoRA was trained at, else 512. 0: the picture's own size.",
+                    tooltip="Short side in pixels at which the model works. -1: as the LoRA was trained, else 512. 0: the picture's size.",
                 ),
                 io.Int.Input(
                     "tile_size",
@@ -191,7 +191,7 @@ class ExtractIntrinsicMaps(io.ComfyNode):
                     min=0,
                     max=4096,
                     step=8,
-                    tooltip="Side in pixels of overlapping tiles, for pictures processed at a high resolution. 0: the picture in one piece.",
+                    tooltip="Side in pixels of overlapping tiles, for high processing resolutions. 0: the picture in one piece.",
                 ),
                 io.Int.Input(
                     "tile_overlap",
@@ -220,7 +220,7 @@ class ExtractIntrinsicMaps(io.ComfyNode):
                 io.Image.Output("shading", tooltip="Light without surface colour: linear data, about 0..1."),
                 io.Latent.Output(
                     "latent",
-                    tooltip="The raw output of the UNet: all pictures of the first map, then of the next, in the order normal, depth, albedo, shading.",
+                    tooltip="The UNet's raw output: all pictures of the first map, then of the next (normal, depth, albedo, shading).",
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],

@@ -1,7 +1,7 @@
 """Maps out of a generator in a single step (Intrinsic LoRA, section 4): the recipe as plain functions.
 
-Picture -> VAE mode -> UNet at t = 999, no noise -> the raw output is the map's latent -> VAE decode. The model is three callables, so nothing
-here knows which program holds it.
+Picture -> VAE mode -> UNet at t = 999, no noise -> the raw output is the map's latent -> VAE decode. The model is three callables,
+so nothing here knows which program holds it.
 """
 
 import math
@@ -125,8 +125,8 @@ def extract(
         pictures, latents = _tiled(padded, grid, map_names, generator.downscale, run)
     maps = {}
     for name, picture in zip(map_names, pictures, strict=True):
-        picture = picture[:, : small.shape[1], : small.shape[2]]
-        maps[name] = MAPS[name].from_picture(resize(picture, *size))
+        unpadded = picture[:, : small.shape[1], : small.shape[2]]
+        maps[name] = MAPS[name].from_picture(resize(unpadded, *size))
     return Extraction(maps, latents)
 
 

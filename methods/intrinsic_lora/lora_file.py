@@ -65,15 +65,17 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header of a safetensors or pickled weight file; nothing in the file is ever executed."""
     try:
         with path.open("rb") as file:
-            head = file.read(2)
+            head = file.read(9)
     except OSError as error:
         raise ValueError(f"{path.name} cannot be read ({error.strerror}): check that the file is there and readable.") from None
-    if head[:1] == b"\x80" or head == b"PK":
+    # A safetensors file starts with the 8-byte length of its JSON header, whose first byte may look like a pickle's.
+    if head[8:] != b"{" and head.startswith((b"\x80", b"PK")):
         return _load_pickled(path), {}
     try:
         with safe_open(path, framework="pt") as file:
+            keys = file.keys()
             # Cloned, so that the file can be replaced while the weights live on.
-            return {key: file.get_tensor(key).clone() for key in file.keys()}, dict(file.metadata() or {})
+            return {key: file.get_tensor(key).clone() for key in keys}, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path.name} is neither a whole safetensors file nor a PyTorch weight file ({error}): it is truncated or of another kind. "
@@ -89,7 +91,7 @@ def _load_pickled(path: Path) -> dict[str, Tensor]:
             f"{path.name} is a pickle that holds more than weights (it could run code), so it was not loaded: "
             "ask its author for a safetensors file."
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"{path.name} is truncated or damaged ({error}): download it again.") from None
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
@@ -197,11 +199,10 @@ def _peft_scales(metadata: Mapping[str, str]):
 
 # Names whose parts hold an underscore of their own: kohya writes every dot as an underscore.
 _WORDS = (
-    "down_blocks up_blocks mid_block transformer_blocks to_q to_k to_v to_out proj_in proj_out time_emb_proj time_embedding add_embedding "
-    "class_embedding linear_1 linear_2 conv_in conv_out conv_shortcut input_blocks middle_block output_blocks in_layers out_layers emb_layers "
-    "skip_connection time_embed label_emb"
-).split()
-_KOHYA_WORD = re.compile(rf"(?:{'|'.join(sorted(_WORDS, key=len, reverse=True))}|\d+|[a-z]+\d*)(?=_|$)")
+    r"(?:up|down|input|output|transformer)_blocks|mid_block|middle_block|to_(?:q|k|v|out)|proj_(?:in|out)|conv_(?:in|out|shortcut)|linear_\d"
+    r"|time_emb_proj|(?:time|add|class)_embedding|(?:in|out|emb)_layers|skip_connection|time_embed|label_emb"
+)
+_KOHYA_WORD = re.compile(rf"(?:{_WORDS}|\d+|[a-z]+\d*)(?=_|$)")
 
 
 def module_name(spelling: str) -> str:

@@ -1,9 +1,9 @@
 """One LoRA per row of the batch on a native Stable Diffusion UNet, without touching a module.
 
-A clone of the MODEL carries its maps' LoRAs unmerged. While one forward of the UNet runs, forward hooks on exactly the target layers add
-`scale * up(down(rows))` to the rows of each map, and are gone afterwards, also when the forward fails. Hooks see a layer's true input and
-output, so merged LoRAs, core's bypass LoRAs, fp8 and partly loaded weights, and attention patches of other packs keep their effect; and they
-reach every Linear and Conv2d, not only attention.
+A clone of the MODEL carries its maps' LoRAs unmerged. While one forward of the UNet runs, forward hooks on exactly the target layers
+add `scale * up(down(rows))` to the rows of each map, and are gone afterwards, also when the forward fails. Hooks see a layer's true input
+and output, so merged LoRAs, core's bypass LoRAs, fp8 and partly loaded weights, and attention patches of other packs keep their effect;
+and they reach every Linear and Conv2d, not only attention.
 """
 
 import contextlib
@@ -89,8 +89,8 @@ class MapAdapter(nn.Module):
             )
         if misfits:
             raise ValueError(
-                f"{source} was made for a model of another width: {len(misfits)} of its {len(layers)} layers do not fit (first: {misfits[0]}). "
-                "Load the base model it was trained on."
+                f"{source} was made for a model of another width: {len(misfits)} of its {len(layers)} layers do not fit "
+                f"(first: {misfits[0]}). Load the base model it was trained on."
             )
 
     def named_deltas(self) -> Iterator[tuple[str, LayerDelta]]:
@@ -112,7 +112,10 @@ def _describe(target: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class CarriedMap:
-    """A map whose LoRA a MODEL carries: its prompt, timestep (0..999), default short side in pixels, and the adapter in core's memory management."""
+    """A map whose LoRA a MODEL carries.
+
+    timestep: 0..999. resolution: short side in pixels it was trained at, None where unknown. patcher: the adapter, managed by core.
+    """
 
     prompt: str
     timestep: int
