@@ -13,11 +13,14 @@ if "intrinsic_lab" not in sys.modules:
     spec.submodule_search_locations = [str(ROOT)]
     sys.modules["intrinsic_lab"] = importlib.util.module_from_spec(spec)
 
+# Kernels are checked by Triton's interpreter where there is no GPU; it reads this when they are imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-comfyui = os.environ.get("COMFYUI_PATH") or str(Path.home() / ".cache/intrinsic-lab/ComfyUI-0.30.0")
-if Path(comfyui, "main.py").exists():
-    sys.path.insert(0, comfyui)
+from intrinsic_lab.tools.comfyui_source import find_comfyui
+
+comfyui = find_comfyui()
+if comfyui is not None:
+    sys.path.insert(0, str(comfyui))
     from comfy.cli_args import args
 
     args.cpu = True

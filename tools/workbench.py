@@ -1,0 +1,133 @@
+"""Sets the pack up, runs it, tests it and measures it: the commands behind `make`. Standard library only.
+
+Everything that needs more than the standard library runs in .venv, as `python -m intrinsic_lab....`
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.comfyui_server import comfyui_server, device_arguments
+from tools.comfyui_source import NEWEST, OLDEST, ROOT, bring_release, version_of
+from tools.console import WorkbenchError, say, step
+from tools.environment import LOG, WORKSPACE, set_up, venv_python
+
+
+def in_environment(comfyui: Path, *arguments: str, **variables: str) -> int:
+    """Runs Python with `arguments` in .venv, with COMFYUI_PATH set; returns its exit code."""
+    environment = {**os.environ, "COMFYUI_PATH": str(comfyui), **variables}
+    process = subprocess.Popen([str(venv_python()), *arguments], cwd=ROOT, env=environment)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            # The terminal sent Ctrl-C to the child too: it cleans up, its exit code tells.
+            continue
+
+
+def setup(_options: argparse.Namespace) -> int:
+    """make .venv, bring ComfyUI, link the pack, look for chromium"""
+    start = time.monotonic()
+    set_up()
+    say(f"Ready in {time.monotonic() - start:.1f} s. Try `make demo` next, or `make serve`.")
+    return 0
+
+
+def demo(options: argparse.Namespace) -> int:
+    """extract the maps of a picture (or of a rendered scene) with a real ComfyUI graph"""
+    chosen = [f"--image={options.image}"] if options.image else []
+    return in_environment(set_up(browser=False), "-m", "intrinsic_lab.tools.demo", *chosen, f"--out={options.out}")
+
+
+def test(options: argparse.Namespace) -> int:
+    """run the test-suite, with the smoke run on the oldest supported ComfyUI"""
+    comfyui = set_up()
+    with step(f"Providing ComfyUI {OLDEST.version} for the smoke run") as notes:
+        oldest = bring_release(OLDEST, venv_python(), LOG)
+        notes.append(f"ComfyUI {version_of(oldest)} in {oldest}")
+    return in_environment(comfyui, "-m", "pytest", *options.arguments, OLDEST_COMFYUI_PATH=str(oldest))
+
+
+def bench(options: argparse.Namespace) -> int:
+    """run every benchmark: tables to the terminal, JSON to benchmarks/results"""
+    return in_environment(set_up(browser=False), "-m", "intrinsic_lab.tools.bench", *options.arguments)
+
+
+def serve(options: argparse.Namespace) -> int:
+    """run ComfyUI with the pack until Ctrl-C"""
+    comfyui = set_up(browser=False)
+    arguments = [*device_arguments(), *_models_of(comfyui), *options.arguments]
+    with (
+        step("Starting ComfyUI") as notes,
+        comfyui_server(venv_python(), comfyui, WORKSPACE, arguments, port=options.port) as server,
+    ):
+        notes.append("stopped")
+        say(
+            f"    ComfyUI is at {server.url} - models go to {server.base / 'models'}, pictures to {server.base / 'output'}. Ctrl-C stops it."
+        )
+        try:
+            server.process.wait()
+        except KeyboardInterrupt:
+            say("")
+    return 0
+
+
+def workflows(options: argparse.Namespace) -> int:
+    """run every example workflow that needs only bundled weights"""
+    return in_environment(set_up(browser=False), "-m", "intrinsic_lab.tools.run_workflows", *options.arguments)
+
+
+def export_workflows(options: argparse.Namespace) -> int:
+    """write example_workflows/api/*.json from example_workflows/*.json through the real front end"""
+    return in_environment(set_up(), "-m", "intrinsic_lab.tools.export_workflows", *options.arguments)
+
+
+def nano(options: argparse.Namespace) -> int:
+    """train the bundled nano weights again"""
+    return in_environment(set_up(browser=False), "-m", "intrinsic_lab.training.nano", *options.arguments)
+
+
+def _models_of(comfyui: Path) -> list[str]:
+    """Lets the server see the models of the person's own ComfyUI, which itself stays as it is."""
+    models = comfyui / "models"
+    if comfyui.name == f"ComfyUI-{NEWEST.version}" or not models.is_dir():
+        return []
+    folders = [folder.name for folder in sorted(models.iterdir()) if folder.is_dir()]
+    listing = WORKSPACE / "own_models.yaml"
+    lines = ["own_comfyui:", f"    base_path: {models}", *(f"    {name}: {name}" for name in folders)]
+    listing.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return ["--extra-model-paths-config", str(listing)]
+
+
+def main() -> int:
+    """Runs one command; the exit code is the command's own, or 2 if a step failed."""
+    parser = argparse.ArgumentParser(prog="workbench.py", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (setup, demo, test, bench, serve, workflows, export_workflows, nano):
+        entry = commands.add_parser(command.__name__.replace("_", "-"), help=command.__doc__)
+        entry.set_defaults(command=command)
+        if command is demo:
+            entry.add_argument("--image", help="the picture (default: a rendered scene)")
+            entry.add_argument("--out", default="output/demo", help="folder of the maps")
+        elif command is serve:
+            entry.add_argument("--port", type=int, default=8188)
+        if command in (test, bench, serve, workflows, export_workflows, nano):
+            entry.add_argument("arguments", nargs="*", help="handed on; write -- before the first")
+    options = parser.parse_args()
+    try:
+        return options.command(options)
+    except WorkbenchError as error:
+        say(f"\n{error}")
+        return 2
+    except KeyboardInterrupt:
+        say("\nStopped.")
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
