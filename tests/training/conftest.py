@@ -1,0 +1,78 @@
+"""A tiny random Stable Diffusion in diffusers format, made once per session, and how to run the trainer in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+_RUN = "import runpy, conftest; runpy.run_module('intrinsic_lab.training.intrinsic_lora', run_name='__main__', alter_sys=True)"
+
+
+def write_tiny_base(folder: Path) -> Path:
+    from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            cross_attention_dim=32,
+            attention_head_dim=8,
+        )
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(32, 32, 32),
+            layers_per_block=1,
+            latent_channels=4,
+            scaling_factor=0.5,
+        )
+        text = CLIPTextConfig(
+            vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, eos_token_id=599, bos_token_id=598
+        )
+        text_encoder = CLIPTextModel(text)
+    words = folder.parent / "words"
+    words.mkdir(parents=True)
+    letters = [chr(code) for code in range(33, 127)]
+    vocabulary = letters + [f"{letter}</w>" for letter in letters]
+    vocabulary += [f"<unused{number}>" for number in range(598 - len(vocabulary))] + ["<|startoftext|>", "<|endoftext|>"]
+    (words / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(vocabulary)}))
+    (words / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer.from_pretrained(words, model_max_length=77)
+    pipeline = StableDiffusionPipeline(vae, text_encoder, tokenizer, unet, DDPMScheduler(), None, None, requires_safety_checker=False)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory) -> Path:
+    torch.set_num_threads(1)
+    return write_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture
+def start_trainer():
+    """Starts `python -m intrinsic_lab.training.intrinsic_lora` with the given words; ended with the test."""
+    started: list[subprocess.Popen] = []
+
+    def start(*words) -> subprocess.Popen:
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "COMFYUI_PATH": os.devnull, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", _RUN, *map(str, words)]
+        started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()

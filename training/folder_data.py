@@ -1,0 +1,176 @@
+"""Training pairs from a folder of pictures and maps.
+
+Two layouts, told apart by whether the map has a folder of its own; pairs share the name:
+
+    image/kitchen.jpg  normal/kitchen.png  depth/kitchen.png       or       kitchen.jpg  kitchen_normal.png  kitchen_depth.png
+
+Pictures: anything Pillow reads. Maps: 8- or 16-bit PNG (or anything Pillow reads), in the conventions that `FolderData` names.
+Captions are not used: the prompt is the map's name.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional
+
+from ..methods.maps import MAPS, normal_from_picture, normal_picture, relative_depth, srgb_from_linear
+from .pairs import IMAGE
+
+_LOG = logging.getLogger(__name__)
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class FolderData:
+    """A folder of pairs, read as squares: the short side is resized to `size`, the centre is cropped; no flips.
+
+    normals: "opengl" (green up) or "directx" (green down), camera space. depth: "near_dark" or "near_bright"; each crop is
+    stretched to 0..1. colors: "srgb" or "linear", of albedo and shading. Raises ValueError for other values.
+    """
+
+    folder: Path
+    size: int = 512
+    normals: str = "opengl"
+    depth: str = "near_dark"
+    colors: str = "srgb"
+
+    def __post_init__(self) -> None:
+        choices = {"normals": ("opengl", "directx"), "depth": ("near_dark", "near_bright"), "colors": ("srgb", "linear")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: choose {' or '.join(allowed)}.")
+        if self.size < 8:
+            raise ValueError(f"the size is {self.size} pixels: at least 8 are needed.")
+
+    def source(self, map_name: str) -> "FolderPairs":
+        """The pairs of pictures and `map_name`. Raises ValueError, saying what was looked for, if there are none."""
+        if not self.folder.is_dir():
+            raise ValueError(f"the data folder {self.folder} does not exist: give a folder that holds pictures and their maps.")
+        own = self.folder / map_name
+        if own.is_dir():
+            pictures, maps, wanted = _by_stem(self.folder / IMAGE), _by_stem(own), f"{IMAGE}/NAME.png with {map_name}/NAME.png"
+        else:
+            files, wanted = _by_stem(self.folder), f"NAME.png with NAME_{map_name}.png, or {IMAGE}/NAME.png with {map_name}/NAME.png"
+            ending = f"_{map_name}"
+            maps = {stem.removesuffix(ending): path for stem, path in files.items() if stem.endswith(ending)}
+            pictures = {
+                stem.removesuffix(f"_{IMAGE}"): path
+                for stem, path in files.items()
+                if not stem.endswith(tuple(f"_{name}" for name in MAPS))
+            }
+        names = sorted(pictures.keys() & maps.keys())
+        if not names:
+            raise ValueError(f"{self.folder} holds {len(pictures)} pictures and {len(maps)} {map_name} maps but no pair: wanted {wanted}.")
+        if alone := len(pictures.keys() ^ maps.keys()):
+            _LOG.warning("%d files in %s have no partner for %s and are left out (%d pairs)", alone, self.folder, map_name, len(names))
+        return FolderPairs(self, map_name, tuple(pictures[name] for name in names), tuple(maps[name] for name in names))
+
+
+@dataclass(frozen=True)
+class FolderPairs:
+    """A `pairs.PairSource`: files of one map and of their pictures, read when asked for."""
+
+    data: FolderData
+    map_name: str
+    pictures: tuple[Path, ...]
+    maps: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def read(self, kind: str, rows: Sequence[int]) -> Tensor:
+        """See `PairSource.read`. Raises ValueError naming a file that cannot be read or does not fit its partner."""
+        return torch.stack([self._picture(row) if kind == IMAGE else self._map(row) for row in rows])
+
+    def identity(self, kind: str) -> dict[str, Any]:
+        files = [
+            (path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in (self.pictures if kind == IMAGE else self.maps)
+        ]
+        settings = {name: value for name, value in asdict(self.data).items() if name != "folder"}
+        return {"files": files, "kind": kind, "settings": settings}
+
+    def _picture(self, row: int) -> Tensor:
+        return _square(read_picture(self.pictures[row]), self.data.size).clamp(0, 1)
+
+    def _map(self, row: int) -> Tensor:
+        path = self.maps[row]
+        values = read_picture(path)
+        with Image.open(self.pictures[row]) as picture:
+            # Only the header is read; a turned photograph shows its sides the other way round.
+            width, height = ImageOps.exif_transpose(picture).size
+        if abs(width * values.shape[1] - height * values.shape[2]) > max(width, height):
+            raise ValueError(
+                f"{path} is {values.shape[2]} x {values.shape[1]}, its picture {width} x {height}: a pair must show the same view, make them agree."
+            )
+        values = _square(values, self.data.size)
+        if self.map_name == "normal":
+            if self.data.normals == "directx":
+                values = torch.stack([values[0], 1 - values[1], values[2]])
+            # Resizing shortens vectors where they differ.
+            return normal_picture(normal_from_picture(values.movedim(0, -1))).movedim(-1, 0)
+        if self.map_name == "depth":
+            grey = values.mean(0)
+            return relative_depth((1 - grey if self.data.depth == "near_bright" else grey)[None, :, :, None])[..., 0].expand(3, -1, -1)
+        return (srgb_from_linear(values) if self.data.colors == "linear" else values).clamp(0, 1)
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """The pictures of a folder by name without ending. Raises ValueError if the folder is missing or a name is double."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} does not exist: put the pictures there, under the same names as their maps.")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in _SUFFIXES:
+            if path.stem in files:
+                raise ValueError(f"{files[path.stem].name} and {path.name} in {folder} have the same name: keep one of them.")
+            files[path.stem] = path
+    return files
+
+
+def read_picture(path: Path) -> Tensor:
+    """A picture file as `[3, h, w]` float32 in 0..1, all 16 bits of a 16-bit PNG kept; alpha is dropped. Raises ValueError."""
+    try:
+        if _is_16_bit_png(path):
+            return _read_16_bit(path)
+        with Image.open(path) as opened:
+            picture = ImageOps.exif_transpose(opened)
+            if picture.mode.startswith(("I", "F")):
+                raise ValueError(f"{path} has pixels of kind {picture.mode}: save it as an 8- or 16-bit PNG.")
+            pixels = numpy.asarray(picture.convert("RGB"))
+    except (UnidentifiedImageError, OSError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be read as a picture ({error}): replace or remove it.") from None
+    return torch.from_numpy(pixels.copy()).movedim(-1, 0).float() / 255
+
+
+def _is_16_bit_png(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(25)
+    return head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:] == b"\x10"
+
+
+def _read_16_bit(path: Path) -> Tensor:
+    """Pillow would cut a 16-bit colour PNG down to 8 bits."""
+    from torchvision.io import ImageReadMode, decode_image, read_file
+
+    pixels = decode_image(read_file(str(path)), ImageReadMode.UNCHANGED)
+    color = pixels[:1] if len(pixels) < 3 else pixels[:3]
+    return (color.to(torch.int32).float() / 65535).expand(3, -1, -1)
+
+
+def _square(picture_chw: Tensor, size: int) -> Tensor:
+    """Short side to `size` (antialiased), centre crop."""
+    height, width = picture_chw.shape[1:]
+    scale = size / min(height, width)
+    resized = picture_chw[None]
+    if scale != 1:
+        sides = [max(size, round(side * scale)) for side in (height, width)]
+        resized = functional.interpolate(resized, sides, mode="bilinear", antialias=True, align_corners=False)
+    top, left = ((side - size) // 2 for side in resized.shape[2:])
+    return resized[0, :, top : top + size, left : left + size]

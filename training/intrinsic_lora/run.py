@@ -1,0 +1,84 @@
+"""I-LoRA training: one forward pass at t = 999 turns a picture's latent into its map's latent."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+
+from ...methods.maps import MAPS
+from ..loop import History, train
+from ..losses import latent_loss, picture_loss
+from ..pairs import PairSource
+from .adapter import add_adapter, save_lora
+from .config import Base, IntrinsicLoraConfig, load_base
+from .latents import LatentPairs
+from .predict import map_latent
+
+
+class IntrinsicLoraTask:
+    """A `loop.Task`: `module` is the UNet with its adapter."""
+
+    def __init__(self, config: IntrinsicLoraConfig, unet: UNet2DConditionModel, vae: AutoencoderKL, text_1td: Tensor, pairs: LatentPairs):
+        self.module, self.config, self.vae, self.text_1td, self.pairs = unet, config, vae, text_1td, pairs
+        self.source: PairSource = config.data.source(config.map)
+
+    def loss(self, module: nn.Module, draw: torch.Generator) -> Tensor:
+        device = self.text_1td.device
+        rows, latent, target = self.pairs.draw(self.config.batch, draw)
+        predicted = map_latent(module, latent.to(device), self.text_1td)
+        if self.config.loss == "latent":
+            return latent_loss(predicted, target.to(device))
+        decoded = self.vae.decode(predicted.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        return picture_loss(self.config.map, decoded, 2 * self.source.read(self.config.map, rows).to(device) - 1)
+
+    def save(self, folder: Path) -> None:
+        if self.config.kind == "full":
+            self.module.save_pretrained(folder / "unet")
+        else:
+            save_lora(self.module, self.config.weights, self.config.metadata(), getattr(torch, self.config.save_dtype))
+
+
+@dataclass(frozen=True)
+class TrainedIntrinsicLora:
+    """base: with the trained UNet (averaged weights where there is an average); weights: the file or folder written."""
+
+    base: Base
+    weights: Path
+    history: History
+
+
+def train_intrinsic_lora(
+    config: IntrinsicLoraConfig,
+    *,
+    pairs: LatentPairs | None = None,
+    cache: Path | None = None,
+    report: Callable[[int, float, float], None] | None = None,
+) -> TrainedIntrinsicLora:
+    """Train (or resume) one I-LoRA and write it to `config.weights`.
+
+    pairs: latents encoded before, of the same data; else they are encoded and kept in `cache` (the output folder by
+    default), so that a resumed run and runs that share a cache encode nothing twice. report: see `loop.train`.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    state = PartialState(cpu=not torch.cuda.is_available())
+    base = load_base(config.base, config.init, config.loop.seed)
+    for module in (base.unet, base.vae, base.text_encoder):
+        module.to(state.device)
+    add_adapter(base.unet, config.kind, config.rank, config.loop.seed)
+    if config.gradient_checkpointing:
+        base.unet.enable_gradient_checkpointing()
+    source = config.data.source(config.map)
+    if pairs is None:
+        # Of several processes the first encodes, the others read what it kept.
+        with state.main_process_first():
+            pairs = LatentPairs.encode(base.vae, source, config.map, cache or config.loop.output)
+    if len(pairs) != len(source):
+        raise ValueError(f"{len(pairs)} encoded pairs came for {len(source)} pictures: encode them from the same data.")
+    task = IntrinsicLoraTask(config, base.unet, base.vae, base.embed(MAPS[config.map].prompt), pairs)
+    history = train(task, config.loop, report=report, settings=config.task_settings())
+    return TrainedIntrinsicLora(base, config.weights, history)

@@ -1,0 +1,58 @@
+"""Where training pairs come from: the rendered `scenes`, with exact maps. (A folder of pictures: `folder_data`.)"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from einops import rearrange
+from torch import Tensor
+
+from ..scenes import render_scenes
+from .nano.data import ADAPTER_SEEDS, HELD_OUT_SEEDS, map_pictures
+
+IMAGE = "image"
+
+
+class PairSource(Protocol):
+    """Pictures and the maps that belong to them, row by row."""
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+
+    def read(self, kind: str, rows: Sequence[int]) -> Tensor:
+        """`[b, 3, h, w]` in 0..1: the pictures if `kind` is "image", else that map in picture form (`methods.maps`)."""
+
+    def identity(self, kind: str) -> dict[str, Any]:
+        """What `read(kind, ...)` depends on, in JSON's types: equal identities give equal pictures."""
+
+
+@dataclass(frozen=True)
+class SceneData:
+    """`count` rendered scenes of `size` x `size` pixels, seeds from `first_seed` on."""
+
+    first_seed: int = ADAPTER_SEEDS.start
+    count: int = 4000
+    size: int = 128
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.size < 8:
+            raise ValueError(f"{self.count} scenes of {self.size} pixels were asked for: at least 1 scene of 8 pixels is needed.")
+
+    def source(self, map_name: str) -> "SceneData":
+        """The pairs for one map; a scene has all of them. Raises ValueError if a held-out scene is among the seeds."""
+        if self.first_seed < HELD_OUT_SEEDS.stop and self.first_seed + self.count > HELD_OUT_SEEDS.start:
+            raise ValueError(
+                f"seeds {self.first_seed} to {self.first_seed + self.count - 1} include scenes that are held out for judging "
+                f"({HELD_OUT_SEEDS.start} to {HELD_OUT_SEEDS.stop - 1}): start at {HELD_OUT_SEEDS.stop} or later."
+            )
+        return self
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, kind: str, rows: Sequence[int]) -> Tensor:
+        maps = render_scenes([self.first_seed + row for row in rows], self.size, self.size)
+        return rearrange(map_pictures(maps)[kind], "b h w c -> b c h w").contiguous()
+
+    def identity(self, kind: str) -> dict[str, Any]:
+        return {"scenes": asdict(self), "kind": kind}
