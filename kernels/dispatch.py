@@ -1,0 +1,129 @@
+"""Which spelling of an operation runs: reference, torch or Triton.
+
+`auto` takes Triton only where `dispatch_table.json` holds a measurement that says it is the fastest for that operation, device,
+dtype and shape class; everywhere else it takes the torch path, which works on every device. Triton is imported by the first call
+that launches it, never by importing this pack.
+"""
+
+import functools
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+Backend = Literal["auto", "reference", "torch", "triton"]
+BACKENDS = ("auto", "reference", "torch", "triton")
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+TABLE_FILE = Path(__file__).with_name("dispatch_table.json")
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+# Operations whose Triton kernel failed in this process: they stay on torch, and the failure is logged once.
+_failed_operations: set[str] = set()
+
+
+@dataclass(frozen=True)
+class MeasuredChoice:
+    """One row of the table: the fastest backend measured for a class of calls.
+
+    capability: CUDA compute capability (major, minor); tokens: inclusive range of query tokens; ratio: time of the best other
+    backend over the time of `backend`, from the run that wrote the row.
+    """
+
+    operation: str
+    capability: tuple[int, int]
+    dtype: str
+    head_dim: int
+    tokens: tuple[int, int]
+    backend: str
+    ratio: float
+
+
+@functools.lru_cache(maxsize=1)
+def measured_choices() -> tuple[MeasuredChoice, ...]:
+    """Rows of `dispatch_table.json`, in file order; the first that matches a call decides."""
+    rows = json.loads(TABLE_FILE.read_text(encoding="utf-8"))["measured"]
+    return tuple(MeasuredChoice(**{**row, "capability": tuple(row["capability"]), "tokens": tuple(row["tokens"])}) for row in rows)
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run in its CPU interpreter (the variable must be set before a kernel is first used)."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
+def triton_problem(sample: Tensor) -> str | None:
+    """Why Triton cannot take `sample`, or None when it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package 'triton' is not installed"
+    if sample.dtype not in TRITON_DTYPES:
+        return f"Triton kernels take float32, float16 or bfloat16, not {sample.dtype}"
+    if interpreting():
+        return None if sample.device.type == "cpu" else f"TRITON_INTERPRET is set, and the tensors are on {sample.device}, not on the CPU"
+    if sample.device.type != "cuda":
+        return (
+            f"the tensors are on {sample.device}, not on a CUDA device (set TRITON_INTERPRET=1 before the first call to interpret on CPU)"
+        )
+    return None
+
+
+def _table_backend(operation: str, sample: Tensor, head_dim: int, tokens: int) -> str:
+    if sample.device.type != "cuda" or interpreting():
+        return "torch"
+    capability = torch.cuda.get_device_capability(sample.device)
+    dtype = str(sample.dtype).removeprefix("torch.")
+    for row in measured_choices():
+        if (row.operation, row.capability, row.dtype, row.head_dim) == (operation, capability, dtype, head_dim):
+            if row.tokens[0] <= tokens <= row.tokens[1]:
+                return row.backend
+    return "torch"
+
+
+def run_backend(
+    backend: Backend,
+    operation: str,
+    sample: Tensor,
+    *,
+    head_dim: int,
+    tokens: int,
+    reference: Callable[[], Result],
+    torch_path: Callable[[], Result],
+    triton_path: Callable[[], Result],
+    needs_grad: bool = False,
+) -> Result:
+    """Runs one spelling of `operation`.
+
+    sample: a tensor of the call, for its device and dtype. needs_grad: `auto` then stays on torch, whose backward is fused.
+    A Triton kernel chosen by `auto` that fails is replaced by torch for the rest of the process, with one logged line; a
+    backend asked for by name runs or raises. Raises ValueError for an unknown backend, RuntimeError where Triton cannot run.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}.")
+    if backend == "reference":
+        return reference()
+    if backend == "triton":
+        problem = triton_problem(sample)
+        if problem is not None:
+            raise RuntimeError(f"{operation}: backend='triton' cannot run: {problem}. Use backend='auto' or 'torch'.")
+        return triton_path()
+    wants_triton = backend == "auto" and not needs_grad and operation not in _failed_operations
+    if not wants_triton or _table_backend(operation, sample, head_dim, tokens) != "triton":
+        return torch_path()
+    problem = triton_problem(sample)
+    if problem is None:
+        try:
+            return triton_path()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # A compiler, driver or linker fault has no common class; it is reported below.
+            problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    _failed_operations.add(operation)
+    logger.warning("%s: the Triton kernel is not usable (%s); the torch path is used instead.", operation, problem)
+    return torch_path()

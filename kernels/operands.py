@@ -1,0 +1,58 @@
+"""Checks and gradients that every operation shares."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def positive_scale(scale: float | None, head_dim: int) -> float:
+    """`scale`, or head_dim ** -0.5 for None; ValueError unless positive and finite."""
+    scale = head_dim**-0.5 if scale is None else float(scale)
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale is {scale}: give a positive finite number, or None for dim ** -0.5.")
+    return scale
+
+
+def check_same_kind(**tensors: Tensor | None) -> None:
+    """ValueError unless all tensors are floating point and share one dtype and device."""
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    kinds = {(tensor.dtype, tensor.device) for tensor in given.values()}
+    if len(kinds) != 1 or not next(iter(kinds))[0].is_floating_point:
+        found = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor in given.items())
+        raise ValueError(f"Expected floating-point tensors of one dtype on one device, got {found}.")
+
+
+def any_requires_grad(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a backward may follow a call on `tensors`."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+class _TorchBackward(torch.autograd.Function):
+    """Forward by one function; backward through another, equal one, run again on the saved operands."""
+
+    @staticmethod
+    def forward(ctx, fast: Callable, differentiable: Callable, *operands: Tensor | None) -> Tensor:
+        ctx.differentiable = differentiable
+        ctx.save_for_backward(*operands)
+        return fast(*operands)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        operands = [None if t is None else t.detach().requires_grad_(t.requires_grad) for t in ctx.saved_tensors]
+        wanted = [index for index, tensor in enumerate(operands) if tensor is not None and tensor.requires_grad]
+        with torch.enable_grad():
+            output = ctx.differentiable(*operands)
+        gradients = torch.autograd.grad(output, [operands[index] for index in wanted], grad_output)
+        result = [None] * len(operands)
+        for index, gradient in zip(wanted, gradients, strict=True):
+            result[index] = gradient
+        return None, None, *result
+
+
+def with_torch_backward(fast: Callable, differentiable: Callable, operands: Sequence[Tensor | None]) -> Tensor:
+    """fast(*operands), whose gradient is that of `differentiable`: a forward-only kernel in training, at the price of a second forward."""
+    if not any_requires_grad(operands):
+        return fast(*operands)
+    return _TorchBackward.apply(fast, differentiable, *operands)

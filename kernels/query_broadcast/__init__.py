@@ -1,0 +1,111 @@
+"""Attention in which every map is read with the colour map's query (LumiX), and its cross-intrinsic baseline. Maths: README.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from . import fast, reference
+from ..dispatch import Backend, run_backend
+from ..operands import any_requires_grad, check_same_kind, positive_scale, with_torch_backward
+
+OPERATION = "query_broadcast_attention"
+
+
+def query_broadcast_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    text_query: Tensor | None = None,
+    scale: float | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """softmax(q k[m]^T * scale) v[m] for every map m, with one query for all maps and no copy of it (LumiX).
+
+    query [group, heads, tokens, dim]: the colour map's; a group is the maps of one picture and prompt. key, value [group, maps, heads,
+    key tokens, dim]. text_query [group, maps, heads, text, dim]: queries of the text tokens, which stay per map in double-stream blocks;
+    they come first in the output, as in the keys. scale: default dim ** -0.5.
+    Returns [group, maps, heads, (text +) tokens, dim]. Differentiable in every tensor. Raises ValueError for shapes that do not fit.
+    """
+    if query.ndim != 4 or key.ndim != 5 or key.shape != value.shape or (key.shape[0], key.shape[2], key.shape[4]) != _group_head_dim(query):
+        raise ValueError(
+            f"Expected query [group, heads, tokens, dim] and key, value [group, maps, heads, tokens, dim]; "
+            f"got query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}."
+        )
+    if text_query is not None and (text_query.ndim != 5 or text_query.shape[:3] != key.shape[:3] or text_query.shape[4] != key.shape[4]):
+        raise ValueError(
+            f"Expected text_query [group, maps, heads, text, dim] = [{key.shape[0]}, {key.shape[1]}, {key.shape[2]}, *, {key.shape[4]}], "
+            f"got {tuple(text_query.shape)}."
+        )
+    check_same_kind(query=query, key=key, value=value, text_query=text_query)
+    scale = positive_scale(scale, query.shape[-1])
+
+    def triton_path(*operands: Tensor | None) -> Tensor:
+        from .triton_kernel import query_broadcast_triton
+
+        return query_broadcast_triton(*operands, scale)
+
+    def torch_path(*operands: Tensor | None) -> Tensor:
+        return fast.query_broadcast_torch(*operands, scale)
+
+    def reference_path(*operands: Tensor | None) -> Tensor:
+        return reference.query_broadcast_reference(*operands, scale)
+
+    return _run(backend, OPERATION, (query, key, value, text_query), reference_path, torch_path, triton_path)
+
+
+def cross_intrinsic_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None, backend: Backend = "auto"
+) -> Tensor:
+    """Every map's queries attend to the keys of all maps (IntrinsiX; LumiX's baseline): `maps` times the arithmetic, no copy per map.
+
+    query, key, value [group, maps, heads, tokens, dim]; query may hold another number of tokens. Returns query's shape.
+    """
+    if query.ndim != 5 or key.shape != value.shape or key.ndim != 5 or query.shape[:3] != key.shape[:3] or query.shape[4] != key.shape[4]:
+        raise ValueError(
+            f"Expected query, key, value [group, maps, heads, tokens, dim]; "
+            f"got query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}."
+        )
+    check_same_kind(query=query, key=key, value=value)
+    scale = positive_scale(scale, query.shape[-1])
+
+    def triton_path(*operands: Tensor) -> Tensor:
+        from .triton_kernel import cross_intrinsic_triton
+
+        return cross_intrinsic_triton(*operands, scale)
+
+    def torch_path(*operands: Tensor) -> Tensor:
+        return fast.cross_intrinsic_torch(*operands, scale)
+
+    def reference_path(*operands: Tensor) -> Tensor:
+        return reference.cross_intrinsic_reference(*operands, scale)
+
+    return _run(backend, "cross_intrinsic_attention", (query, key, value), reference_path, torch_path, triton_path)
+
+
+def _run(
+    backend: Backend,
+    operation: str,
+    operands: Sequence[Tensor | None],
+    reference: Callable[..., Tensor],
+    torch_path: Callable[..., Tensor],
+    triton_path: Callable[..., Tensor],
+) -> Tensor:
+    query = operands[0]
+    return run_backend(
+        backend,
+        operation,
+        query,
+        head_dim=query.shape[-1],
+        tokens=query.shape[-2],
+        reference=lambda: reference(*operands),
+        torch_path=lambda: torch_path(*operands),
+        triton_path=lambda: with_torch_backward(triton_path, torch_path, operands),
+        needs_grad=any_requires_grad(operands),
+    )
+
+
+def _group_head_dim(query: Tensor) -> tuple[int, int, int]:
+    return query.shape[0], query.shape[1], query.shape[3]
