@@ -107,7 +107,7 @@ class FolderPairs:
             width, height = ImageOps.exif_transpose(picture).size
         if abs(width * values.shape[1] - height * values.shape[2]) > max(width, height):
             raise ValueError(
-                f"{path} is {values.shape[2]} x {values.shape[1]}, its picture {width} x {height}: a pair must show the same view, make them agree."
+                f"{path} is {values.shape[2]} x {values.shape[1]}, its picture {width} x {height}: a pair must show the same view."
             )
         values = _square(values, self.data.size)
         if self.map_name == "normal":
@@ -144,7 +144,7 @@ def read_picture(path: Path) -> Tensor:
             if picture.mode.startswith(("I", "F")):
                 raise ValueError(f"{path} has pixels of kind {picture.mode}: save it as an 8- or 16-bit PNG.")
             pixels = numpy.asarray(picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError, RuntimeError) as error:
+    except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a picture ({error}): replace or remove it.") from None
     return torch.from_numpy(pixels.copy()).movedim(-1, 0).float() / 255
 
@@ -156,12 +156,18 @@ def _is_16_bit_png(path: Path) -> bool:
 
 
 def _read_16_bit(path: Path) -> Tensor:
-    """Pillow would cut a 16-bit colour PNG down to 8 bits."""
-    from torchvision.io import ImageReadMode, decode_image, read_file
+    """Pillow would cut a 16-bit colour PNG down to 8 bits; PyAV, which ComfyUI needs too, keeps them."""
+    import av
 
-    pixels = decode_image(read_file(str(path)), ImageReadMode.UNCHANGED)
-    color = pixels[:1] if len(pixels) < 3 else pixels[:3]
-    return (color.to(torch.int32).float() / 65535).expand(3, -1, -1)
+    try:
+        with av.open(str(path)) as container:
+            frame = next(container.decode(video=0))
+            # Grey with alpha has no array form of its own.
+            pixels = frame.to_ndarray(format="gray16le") if frame.format.name.startswith("ya16") else frame.to_ndarray()
+    except (av.FFmpegError, StopIteration) as error:
+        raise OSError(error) from None
+    color = torch.from_numpy(pixels.astype(numpy.float32) / 65535)
+    return color.expand(3, -1, -1) if color.ndim == 2 else color[..., :3].movedim(-1, 0).contiguous()
 
 
 def _square(picture_chw: Tensor, size: int) -> Tensor:

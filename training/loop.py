@@ -140,6 +140,8 @@ def train(
     parameters = [p for p in module.parameters() if p.requires_grad]
     average = [p.detach().clone() for p in parameters] if config.ema_decay else None
 
+    # Read before a checkpoint brings back the rates of its last step.
+    base_rates = [group["lr"] for group in optimiser.param_groups]
     checkpoint = config.output / CHECKPOINT
     history, first = History(), 0
     if checkpoint.exists():
@@ -152,7 +154,6 @@ def train(
         if accelerator.is_main_process:
             _keep(config, settings, step, parameters, average, optimiser, accelerator.scaler, history)
 
-    base_rates = [group["lr"] for group in optimiser.param_groups]
     module.train()
     for step in range(first, config.steps):
         started = time.perf_counter()

@@ -39,7 +39,13 @@ def write_tiny_base(folder: Path) -> Path:
             scaling_factor=0.5,
         )
         text = CLIPTextConfig(
-            vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, eos_token_id=599, bos_token_id=598
+            vocab_size=600,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            eos_token_id=599,
+            bos_token_id=598,
         )
         text_encoder = CLIPTextModel(text)
     words = folder.parent / "words"
