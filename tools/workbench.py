@@ -62,14 +62,10 @@ def serve(options: argparse.Namespace) -> int:
     """run ComfyUI with the pack until Ctrl-C"""
     comfyui = set_up(browser=False)
     arguments = [*device_arguments(), *_models_of(comfyui), *options.arguments]
-    with (
-        step("Starting ComfyUI") as notes,
-        comfyui_server(venv_python(), comfyui, WORKSPACE, arguments, port=options.port) as server,
-    ):
-        notes.append("stopped")
-        say(
-            f"    ComfyUI is at {server.url} - models go to {server.base / 'models'}, pictures to {server.base / 'output'}. Ctrl-C stops it."
-        )
+    say("- Starting ComfyUI")
+    with comfyui_server(venv_python(), comfyui, WORKSPACE, arguments, port=options.port) as server:
+        say(f"    ComfyUI is at {server.url} and stops with Ctrl-C.")
+        say(f"    Models go to {server.base / 'models'}, pictures come to {server.base / 'output'}.")
         try:
             server.process.wait()
         except KeyboardInterrupt:

@@ -1,0 +1,176 @@
+"""batch.py against real ComfyUI servers, with core's own nodes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from intrinsic_lab.tools.batch import main
+from intrinsic_lab.tools.comfyui_server import comfyui_server
+from intrinsic_lab.tools.comfyui_source import find_comfyui
+from intrinsic_lab.tools.environment import link_pack
+from PIL import Image
+
+INVERT = {
+    "1": {"class_type": "LoadImage", "inputs": {"image": "none.png"}},
+    "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
+    "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "inverted"}, "_meta": {"title": "Keep"}},
+}
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    path = tmp_path / "invert.json"
+    path.write_text(json.dumps(INVERT), encoding="utf-8")
+    return path
+
+
+def make_pictures(folder: Path, count: int) -> dict[str, np.ndarray]:
+    """`count` small pictures, each of another colour, as name -> pixels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {}
+    for number in range(count):
+        pixels = np.full((16, 24, 3), (7 * number % 256, 11 * number % 256, 200), np.uint8)
+        Image.fromarray(pixels).save(folder / f"picture{number:02}.png")
+        pictures[f"picture{number:02}"] = pixels
+    return pictures
+
+
+def assert_inverted(out: Path, pictures: dict[str, np.ndarray]) -> None:
+    for name, pixels in pictures.items():
+        result = np.asarray(Image.open(out / name / "inverted.png"))
+        # SaveImage cuts off instead of rounding.
+        np.testing.assert_allclose(result, 255 - pixels, atol=1)
+
+
+def test_every_picture_of_a_folder_comes_back_as_the_graph_made_it(server, graph, tmp_path):
+    pictures = make_pictures(tmp_path / "in", 3)
+    assert main([str(graph), "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--server", server.url]) == 0
+    assert_inverted(tmp_path / "out", pictures)
+    assert not list((tmp_path / "out").rglob(".part-*"))
+
+
+def test_it_runs_straight_from_the_packs_folder(server, graph, tmp_path):
+    make_pictures(tmp_path / "in", 1)
+    script = Path(__file__).resolve().parents[2] / "batch.py"
+    command = [sys.executable, script, graph, "--input", tmp_path / "in", "--out", tmp_path / "out", "--server", server.url]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "picture00" / "inverted.png").is_file()
+
+
+def test_inputs_are_set_by_node_id_and_by_title(server, graph, tmp_path):
+    make_pictures(tmp_path / "in", 1)
+    arguments = [str(graph), "--input", str(tmp_path / "in" / "picture00.png"), "--out", str(tmp_path / "out"), "--server", server.url]
+    assert main([*arguments, "--set", "Keep.filename_prefix=sub/other"]) == 0
+    assert (tmp_path / "out" / "picture00" / "other.png").is_file()
+    assert main([*arguments, "--set", "3.filename_prefix=third"]) == 0
+    assert (tmp_path / "out" / "picture00" / "third.png").is_file()
+
+
+def test_a_corrupt_picture_is_reported_with_comfyuis_reason_and_the_rest_goes_on(server, graph, tmp_path, capsys):
+    pictures = make_pictures(tmp_path / "in", 2)
+    (tmp_path / "in" / "broken.png").write_bytes(b"this is no picture")
+    assert main([str(graph), "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--server", server.url]) == 1
+    told = capsys.readouterr().err
+    assert "broken.png: node 1 (LoadImage): " in told and "2 of 3 done" in told
+    assert_inverted(tmp_path / "out", pictures)
+
+
+def test_a_refused_graph_is_reported_with_the_refusing_nodes_own_words(server, graph, tmp_path, capsys):
+    make_pictures(tmp_path / "in", 1)
+    scaled = json.loads(json.dumps(INVERT))
+    scaled["2"] = {
+        "class_type": "ImageScale",
+        "inputs": {"image": ["1", 0], "upscale_method": "by magic", "width": 8, "height": 8, "crop": "disabled"},
+    }
+    graph.write_text(json.dumps(scaled), encoding="utf-8")
+    assert main([str(graph), "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--server", server.url]) == 1
+    told = capsys.readouterr().err
+    assert "node 2 (ImageScale): Value not in list: upscale_method: 'by magic'" in told
+
+
+def test_a_second_run_does_only_what_is_missing(server, graph, tmp_path, capsys):
+    pictures = make_pictures(tmp_path / "in", 3)
+    arguments = [str(graph), "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--server", server.url]
+    assert main(arguments) == 0
+    written = {name: (tmp_path / "out" / name / "inverted.png").stat().st_mtime_ns for name in pictures}
+    (tmp_path / "out" / "picture01" / "inverted.png").unlink()
+    assert main(arguments) == 0
+    again = {name: (tmp_path / "out" / name / "inverted.png").stat().st_mtime_ns for name in pictures}
+    assert [name for name in pictures if written[name] != again[name]] == ["picture01"]
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "All 3 are done already" in capsys.readouterr().err
+
+
+def test_a_changed_graph_or_picture_is_run_again(server, graph, tmp_path):
+    make_pictures(tmp_path / "in", 1)
+    arguments = [str(graph), "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--server", server.url]
+    assert main(arguments) == 0
+    assert main([*arguments, "--set", "3.filename_prefix=renamed"]) == 0
+    assert (tmp_path / "out" / "picture00" / "renamed.png").is_file()
+    Image.new("RGB", (16, 24), (10, 20, 30)).save(tmp_path / "in" / "picture00.png")
+    assert main(arguments) == 0
+    assert Image.open(tmp_path / "out" / "picture00" / "inverted.png").getpixel((0, 0)) == pytest.approx((245, 235, 225), abs=1)
+
+
+def test_a_dead_servers_share_goes_to_the_other(server, graph, tmp_path, capsys):
+    pictures = make_pictures(tmp_path / "in", 30)
+    base = link_pack(tmp_path / "second")
+    with comfyui_server(Path(sys.executable), find_comfyui(), base, ["--cpu", "--disable-all-custom-nodes"]) as second:
+        codes: list[int] = []
+        arguments = [str(graph), "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--server", server.url]
+        runner = threading.Thread(target=lambda: codes.append(main([*arguments, "--server", second.url])))
+        runner.start()
+        # Frozen after its first picture, the second server sits on another one; then it dies with it.
+        wait_until(lambda: list((base / "output").glob("*.png")))
+        os.killpg(second.process.pid, signal.SIGSTOP)
+        wait_until(lambda: len(list((tmp_path / "out").glob("*/inverted.png"))) >= 20)
+        assert runner.is_alive()
+        os.killpg(second.process.pid, signal.SIGKILL)
+        runner.join(timeout=60)
+    assert codes == [0]
+    assert f"{second.url} is gone" in capsys.readouterr().err
+    assert_inverted(tmp_path / "out", pictures)
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.002)
+
+
+def test_without_a_server_it_says_so_and_ends_with_2(graph, tmp_path, capsys):
+    make_pictures(tmp_path / "in", 1)
+    assert main([str(graph), "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--server", "127.0.0.1:9"]) == 2
+    assert "no ComfyUI answers at http://127.0.0.1:9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "9.image=x"], "no node has the id or title '9'; the graph's nodes are: 1 (LoadImage)"),
+        (["--set", "Keep.prefix=x"], "has no input 'prefix'; it has: images, filename_prefix"),
+        (["--set", "nonsense"], "is not of the form NODE.INPUT=VALUE"),
+        (["--input-node", "3"], "node 3 has no input 'image'"),
+        (["--input", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_a_wrong_argument_ends_with_2_and_says_what_is_right(graph, tmp_path, capsys, arguments, said):
+    make_pictures(tmp_path / "in", 1)
+    assert main([str(graph), "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_graph_in_editor_form_is_refused_with_the_way_to_its_api_form(graph, tmp_path, capsys):
+    graph.write_text(json.dumps({"nodes": [], "links": []}), encoding="utf-8")
+    assert main([str(graph), "--out", str(tmp_path / "out")]) == 2
+    assert "Export (API)" in capsys.readouterr().err
