@@ -1,0 +1,67 @@
+"""The model folders a node may offer: those of ComfyUI's `diffusers` category, and the ones bundled with the pack."""
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+MODEL_INDEX = "model_index.json"
+BUNDLED = Path(__file__).resolve().parents[2] / "assets"
+BUNDLED_NAMES = {"nano (bundled)": "nano"}
+
+
+def bundled_file(name: str) -> Path:
+    """A file or folder of the pack's assets. Raises ValueError for a name that leads elsewhere."""
+    path = (BUNDLED / name).resolve()
+    if not path.is_relative_to(BUNDLED):
+        raise ValueError(f"{name!r} is not inside the pack's assets.")
+    return path
+
+
+def model_folders() -> dict[str, Path]:
+    """Every diffusers-format folder by the name a node shows: bundled ones first, then models/diffusers and extra_model_paths.
+
+    As elsewhere in ComfyUI, of two folders with one name that of the earlier search path counts.
+    """
+    found = {shown: path for shown, name in BUNDLED_NAMES.items() if ((path := bundled_file(name)) / MODEL_INDEX).is_file()}
+    for search_path in folder_paths.get_folder_paths("diffusers"):
+        for folder in _folders_below(Path(search_path)):
+            found.setdefault(folder.relative_to(search_path).as_posix(), folder)
+    return found
+
+
+def _folders_below(search_path: Path) -> list[Path]:
+    folders, seen = [], set()
+    for root, subfolders, files in os.walk(search_path, followlinks=True):
+        subfolders.sort()
+        real = os.path.realpath(root)
+        if real in seen:
+            # A link that leads back up would never end.
+            subfolders.clear()
+        elif MODEL_INDEX in files and Path(root) != search_path:
+            folders.append(Path(root))
+            subfolders.clear()
+        seen.add(real)
+    return folders
+
+
+def model_folder(name: str) -> Path:
+    """The folder behind a name of `model_folders`. Raises ValueError for any other text, such as a path."""
+    folders = model_folders()
+    if name not in folders:
+        offered = ", ".join(folders) or "there is none yet"
+        raise ValueError(
+            f"There is no model folder {name!r} (offered: {offered}). Put a diffusers-format folder, with its {MODEL_INDEX}, into models/diffusers, "
+            "or name its place in extra_model_paths.yaml under `diffusers`."
+        )
+    return folders[name]
+
+
+def folder_fingerprint(folder: Path) -> tuple:
+    """Changes whenever a file of the folder is added, replaced or removed: names, sizes and times, without reading the files."""
+    states = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            state = path.stat()
+            states.append((path.relative_to(folder).as_posix(), state.st_size, state.st_mtime_ns))
+    return tuple(states)

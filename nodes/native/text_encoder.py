@@ -1,0 +1,230 @@
+"""The text encoders of a diffusers folder (CLIP-L, CLIP-H, CLIP-L + G, T5) as a native CLIP, with the folder's own vocabulary if it has one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.model_management
+import comfy.sd
+import comfy.sd1_clip
+import comfy.sdxl_clip
+import comfy.text_encoders.flux
+import comfy.text_encoders.pixart_t5
+import comfy.text_encoders.sd2_clip
+import torch
+from comfy.supported_models_base import ClipTarget
+from torch import Tensor, nn
+
+from .folder_files import ModelFolderError, read_config, read_weights, require_options, require_same_weights
+from .patcher import can_assign
+
+CLIP_VOCABULARY = 49408
+T5_VOCABULARY = 32100
+CLIP_OPTIONS = {
+    "layer_norm_eps": (1e-5,),
+    "hidden_act": ("quick_gelu", "gelu", "gelu_pytorch_tanh"),
+}
+CLIP_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+T5_OPTIONS = {
+    "model_type": ("t5",),
+    "layer_norm_epsilon": (1e-6,),
+    "relative_attention_num_buckets": (32,),
+    "relative_attention_max_distance": (128,),
+}
+T5_SIZES = ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "vocab_size")
+# transformers' name -> ComfyUI's name of the same function.
+T5_ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh", "gelu_pytorch_tanh": "gelu_pytorch_tanh", "relu": "relu"}
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """One text encoder: ComfyUI's name for it, and its folders."""
+
+    name: str
+    folder: str
+    tokenizer: str
+    tokenizer_name: str = ""
+
+    @property
+    def is_clip(self) -> bool:
+        return self.name != "t5xxl"
+
+    @property
+    def tokenizer_attribute(self) -> str:
+        """Under which name ComfyUI's tokenizer keeps this encoder's one."""
+        return self.tokenizer_name or self.name
+
+
+CLIP_L = TextPart("clip_l", "text_encoder", "tokenizer")
+
+
+def _sd2_model(**params) -> nn.Module:
+    """diffusers' SD 2 folders lack CLIP-H's unused last layer, so the last layer is the one to take."""
+    return comfy.text_encoders.sd2_clip.SD2ClipModel(layer="last", **params)
+
+
+@dataclass(frozen=True)
+class TextFamily:
+    """The text encoders of a model family, and ComfyUI's tokenizer and model for them."""
+
+    parts: tuple[TextPart, ...]
+    tokenizer: Callable
+    model: Callable[..., nn.Module]
+
+
+FAMILIES = {
+    "sd15": TextFamily((CLIP_L,), comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel),
+    "sd21": TextFamily((TextPart("clip_h", "text_encoder", "tokenizer"),), comfy.text_encoders.sd2_clip.SD2Tokenizer, _sd2_model),
+    "sdxl": TextFamily(
+        (CLIP_L, TextPart("clip_g", "text_encoder_2", "tokenizer_2")), comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel
+    ),
+    "pixart": TextFamily(
+        (TextPart("t5xxl", "text_encoder", "tokenizer", tokenizer_name="clip_t5xxl"),),
+        comfy.text_encoders.pixart_t5.PixArtTokenizer,
+        comfy.text_encoders.pixart_t5.pixart_te(),
+    ),
+    "flux": TextFamily(
+        (CLIP_L, TextPart("t5xxl", "text_encoder_2", "tokenizer_2")),
+        comfy.text_encoders.flux.FluxTokenizer,
+        comfy.text_encoders.flux.flux_clip(),
+    ),
+}
+
+
+def clip_config(config: dict, part: str) -> dict:
+    """The entries of a CLIP text encoder's config.json that ComfyUI reads."""
+    require_options(config, CLIP_OPTIONS, part)
+    return {"hidden_act": config.get("hidden_act", "quick_gelu"), **_sizes(config, CLIP_SIZES, part)}
+
+
+def t5_config(config: dict, part: str) -> dict:
+    """The entries of a T5 encoder's config.json that ComfyUI reads."""
+    require_options(config, T5_OPTIONS, part)
+    projection = config.get("feed_forward_proj", "relu")
+    gated = config.get("is_gated_act", projection.startswith("gated"))
+    activation = config.get("dense_act_fn") or ("gelu_new" if projection == "gated-gelu" else projection.split("-")[-1])
+    if activation not in T5_ACTIVATIONS:
+        raise ModelFolderError(f"The {part} uses {activation}; {' or '.join(T5_ACTIVATIONS)} was expected: it cannot be loaded natively.")
+    sizes = _sizes(config, T5_SIZES, part)
+    if sizes["vocab_size"] < T5_VOCABULARY:
+        raise ModelFolderError(f"The {part} knows {sizes['vocab_size']} tokens; ComfyUI's T5 tokenizer needs {T5_VOCABULARY}.")
+    return {"dense_act_fn": T5_ACTIVATIONS[activation], "is_gated_act": bool(gated), "model_type": "t5", **sizes}
+
+
+def _sizes(config: dict, names: tuple[str, ...], part: str) -> dict:
+    absent = [name for name in names if name not in config]
+    if absent:
+        raise ModelFolderError(
+            f"The {part}'s config.json lacks {', '.join(absent)}: it is not the config this text encoder was saved with."
+        )
+    return {name: config[name] for name in names}
+
+
+def _native_weights(weights: dict[str, Tensor], is_clip: bool) -> dict[str, Tensor]:
+    """Weights under ComfyUI's names, which are transformers' up to version 4."""
+    if not is_clip:
+        return {name: weight for name, weight in weights.items() if name != "encoder.embed_tokens.weight"}
+    if any(name.startswith("embeddings.") for name in weights):
+        weights = {name if name.startswith("text_projection.") else f"text_model.{name}": weight for name, weight in weights.items()}
+    return {name: weight for name, weight in weights.items() if not name.endswith("position_ids")}
+
+
+def own_tokenizer(folder: Path, part: TextPart, config: dict, embeddings: list[str]) -> comfy.sd1_clip.SDTokenizer:
+    """Tokenizer of a CLIP with a vocabulary of its own, from the folder's vocab.json and merges.txt (CLIP's byte-pair encoding)."""
+    path = folder / part.tokenizer
+    if not ((path / "vocab.json").is_file() and (path / "merges.txt").is_file()):
+        raise ModelFolderError(
+            f"{part.folder} has a vocabulary of {config['vocab_size']} tokens, not CLIP's {CLIP_VOCABULARY}, so {folder.name}/{part.tokenizer} "
+            "must hold its own vocab.json and merges.txt: copy the folder again."
+        )
+    tokenizer = comfy.sd1_clip.SDTokenizer(
+        str(path),
+        max_length=config["max_position_embeddings"],
+        embedding_directory=embeddings,
+        embedding_size=config["hidden_size"],
+        embedding_key=part.name,
+        tokenizer_args={"local_files_only": True},
+    )
+    if max(tokenizer.inv_vocab) >= config["vocab_size"]:
+        raise ModelFolderError(
+            f"{folder.name}/{part.tokenizer} has token {max(tokenizer.inv_vocab)}, {part.folder} knows {config['vocab_size']}: they do not belong together."
+        )
+    if tokenizer.tokenizer.pad_token_id is not None:
+        tokenizer.pad_token = tokenizer.tokenizer.pad_token_id
+    return tokenizer
+
+
+def _fit_clip(
+    encoder: comfy.sd1_clip.SDClipModel, config: dict, projection: Tensor | None, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Resize the two layers of ComfyUI's CLIP whose size it does not read from the config."""
+    transformer, make = encoder.transformer, encoder.operations
+    if config["vocab_size"] != CLIP_VOCABULARY:
+        transformer.set_input_embeddings(make.Embedding(config["vocab_size"], config["hidden_size"], dtype=dtype, device=device))
+    if projection is not None and projection.shape[0] != config["hidden_size"]:
+        transformer.text_projection = make.Linear(config["hidden_size"], projection.shape[0], bias=False, dtype=dtype, device=device)
+    transformer.requires_grad_(False)
+
+
+def load_clip(folder: Path, family: str, embeddings: list[str], dtype: torch.dtype | None = None) -> comfy.sd.CLIP:
+    """CLIP from a model folder. `family`: a key of FAMILIES; `embeddings`: folders of textual inversions.
+
+    dtype: in which the weights are kept; None leaves the choice to ComfyUI (half precision; it always computes in float32).
+    """
+    text = FAMILIES[family]
+    configs, weights, tokenizers = {}, {}, {}
+    for part in text.parts:
+        config = read_config(folder / part.folder)
+        native = clip_config(config, part.folder) if part.is_clip else t5_config(config, part.folder)
+        configs[part] = {**native, "vocab_size": config.get("vocab_size", CLIP_VOCABULARY)}
+        weights[part] = _native_weights(read_weights(folder / part.folder), part.is_clip)
+        if part.is_clip and configs[part]["vocab_size"] != CLIP_VOCABULARY:
+            tokenizers[part] = own_tokenizer(folder, part, configs[part], embeddings)
+    if family == "sdxl" and min(config["num_hidden_layers"] for config in configs.values()) < 3:
+        raise ModelFolderError("SDXL takes its text encoders' last layer but one: each must have 3 layers or more.")
+
+    def build_tokenizer(embedding_directory=None, tokenizer_data=None):
+        tokenizer = text.tokenizer(embedding_directory=embedding_directory, tokenizer_data=tokenizer_data or {})
+        for part in text.parts:
+            if part in tokenizers:
+                setattr(tokenizer, part.tokenizer_attribute, tokenizers[part])
+            else:
+                getattr(tokenizer, part.tokenizer_attribute).embedding_size = configs[part]["hidden_size" if part.is_clip else "d_model"]
+        return tokenizer
+
+    def build_model(device="cpu", dtype=None, model_options=None):
+        model = text.model(device=device, dtype=dtype, model_options=model_options or {})
+        for part in text.parts:
+            encoder = getattr(model, part.name)
+            if part.is_clip:
+                _fit_clip(encoder, configs[part], weights[part].get("text_projection.weight"), dtype, device)
+            if part in tokenizers:
+                own = tokenizers[part]
+                encoder.special_tokens = {"start": own.start_token, "end": own.end_token, "pad": own.pad_token}
+        return model
+
+    options = {f"{part.name}_model_config": config for part, config in configs.items()}
+    if dtype is not None:
+        options["dtype"] = dtype
+    clip = comfy.sd.CLIP(ClipTarget(build_tokenizer, build_model), embedding_directory=embeddings, model_options=options)
+    for module in clip.cond_stage_model.modules():
+        module.can_assign_sd = can_assign(clip.patcher)
+    for part in text.parts:
+        _load_weights(getattr(clip.cond_stage_model, part.name), weights[part], part)
+    return clip
+
+
+def _load_weights(encoder: comfy.sd1_clip.SDClipModel, weights: dict[str, Tensor], part: TextPart) -> None:
+    expected = encoder.transformer.state_dict()
+    unknown = [name for name in weights if name not in expected]
+    if unknown:
+        raise ModelFolderError(
+            f"{part.folder} holds {len(unknown)} weights that ComfyUI's {part.name} does not have, such as {unknown[0]}: "
+            "config.json and the weights do not belong together, or it is another kind of text encoder."
+        )
+    projection = "text_projection.weight"
+    if part.is_clip and projection not in weights:
+        # An encoder saved without projection: its pooled output is the plain one.
+        weights[projection] = torch.eye(expected[projection].shape[0], dtype=expected[projection].dtype)
+    require_same_weights(expected, weights, part.folder)
+    encoder.load_sd(weights)
