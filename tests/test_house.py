@@ -1,0 +1,163 @@
+"""The house keeps its order: who imports whom, what is never called, and what loading the pack costs."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import tomllib
+from intrinsic_lab.tools.comfyui_source import find_comfyui
+
+ROOT = Path(__file__).resolve().parents[1]
+MAY_IMPORT = {
+    "nodes": {"nodes", "methods", "scenes", "training", "kernels"},
+    "training": {"training", "methods", "scenes", "kernels"},
+    "methods": {"methods", "kernels"},
+    "kernels": {"kernels"},
+    "scenes": {"scenes"},
+}
+COMFYUI_MODULES = {
+    "comfy",
+    "comfy_api",
+    "comfy_extras",
+    "comfy_execution",
+    "folder_paths",
+    "execution",
+    "server",
+    "node_helpers",
+    "latent_preview",
+}
+NEVER_IMPORTED = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+LATE = ("diffusers", "peft", "triton", "transformers", "accelerate")
+ROOMS = sorted(MAY_IMPORT)
+SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def imports(path: Path) -> Iterator[tuple[int, str, tuple[str, ...]]]:
+    """(line, "absolute" or "relative", module path from the top or from the repository root) of every import in a file."""
+    package = path.relative_to(ROOT).parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, "absolute", tuple(alias.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            module = tuple(node.module.split(".")) if node.module else ()
+            if not node.level:
+                yield node.lineno, "absolute", module
+                continue
+            origin = package[: len(package) - node.level + 1]
+            for alias in node.names:
+                yield node.lineno, "relative", (*origin, *module, alias.name)
+
+
+def calls(path: Path) -> Iterator[tuple[int, str, ast.Call]]:
+    """(line, dotted name, call) of every call in a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield node.lineno, ast.unparse(node.func), node
+
+
+def test_there_is_something_to_check():
+    assert {path.relative_to(ROOT).parts[0] for path in SOURCES} == set(ROOMS)
+
+
+def test_imports_run_one_way_between_the_rooms():
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {'.'.join(module)}"
+        for path in SOURCES
+        for line, kind, module in imports(path)
+        if kind == "relative" and module[0] not in MAY_IMPORT[path.relative_to(ROOT).parts[0]]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_pack_imports_itself_relatively():
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {'.'.join(module)}"
+        for path in SOURCES
+        for line, kind, module in imports(path)
+        # `nodes` is ComfyUI's own module where nodes/ imports it absolutely.
+        if kind == "absolute" and module[0] in {"intrinsic_lab", "tools", "tests", *ROOMS} and module[0] != "nodes"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_nodes_imports_comfyui():
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {'.'.join(module)}"
+        for path in SOURCES
+        for line, kind, module in imports(path)
+        if kind == "absolute" and module[0] in {*COMFYUI_MODULES, "nodes"} and path.relative_to(ROOT).parts[0] != "nodes"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_unpickles_and_nothing_runs_text_as_code():
+    wrong = []
+    for path in SOURCES:
+        # `from pickle import UnpicklingError` only names what torch.load(weights_only=True) raises.
+        wrong += [
+            f"{path.relative_to(ROOT)}:{line} imports {module[0]}"
+            for line, _, module in imports(path)
+            if module[0] in NEVER_IMPORTED and ("UnpicklingError" not in path.read_text(encoding="utf-8") or module[0] != "pickle")
+        ]
+        for line, name, call in calls(path):
+            weights_only = any(word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in call.keywords)
+            unpickles = name.startswith("pickle.") or (name == "torch.load" and not weights_only)
+            if name in ("eval", "exec", "compile", "__import__", "os.system") or unpickles:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} calls {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_library_code_does_not_print():
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in SOURCES
+        # A command of its own may talk on the terminal.
+        if path.name != "__main__.py" and '__name__ == "__main__"' not in path.read_text(encoding="utf-8")
+        for line, name, _ in calls(path)
+        if name == "print"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_folder_of_code_is_a_package():
+    missing = {str(path.parent.relative_to(ROOT)) for path in SOURCES if not (path.parent / "__init__.py").is_file()}
+    assert not missing
+
+
+def test_comfyui_loads_the_pack_without_importing_what_is_used_later():
+    script = f"""
+import asyncio, sys
+sys.path.insert(0, {str(find_comfyui())!r})
+from comfy.cli_args import args
+args.cpu = True
+import nodes, folder_paths, comfy.sd, comfy_api.latest
+before = set(sys.modules)
+loaded = asyncio.run(nodes.load_custom_node({str(ROOT)!r}))
+ours = sorted(name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("IntrinsicLab"))
+late = sorted({{name.split(".")[0] for name in set(sys.modules) - before}} & set({LATE!r}))
+print("RESULT", loaded, len(ours), late)
+"""
+    quiet = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", script], env=quiet, capture_output=True, text=True, timeout=180, check=False)
+    result = re.search(r"^RESULT (\w+) (\d+) (.*)$", done.stdout, re.M)
+    assert result, done.stderr[-3000:]
+    assert result[1] == "True" and int(result[2]) > 0, done.stderr[-3000:]
+    assert result[3] == "[]"
+
+
+def test_the_root_imports_nothing_when_it_is_imported():
+    tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
+    assert not [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
+def test_dependencies_have_lower_bounds_only_and_are_the_same_for_comfyui_manager():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = [line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    assert listed == project["dependencies"]
+    for requirement in (*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)):
+        assert re.fullmatch(r"[a-z0-9-]+>=[0-9.]+", requirement), requirement
