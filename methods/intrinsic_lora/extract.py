@@ -18,6 +18,8 @@ from .tiles import Tile, TileGrid, fit_scale_and_shift, join_tiles, tile_grid
 
 # A picture of this many pixels and its maps still fit an ordinary machine; beyond it something is wrong with the aspect ratio.
 MAX_PROCESSED_PIXELS = 2**27
+# Smaller latents leave a UNet's deepest layers with a single cell, which group normalisation refuses.
+MIN_LATENT_CELLS = 4
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,15 @@ def resize(picture_bhwc: Tensor, height: int, width: int) -> Tensor:
     return rearrange(resized, "b c h w -> b h w c")
 
 
-def pad_to_multiple(picture_bhwc: Tensor, multiple: int) -> Tensor:
-    """Repeats the last row and column until both sides are multiples."""
+def padded_side(length: int, downscale: int) -> int:
+    """A side in pixels rounded up to whole latent cells, and to the fewest a UNet can work on."""
+    return max(MIN_LATENT_CELLS, math.ceil(length / downscale)) * downscale
+
+
+def pad_to_cells(picture_bhwc: Tensor, downscale: int) -> Tensor:
+    """Repeats the last row and column up to `padded_side`."""
     height, width = picture_bhwc.shape[1:3]
-    below, right = -height % multiple, -width % multiple
+    below, right = padded_side(height, downscale) - height, padded_side(width, downscale) - width
     if not (below or right):
         return picture_bhwc
     padded = F.pad(rearrange(picture_bhwc, "b h w c -> b c h w"), (0, right, 0, below), mode="replicate")
@@ -111,7 +118,7 @@ def extract(
     """
     size = image_bhw3.shape[1:3]
     small = resize(image_bhw3, *processed_size(*size, settings.processing_resolution))
-    padded = pad_to_multiple(small, generator.downscale)
+    padded = pad_to_cells(small, generator.downscale)
     grid = _grid(padded, settings, generator.downscale)
 
     def run(picture_bhw3: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,7 +140,9 @@ def extract(
 def count_forwards(height: int, width: int, settings: ExtractSettings, map_names: Sequence[str], downscale: int) -> int:
     """Forwards that `extract` makes for one batch of pictures of this size."""
     height, width = processed_size(height, width, settings.processing_resolution)
-    tiles = len(tile_grid(height + -height % downscale, width + -width % downscale, settings.tile_size, settings.tile_overlap, downscale))
+    tiles = len(
+        tile_grid(padded_side(height, downscale), padded_side(width, downscale), settings.tile_size, settings.tile_overlap, downscale)
+    )
     return tiles + (tiles > 1 and "depth" in map_names)
 
 
@@ -183,7 +192,7 @@ def _depth_guide(padded: Tensor, grid: TileGrid, depth: int, downscale: int, run
     height, width = padded.shape[1:3]
     factor = math.sqrt(grid.tile_height * grid.tile_width / (height * width))
     small = resize(padded, max(1, round(height * factor)), max(1, round(width * factor)))
-    pictures, _ = run(pad_to_multiple(small, downscale))
+    pictures, _ = run(pad_to_cells(small, downscale))
     guide = pictures[depth][:, : small.shape[1], : small.shape[2]].mean(-1, keepdim=True)
     return resize(guide, height, width)
 

@@ -124,7 +124,7 @@ class RunsCode:
 
 
 def test_a_pickle_with_code_is_refused_and_the_code_does_not_run(tmp_path, capsys):
-    (tmp_path / "plain.bin").write_bytes(pickle.dumps({"unet.a.lora_A.weight": RunsCode()}))
+    (tmp_path / "plain.bin").write_bytes(pickle.dumps({"unet.a.lora_A.weight": RunsCode()}, protocol=2))
     torch.save({"unet.a.lora_A.weight": RunsCode()}, tmp_path / "zipped.bin")
     for name in ("plain.bin", "zipped.bin"):
         with pytest.raises(ValueError, match=f"{name} is a pickle that holds more than weights"):

@@ -9,7 +9,7 @@ from intrinsic_lab.methods.intrinsic_lora.extract import (
     Generator,
     count_forwards,
     extract,
-    pad_to_multiple,
+    pad_to_cells,
     processed_size,
 )
 from intrinsic_lab.methods.intrinsic_lora.tiles import fit_scale_and_shift, join_tiles, tile_grid
@@ -94,9 +94,9 @@ def test_a_pointwise_model_gives_the_picture_back_at_its_exact_size(height, widt
     for name in ("albedo", "shading"):
         # Not bit for bit: the transfer curve's power rounds by memory layout.
         torch.testing.assert_close(extraction.maps[name], MAPS[name].from_picture(picture), atol=1e-6, rtol=0)
-    latent_size = tuple(side // 8 for side in pad_to_multiple(picture, 8).shape[1:3])
+    latent_size = tuple(side // 8 for side in pad_to_cells(picture, 8).shape[1:3])
     assert extraction.latents.shape == (4, 192, *latent_size)
-    assert torch.equal(extraction.latents[:2], pointwise().encode(pad_to_multiple(picture, 8)))
+    assert torch.equal(extraction.latents[:2], pointwise().encode(pad_to_cells(picture, 8)))
 
 
 def test_tiled_depth_whose_tiles_each_have_their_own_scale_comes_out_as_one_depth():
