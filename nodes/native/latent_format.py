@@ -4,10 +4,13 @@ import comfy.latent_formats
 import comfy.sd
 import torch
 from comfy.latent_formats import LatentFormat
+from einops import rearrange, reduce
 from torch import Tensor
+from torch.nn import functional
 
 PUBLISHED = (comfy.latent_formats.SD15, comfy.latent_formats.SDXL, comfy.latent_formats.Flux)
-PROBE_SIZE = 4
+PROBES = 8
+PROBE_SIZE = 8
 
 
 class AnyLatent(LatentFormat):
@@ -43,9 +46,17 @@ def latent_format_of(vae_config: dict, vae: comfy.sd.VAE) -> LatentFormat:
 
 @torch.no_grad()
 def preview_colors(latent_format: LatentFormat, vae: comfy.sd.VAE) -> tuple[list[list[float]], list[float]]:
-    """Colour, -1 to 1, per unit of each latent channel (`[channels][3]`) and of a zero latent (`[3]`): the decoder's own central differences."""
-    unit = torch.eye(latent_format.latent_channels)
-    probes = torch.cat([torch.zeros_like(unit[:1]), unit, -unit])[:, :, None, None].expand(-1, -1, PROBE_SIZE, PROBE_SIZE)
-    colors = vae.decode(latent_format.process_out(probes)).float().mean(dim=(1, 2))
-    zero, plus, minus = colors[0], *colors[1:].chunk(2)
-    return (plus - minus).tolist(), (2 * zero - 1).tolist()
+    """Colours, -1 to 1, that a preview draws: `[channels][3]` per unit of each latent channel, and `[3]` of a zero latent.
+
+    Least squares over what the decoder itself makes of smooth random latents, which have about the statistics of a model's.
+    """
+    draw = torch.Generator().manual_seed(0)
+    coarse = torch.randn(PROBES, latent_format.latent_channels, PROBE_SIZE // 2, PROBE_SIZE // 2, generator=draw)
+    probes = functional.interpolate(coarse, scale_factor=2, mode="bilinear") + 0.5 * torch.randn(
+        PROBES, latent_format.latent_channels, PROBE_SIZE, PROBE_SIZE, generator=draw
+    )
+    pictures = vae.decode(latent_format.process_out(probes)).float().cpu()
+    colors = reduce(pictures, "b (h p) (w q) rgb -> (b h w) rgb", "mean", h=PROBE_SIZE, w=PROBE_SIZE) * 2 - 1
+    latents = rearrange(probes, "b c h w -> (b h w) c")
+    solution = torch.linalg.lstsq(torch.cat([latents, torch.ones(len(latents), 1)], dim=1), colors).solution
+    return solution[:-1].tolist(), solution[-1].tolist()
