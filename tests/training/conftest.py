@@ -9,9 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-_RUN = "import runpy, conftest; runpy.run_module('intrinsic_lab.training.intrinsic_lora', run_name='__main__', alter_sys=True)"
-
 
 def write_tiny_base(folder: Path) -> Path:
     from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -73,9 +70,9 @@ def start_trainer():
     started: list[subprocess.Popen] = []
 
     def start(*words) -> subprocess.Popen:
-        environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "COMFYUI_PATH": os.devnull, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", _RUN, *map(str, words)]
-        started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        command = [sys.executable, "-m", "intrinsic_lab.training.intrinsic_lora", *map(str, words)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
         return started[-1]
 
     yield start

@@ -1,18 +1,42 @@
-"""The I-LoRA trainer: it learns, and what it writes is what diffusers reads."""
+"""The I-LoRA trainer on a tiny random base: it learns, resumes exactly, and writes what ComfyUI and diffusers read."""
 
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from intrinsic_lab.training.intrinsic_lora import IntrinsicLoraConfig, LatentPairs, load_base, train_intrinsic_lora
-from intrinsic_lab.training.loop import LoopConfig
+import torch
+from einops import rearrange
+from intrinsic_lab.methods.maps import MAPS
+from intrinsic_lab.scenes import render_scenes
+from intrinsic_lab.training.intrinsic_lora import (
+    IntrinsicLoraConfig,
+    LatentPairs,
+    add_adapter,
+    load_base,
+    lora_layers,
+    predict_maps,
+    train_intrinsic_lora,
+)
+from intrinsic_lab.training.intrinsic_lora.run import IntrinsicLoraTask
+from intrinsic_lab.training.loop import CHECKPOINT, LoopConfig, step_generator
+from intrinsic_lab.training.losses import normal_loss
 from intrinsic_lab.training.pairs import SceneData
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 SCENES = SceneData(count=12, size=32)
 
 
 def config_of(base: Path, output: Path, *, steps: int = 3, loop: dict | None = None, **options) -> IntrinsicLoraConfig:
-    settings = {"map": "normal", "data": SCENES, "rank": 4, "batch": 2} | options
-    return IntrinsicLoraConfig(base, loop=LoopConfig(output, steps, **{"learning_rate": 1e-3} | (loop or {})), **settings)
+    settings = {"map": "normal", "data": SCENES, "rank": 4, "batch": 2, "threads": 1} | options
+    return IntrinsicLoraConfig(base, loop=LoopConfig(output, steps, **{"learning_rate": 1e-2} | (loop or {})), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +44,342 @@ def pairs(tiny_base):
     return LatentPairs.encode(load_base(tiny_base).vae, SCENES, "normal")
 
 
+@pytest.fixture(scope="module")
+def wide(tiny_base, pairs, tmp_path_factory):
+    """A trained LoRA on every kind of layer."""
+    return train_intrinsic_lora(config_of(tiny_base, tmp_path_factory.mktemp("wide"), steps=5, kind="wide"), pairs=pairs)
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 @pytest.mark.parametrize(("kind", "loss"), [("attention", "latent"), ("wide", "latent"), ("full", "latent"), ("wide", "decoded")])
 def test_training_lowers_the_loss(tiny_base, pairs, tmp_path, kind, loss):
-    config = config_of(tiny_base, tmp_path, steps=25, kind=kind, loss=loss, loop={"learning_rate": 3e-3})
-    losses = train_intrinsic_lora(config, pairs=pairs).history.losses
-    assert len(losses) == 25
-    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    losses = train_intrinsic_lora(config_of(tiny_base, tmp_path, steps=35, kind=kind, loss=loss), pairs=pairs).history.losses
+    assert len(losses) == 35
+    assert sum(losses[-6:]) < 0.93 * sum(losses[:6])
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_the_written_file_holds_the_trained_weights(tiny_base, pairs, tmp_path, ema_decay):
+    start = load_base(tiny_base).unet
+    config = config_of(tiny_base, tmp_path, loop={"ema_decay": ema_decay})
+    trained = train_intrinsic_lora(config, pairs=pairs)
+    layers = lora_layers(trained.base.unet)
+    # Four projections of self- and of cross-attention in each of the four transformers.
+    assert len(layers) == 4 * 8 and all(layer.rank == 4 and layer.scale == 1 for layer in layers.values())
+    assert all(layer.up.abs().max() > 0 for layer in layers.values())
+    state = load_file(trained.weights)
+    for name, layer in layers.items():
+        key = f"lora_unet_{name.replace('.', '_')}"
+        assert torch.equal(state[f"{key}.lora_down.weight"], layer.down) and torch.equal(state[f"{key}.lora_up.weight"], layer.up)
+        assert state[f"{key}.alpha"] == 4
+    kept = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    written = kept["average"] if ema_decay else kept["parameters"]
+    assert torch.equal(written[0], next(p for p in trained.base.unet.parameters() if p.requires_grad))
+    frozen = dict(start.named_parameters())
+    for name, parameter in trained.base.unet.named_parameters():
+        assert "lora_" in name or torch.equal(parameter, frozen[name.replace(".base_layer", "")])
+
+
+def test_the_file_says_what_it_is(wide):
+    with safe_open(wide.weights, "pt") as file:
+        metadata = file.metadata()
+    config = json.loads(metadata.pop("intrinsic_lab.config"))
+    assert metadata == {
+        "intrinsic_lab.base": "tiny",
+        "intrinsic_lab.map": "normal",
+        "intrinsic_lab.prompt": "surface normal",
+        "intrinsic_lab.rank": "4",
+        "intrinsic_lab.resolution": "32",
+        "intrinsic_lab.timestep": "999",
+    }
+    assert config["kind"] == "wide" and config["data"]["count"] == 12 and config["loop"]["steps"] == 5
+    assert str(wide.weights.parent) not in json.dumps(config)
+
+
+def test_wide_reaches_every_layer_but_the_time_embedding(tiny_base):
+    unet = load_base(tiny_base).unet
+    names = {name for name, module in unet.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))}
+    add_adapter(unet, "wide", 2, 0)
+    assert names - lora_layers(unet).keys() == {"time_embedding.linear_1", "time_embedding.linear_2"}
+
+
+def test_an_untrained_adapter_changes_nothing(tiny_base):
+    unet = load_base(tiny_base).unet
+    inputs = noise(1, 4, 8, 8), 999, noise(1, 77, 32)
+    before = unet(*inputs).sample
+    add_adapter(unet, "wide", 4, 0)
+    assert torch.equal(unet(*inputs).sample, before)
+
+
+def test_diffusers_loads_the_file_with_the_same_output(tiny_base, wide):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_base, safety_checker=None)
+    plain = pipeline.unet(noise(2, 4, 8, 8), 999, noise(2, 77, 32)).sample
+    pipeline.load_lora_weights(wide.weights.parent, weight_name=wide.weights.name)
+    output = pipeline.unet(noise(2, 4, 8, 8), 999, noise(2, 77, 32)).sample
+    torch.testing.assert_close(output, wide.base.unet(noise(2, 4, 8, 8), 999, noise(2, 77, 32)).sample, rtol=0, atol=1e-5)
+    assert (output - plain).abs().max() > 0.1
+
+
+def test_comfyui_loads_the_file_with_the_output_of_diffusers(tiny_base, wide):
+    """Core's LoraLoader on the native model: what a ComfyUI user does with the file."""
+    pytest.importorskip("comfy.sd")
+    import folder_paths
+    from intrinsic_lab.nodes.native.diffusers_folder import load_pipeline
+
+    from nodes import LoraLoader
+
+    inputs = noise(2, 4, 8, 8), torch.tensor([999, 999]), noise(2, 77, 32)
+    native = load_pipeline(tiny_base, dtype=torch.float32)
+    plain = native.model.model.diffusion_model(inputs[0], inputs[1], context=inputs[2])
+    folder_paths.add_model_folder_path("loras", str(wide.weights.parent))
+    model, _ = LoraLoader().load_lora(native.model, native.clip, wide.weights.name, 1.0, 0.0)
+    assert len(model.patches) == len(lora_layers(wide.base.unet))
+    model.patch_model()
+    output = model.model.diffusion_model(inputs[0], inputs[1], context=inputs[2])
+    model.unpatch_model()
+    torch.testing.assert_close(output, wide.base.unet(*inputs).sample, rtol=0, atol=1e-4)
+    assert (output - plain).abs().max() > 0.1
+
+
+def test_predicted_maps_equal_the_published_recipe_written_out(tiny_base, wide):
+    pictures = render_scenes([5, 6, 7], 32, 32).image_bhwc
+    pictures_bchw = rearrange(pictures, "b h w c -> b c h w")
+    base = wide.base
+    text = base.embed("surface normal")
+    predicted = predict_maps(base.unet, base.vae, text, pictures_bchw, "normal", batch=2)
+    tokens = base.tokenizer(["surface normal"], padding="max_length", max_length=77, return_tensors="pt").input_ids
+    assert torch.equal(text, base.text_encoder(tokens).last_hidden_state)
+    with torch.no_grad():
+        latent = base.vae.encode(pictures_bchw * 2 - 1).latent_dist.mean * 0.5
+        raw = base.vae.decode(base.unet(latent, 999, text.expand(3, -1, -1)).sample / 0.5).sample
+    vectors = rearrange(raw, "b c h w -> b h w c")
+    torch.testing.assert_close(predicted, vectors / vectors.norm(dim=-1, keepdim=True), rtol=0, atol=1e-4)
+    depth = predict_maps(base.unet, base.vae, text, pictures_bchw, "depth")
+    torch.testing.assert_close(depth, vectors.mean(-1, keepdim=True) / 2 + 0.5, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="34 x 30 pixels came, both sides must be multiples of 4"):
+        predict_maps(base.unet, base.vae, text, torch.zeros(1, 3, 30, 34), "normal")
+
+
+def test_losses_of_a_step_equal_the_paper_written_out(tiny_base, pairs, tmp_path):
+    base = load_base(tiny_base)
+    text = base.embed(MAPS["normal"].prompt)
+    config = config_of(tiny_base, tmp_path, batch=3)
+    latent = IntrinsicLoraTask(config, base.unet, base.vae, text, pairs)
+    decoded = IntrinsicLoraTask(replace(config, loss="decoded"), base.unet, base.vae, text, pairs)
+    rows = torch.randint(12, (3,), generator=step_generator(0, 8)).tolist()
+    maps = render_scenes([SCENES.first_seed + row for row in rows], 32, 32)
+    with torch.no_grad():
+        image = base.vae.encode(rearrange(maps.image_bhwc, "b h w c -> b c h w") * 2 - 1).latent_dist.mean * 0.5
+        output = base.unet(image, 999, text.expand(3, -1, -1)).sample
+        posterior = base.vae.encode(rearrange(maps.normal_bhwc, "b h w c -> b c h w")).latent_dist
+        error = ((output - posterior.mean * 0.5) ** 2).mean() + (posterior.std * 0.5).square().mean()
+        # The sampled target scatters around its mean: the expectation is met within a few percent.
+        assert latent.loss(base.unet, step_generator(0, 8)).item() == pytest.approx(error.item(), rel=0.1)
+        pixels = normal_loss(base.vae.decode(output / 0.5).sample, rearrange(maps.normal_bhwc, "b h w c -> b c h w"))
+        assert decoded.loss(base.unet, step_generator(0, 8)).item() == pytest.approx(pixels.item(), rel=1e-4)
+
+
+def test_latents_are_encoded_once_and_read_back(tiny_base, pairs, tmp_path, caplog):
+    caplog.set_level("INFO")
+    vae = load_base(tiny_base).vae
+    first = LatentPairs.encode(vae, SCENES, "normal", tmp_path)
+    assert torch.equal(first.map_mean_bchw, pairs.map_mean_bchw) and len(list(tmp_path.iterdir())) == 2
+    assert caplog.text.count("encoded 12 of 12") == 2
+    again = LatentPairs.encode(vae, SCENES, "normal", tmp_path)
+    assert all(torch.equal(getattr(again, name), getattr(pairs, name)) for name in ("image_bchw", "map_mean_bchw", "map_std_bchw"))
+    LatentPairs.encode(vae, SCENES, "depth", tmp_path)
+    assert caplog.text.count("encoded 12 of 12") == 3, "the picture's latents serve every map"
+    with torch.no_grad():
+        vae.encoder.conv_in.weight += 0.1
+    assert not torch.equal(LatentPairs.encode(vae, SCENES, "normal", tmp_path).image_bchw, pairs.image_bchw)
+    next(tmp_path.glob("latents-depth-*")).write_bytes(b"torn")
+    LatentPairs.encode(load_base(tiny_base).vae, SCENES, "depth", tmp_path)
+    assert "is damaged: encoding again" in caplog.text
+
+
+def test_a_random_base_differs_from_the_trained_one_and_depends_on_the_seed(tiny_base):
+    trained, one, same, two = (load_base(tiny_base, *how).unet.conv_in.weight for how in ((), ("random", 1), ("random", 1), ("random", 2)))
+    assert torch.equal(one, same) and not torch.equal(one, two) and not torch.equal(one, trained)
+
+
+def test_a_full_fine_tune_is_written_as_a_diffusers_unet(tiny_base, pairs, tmp_path):
+    from diffusers import UNet2DConditionModel
+
+    trained = train_intrinsic_lora(config_of(tiny_base, tmp_path, kind="full", loop={"learning_rate": 1e-3}), pairs=pairs)
+    loaded = UNet2DConditionModel.from_pretrained(trained.weights)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), trained.base.unet.parameters(), strict=True))
+    assert not torch.equal(loaded.conv_in.weight, load_base(tiny_base).unet.conv_in.weight)
+
+
+@pytest.mark.parametrize("options", [{"mixed_precision": "bf16"}, {"accumulation": 2}])
+def test_mixed_precision_and_accumulation_train_too(tiny_base, pairs, tmp_path, options):
+    config = config_of(tiny_base, tmp_path, loop=options, gradient_checkpointing=True, save_dtype="float16")
+    trained = train_intrinsic_lora(config, pairs=pairs)
+    assert len(trained.history.losses) == 3
+    assert (
+        load_file(trained.weights)["lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_up.weight"].dtype == torch.float16
+    )
+
+
+def test_a_killed_run_resumes_to_the_same_weights(tiny_base, pairs, tmp_path, start_trainer):
+    """SIGKILL in the middle of training, in a process of its own."""
+    loop = {"checkpoint_every": 3, "ema_decay": 0.9, "schedule": "cosine", "warmup": 5, "learning_rate": 1e-2}
+    whole = train_intrinsic_lora(config_of(tiny_base, tmp_path / "whole", steps=40, loop=loop), pairs=pairs)
+    config = config_of(tiny_base, tmp_path / "killed", steps=40, loop=loop)
+    words = [
+        "--map",
+        "normal",
+        "--scenes",
+        "12",
+        "--size",
+        "32",
+        "--steps",
+        "40",
+        "--rank",
+        "4",
+        "--batch",
+        "2",
+        "--threads",
+        "1",
+        "--log-every",
+        "1",
+        "--learning-rate",
+        "1e-2",
+    ]
+    words += ["--checkpoint-every", "3", "--ema-decay", "0.9", "--schedule", "cosine", "--warmup", "5"]
+    process = start_trainer("--base", tiny_base, "--output", config.loop.output, *words)
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if "step 11 " in line:
+            process.send_signal(signal.SIGKILL)
+            break
+    assert process.wait(30) == -signal.SIGKILL, "".join(said)
+    kept = torch.load(config.loop.output / CHECKPOINT, weights_only=True)["step"]
+    assert 9 <= kept < 40 and not config.weights.exists()
+    resumed = train_intrinsic_lora(config)
+    assert resumed.history.losses == whole.history.losses
+    first, second = load_file(whole.weights), load_file(resumed.weights)
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tiny_base, tmp_path, start_trainer):
+    words = ["--map", "depth", "--scenes", "2", "--size", "32", "--steps", "5000", "--batch", "1", "--threads", "1", "--log-every", "1"]
+    process = start_trainer("--base", tiny_base, "--output", tmp_path, *words)
+    for line in process.stdout:
+        if "depth step 4 " in line:
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stdout.read()
+    assert process.wait(30) == 130, rest
+    assert "run the same command to go on" in rest
+    assert 4 <= torch.load(tmp_path / CHECKPOINT, weights_only=True)["step"] < 5000
+
+
+def test_resuming_with_another_map_or_rank_is_refused(tiny_base, pairs, tmp_path):
+    train_intrinsic_lora(config_of(tiny_base, tmp_path), pairs=pairs)
+    with pytest.raises(ValueError, match=r"belongs to a run with other settings .rank was 4, now 2"):
+        train_intrinsic_lora(config_of(tiny_base, tmp_path, rank=2), pairs=pairs)
+    with pytest.raises(ValueError, match="map was normal, now depth"):
+        train_intrinsic_lora(config_of(tiny_base, tmp_path, map="depth"), pairs=pairs)
+
+
+def test_wrong_settings_are_told_clearly(tiny_base, pairs, tmp_path):
+    for wrong in ({"map": "colour"}, {"kind": "lokr"}, {"loss": "l1"}, {"init": "zero"}, {"rank": 0}, {"batch": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            config_of(tiny_base, tmp_path, **wrong)
+    with pytest.raises(ValueError, match="has no unet folder: give a Stable Diffusion"):
+        train_intrinsic_lora(config_of(tmp_path, tmp_path), pairs=pairs)
+    with pytest.raises(ValueError, match="held out for judging"):
+        train_intrinsic_lora(config_of(tiny_base, tmp_path, data=SceneData(first_seed=990, count=20, size=32)))
+    with pytest.raises(ValueError, match="12 encoded pairs came for 5 pictures"):
+        train_intrinsic_lora(config_of(tiny_base, tmp_path, data=SceneData(count=5, size=32)), pairs=pairs)
+    with pytest.raises(ValueError, match=r"is 30 pixels, this base needs a multiple of 4"):
+        train_intrinsic_lora(config_of(tiny_base, tmp_path, data=SceneData(count=5, size=30)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_tells_errors_without_a_trace_and_knows_every_setting(tiny_base, tmp_path, capsys, caplog):
+    from intrinsic_lab.training.intrinsic_lora.__main__ import build_parser, config_from, main
+
+    words = ["--base", str(tiny_base), "--map", "normal", "--output", str(tmp_path / "out"), "--data", str(tmp_path / "nowhere")]
+    assert main(words) == 2
+    assert "nowhere does not exist" in caplog.text and "Traceback" not in caplog.text
+    config = config_from(build_parser().parse_args([*words, "--size", "64", "--normals", "directx", "--steps", "7", "--init", "random"]))
+    assert (config.data.size, config.data.normals, config.loop.steps, config.init) == (64, "directx", 7, "random")
+    assert config_from(build_parser().parse_args(words[:-2])).data == SceneData()
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "accelerate launch" in capsys.readouterr().out
+
+
+_TWO_PROCESSES = """
+import sys, torch
+from pathlib import Path
+from intrinsic_lab.training.loop import LoopConfig, train
+
+class Task:
+    module = torch.nn.Linear(3, 1)
+    def loss(self, module, draw):
+        x = torch.rand(4, 3, generator=draw)
+        return (module(x) - x.sum(1, keepdim=True)).square().mean()
+    def save(self, folder):
+        torch.save(list(self.module.parameters()), folder / "weights.pt")
+
+torch.nn.init.ones_(Task.module.weight), torch.nn.init.ones_(Task.module.bias)
+train(Task(), LoopConfig(Path(sys.argv[1]), 5, learning_rate=1e-2, clip_norm=1e9))
+"""
+
+
+@pytest.mark.slow
+def test_accelerate_launch_averages_the_gradients_of_its_processes(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(_TWO_PROCESSES)
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # Without a GPU the processes meet over gloo.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *launch, "--main_process_port", str(port), str(script), str(tmp_path / "out")]
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        said, _ = process.communicate(timeout=200)
+    finally:
+        # The launcher's children too, should it hang.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, said
+    module = torch.nn.Linear(3, 1)
+    torch.nn.init.ones_(module.weight), torch.nn.init.ones_(module.bias)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=1e-2, weight_decay=1e-2)
+    losses = []
+    for step in range(5):
+        batches = [torch.rand(4, 3, generator=step_generator(0, step, process)) for process in (0, 1)]
+        loss = torch.stack([(module(x) - x.sum(1, keepdim=True)).square().mean() for x in batches]).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    for value, wanted in zip(torch.load(tmp_path / "out/weights.pt", weights_only=True), module.parameters(), strict=True):
+        torch.testing.assert_close(value, wanted.detach(), rtol=0, atol=1e-6)
+    assert json.loads((tmp_path / "out/loss.json").read_text())["losses"] == pytest.approx(losses, abs=1e-6)

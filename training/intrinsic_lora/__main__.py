@@ -7,6 +7,8 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from accelerate import PartialState
+
 from ...methods.maps import MAPS
 from ..folder_data import FolderData
 from ..loop import Interrupted, LoopConfig, console_report
@@ -24,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m intrinsic_lab.training.intrinsic_lora",
         description="Train an Intrinsic LoRA: a LoRA with which a Stable Diffusion model turns a picture into one of its intrinsic maps. "
-        "Running the same command again resumes; Ctrl+C saves a checkpoint first. Several devices: accelerate launch -m (the same).",
+        "Running the same command again resumes; Ctrl+C saves a checkpoint first. Several devices: accelerate launch -m, then the same.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--base", type=Path, required=True, help="diffusers folder of a Stable Diffusion 1.x or 2.x model")
@@ -55,25 +57,25 @@ def build_parser() -> argparse.ArgumentParser:
         default=own.kind,
         help="attention: the paper's LoRA; wide: convolutions and feed-forward too; full: everything",
     )
-    model.add_argument("--rank", type=int, default=own.rank)
+    model.add_argument("--rank", type=int, default=own.rank, help="of the LoRA layers")
     model.add_argument("--loss", choices=("latent", "decoded"), default=own.loss, help="of latents, or of the decoded map (slower)")
     model.add_argument("--init", choices=("trained", "random"), default=own.init, help="random: fresh UNet weights, the paper's control")
     model.add_argument("--save-dtype", choices=("float32", "float16"), default=own.save_dtype, help="number format of the LoRA file")
 
     loop = parser.add_argument_group("training")
-    loop.add_argument("--steps", type=int, default=20_000)
+    loop.add_argument("--steps", type=int, default=20_000, help="of the optimiser")
     loop.add_argument("--batch", type=int, default=own.batch, help="pairs per forward pass and process")
     loop.add_argument("--accumulation", type=int, default=LoopConfig.accumulation, help="forward passes per step")
-    loop.add_argument("--learning-rate", type=float, default=LoopConfig.learning_rate)
-    loop.add_argument("--schedule", choices=("constant", "cosine"), default=LoopConfig.schedule)
+    loop.add_argument("--learning-rate", type=float, default=LoopConfig.learning_rate, help="highest rate")
+    loop.add_argument("--schedule", choices=("constant", "cosine"), default=LoopConfig.schedule, help="of the rate")
     loop.add_argument("--warmup", type=int, default=LoopConfig.warmup, help="steps of linear rise")
-    loop.add_argument("--weight-decay", type=float, default=LoopConfig.weight_decay)
+    loop.add_argument("--weight-decay", type=float, default=LoopConfig.weight_decay, help="of AdamW")
     loop.add_argument("--clip-norm", type=float, default=LoopConfig.clip_norm, help="largest norm of the gradient")
     loop.add_argument("--ema-decay", type=float, default=LoopConfig.ema_decay, help="of the average of the weights; 0: none")
-    loop.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default=LoopConfig.mixed_precision)
+    loop.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default=LoopConfig.mixed_precision, help="of the passes")
     loop.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a slower step")
     loop.add_argument("--checkpoint-every", type=int, default=LoopConfig.checkpoint_every, help="steps between checkpoints")
-    loop.add_argument("--seed", type=int, default=LoopConfig.seed)
+    loop.add_argument("--seed", type=int, default=LoopConfig.seed, help="of data and initial weights")
     loop.add_argument("--threads", type=int, default=own.threads, help="of torch on the CPU; 0: torch's choice")
     loop.add_argument("--log-every", type=int, default=50, help="steps between two lines of progress")
     return parser
@@ -120,7 +122,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         logging.error("%s", error)
         return 2
-    logging.info("written: %s", trained.weights)
+    if PartialState().is_main_process:
+        logging.info("written: %s", trained.weights)
     return 0
 
 

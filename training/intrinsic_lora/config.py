@@ -127,7 +127,6 @@ def load_base(folder: Path, init: str = "trained", seed: int = 0) -> Base:
 
 
 def _weights(kind, folder: Path, part: str, stem: str):
-    """One part of the base; many folders hold only its fp16 variant."""
+    """One part of the base, as float32; many folders hold only its fp16 variant."""
     only_half = not (folder / part / f"{stem}.safetensors").exists() and (folder / part / f"{stem}.fp16.safetensors").exists()
-    precision = {"dtype": torch.float32} if kind is CLIPTextModel else {"torch_dtype": torch.float32}
-    return kind.from_pretrained(folder, subfolder=part, local_files_only=True, variant="fp16" if only_half else None, **precision)
+    return kind.from_pretrained(folder, subfolder=part, local_files_only=True, variant="fp16" if only_half else None).float()

@@ -66,13 +66,16 @@ def train_intrinsic_lora(
     if config.threads:
         torch.set_num_threads(config.threads)
     state = PartialState(cpu=not torch.cuda.is_available())
+    source = config.data.source(config.map)
     base = load_base(config.base, config.init, config.loop.seed)
+    factor = 2 ** (len(base.vae.config.block_out_channels) - 1)
+    if config.data.size % factor:
+        raise ValueError(f"the training size is {config.data.size} pixels, this base needs a multiple of {factor}: choose another size.")
     for module in (base.unet, base.vae, base.text_encoder):
         module.to(state.device)
     add_adapter(base.unet, config.kind, config.rank, config.loop.seed)
     if config.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
-    source = config.data.source(config.map)
     if pairs is None:
         # Of several processes the first encodes, the others read what it kept.
         with state.main_process_first():
