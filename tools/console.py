@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,3 +71,25 @@ def run_logged(command: Sequence[str | Path], log: Path, remedy: str, environmen
     if code:
         last = "\n    ".join(tail)
         raise WorkbenchError(f"`{' '.join(words[:6])} ...` ended with exit code {code}. Its last words:\n    {last}", remedy)
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """Runs a command of the workbench; a failed step becomes its message and 2, Ctrl-C becomes 130."""
+    try:
+        return command()
+    except WorkbenchError as error:
+        say(f"\n{error}")
+        return 2
+    except KeyboardInterrupt:
+        say("\nStopped.")
+        return 130
+
+
+def format_table(rows: Sequence[dict]) -> str:
+    """Rows with the same keys as an aligned text table; floats with four significant digits."""
+    if not rows:
+        return "(nothing)"
+    cells = [list(rows[0]), *([f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

@@ -75,9 +75,14 @@ def set_up(browser: bool = True) -> Path:
 
 
 def link_pack(base: Path) -> Path:
-    """Makes `base` a ComfyUI base directory whose custom_nodes holds a link to this pack, and returns it."""
+    """Makes `base` a ComfyUI base directory whose custom_nodes holds a link to this pack, and returns it.
+
+    The pictures that the example workflows load are copied to its input folder.
+    """
     for folder in ("custom_nodes", "models", "input", "output", "user", "temp"):
         (base / folder).mkdir(parents=True, exist_ok=True)
+    for picture in (ROOT / "assets").glob("*.png"):
+        shutil.copy(picture, base / "input" / picture.name)
     link = base / "custom_nodes" / "intrinsic-lab"
     if link.is_symlink() and link.resolve() == ROOT:
         return base

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.comfyui_server import comfyui_server, device_arguments
 from tools.comfyui_source import NEWEST, OLDEST, ROOT, bring_release, version_of
-from tools.console import WorkbenchError, say, step
+from tools.console import exit_code, say, step
 from tools.environment import LOG, WORKSPACE, set_up, venv_python
 
 
@@ -40,8 +40,8 @@ def setup(_options: argparse.Namespace) -> int:
 
 def demo(options: argparse.Namespace) -> int:
     """extract the maps of a picture (or of a rendered scene) with a real ComfyUI graph"""
-    chosen = [f"--image={options.image}"] if options.image else []
-    return in_environment(set_up(browser=False), "-m", "intrinsic_lab.tools.demo", *chosen, f"--out={options.out}")
+    chosen = [f"--image={Path(options.image).resolve()}"] if options.image else []
+    return in_environment(set_up(browser=False), "-m", "intrinsic_lab.tools.demo", *chosen, f"--out={Path(options.out).resolve()}")
 
 
 def test(options: argparse.Namespace) -> int:
@@ -115,14 +115,7 @@ def main() -> int:
         if command in (test, bench, serve, workflows, export_workflows, nano):
             entry.add_argument("arguments", nargs="*", help="handed on; write -- before the first")
     options = parser.parse_args()
-    try:
-        return options.command(options)
-    except WorkbenchError as error:
-        say(f"\n{error}")
-        return 2
-    except KeyboardInterrupt:
-        say("\nStopped.")
-        return 130
+    return exit_code(lambda: options.command(options))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,153 @@
+"""The pack's main job on one picture: its maps, out of a real ComfyUI graph, run over the API."""
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import aiohttp
+from PIL import Image, ImageDraw, ImageOps
+
+from .batch import Job, run_job
+from .comfyui_client import PictureFailed, Server
+from .comfyui_server import RunningServer, comfyui_server, device_arguments
+from .comfyui_source import ROOT, find_comfyui
+from .console import WorkbenchError, exit_code, say, step
+from .environment import WORKSPACE, link_pack
+from .prompt import Prompt, load_prompt, picture_input
+
+GRAPH = ROOT / "example_workflows" / "api" / "extract_maps.json"
+SCENE = ROOT / "assets" / "demo_scene.png"
+MAPS = ("normal", "depth", "albedo", "shading")
+SHEET_HEIGHT = 384
+
+
+def scene_picture(folder: Path) -> Path:
+    """The bundled picture of a rendered scene; rendered now if it is not there."""
+    if SCENE.is_file():
+        return SCENE
+    from ..scenes import render_scenes
+
+    pixels = (render_scenes([7], 512, 512).image_bhwc[0].clamp(0, 1) * 255).round().byte()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "demo_scene.png"
+    Image.fromarray(pixels.numpy()).save(path)
+    return path
+
+
+def with_exact_files(prompt: Prompt) -> Prompt:
+    """The graph with 16-bit PNG instead of 8, and with the maps' own values as 32-bit EXR, by core's SaveImageAdvanced."""
+    exact = json.loads(json.dumps(prompt))
+    for node in exact.values():
+        if node["class_type"] == "SaveImage":
+            node["class_type"] = "SaveImageAdvanced"
+            node["inputs"] |= {"format": "png", "format.bit_depth": "16-bit", "format.input_color_space": "sRGB"}
+    for source in [node_id for node_id, node in prompt.items() if node["class_type"] == "IntrinsicLabExtractMaps"]:
+        for number, name in enumerate(MAPS):
+            exact[f"{source}-{name}-exr"] = {
+                "class_type": "SaveImageAdvanced",
+                "inputs": {
+                    "images": [source, number],
+                    "filename_prefix": f"demo/{name}",
+                    "format": "exr",
+                    "format.bit_depth": "32-bit float",
+                    "format.input_color_space": "linear",
+                },
+                "_meta": {"title": f"Save {name} as EXR"},
+            }
+    return exact
+
+
+def contact_sheet(picture: Path, out: Path) -> Path:
+    """Picture and maps side by side, each with its name, as OUT/contact_sheet.png."""
+    tiles = []
+    for name, path in {"picture": picture, **{name: out / f"{name}.png" for name in MAPS}}.items():
+        if not path.is_file():
+            continue
+        tile = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        tile = tile.resize((max(1, round(tile.width * SHEET_HEIGHT / tile.height)), SHEET_HEIGHT), Image.Resampling.LANCZOS)
+        ImageDraw.Draw(tile).text((8, 6), name, fill="white", stroke_width=2, stroke_fill="black", font_size=20)
+        tiles.append(tile)
+    sheet = Image.new("RGB", (sum(tile.width for tile in tiles), SHEET_HEIGHT))
+    left = 0
+    for tile in tiles:
+        sheet.paste(tile, (left, 0))
+        left += tile.width
+    path = out / "contact_sheet.png"
+    sheet.save(path)
+    return path
+
+
+async def extract(url: str, prompt: Prompt, picture: Path, out: Path) -> list[Path]:
+    """Runs the graph on one picture; what it saves comes to `out`. Raises PictureFailed with ComfyUI's reason."""
+    told = ""
+
+    def progress(text: str) -> None:
+        nonlocal told
+        if text != told:
+            say(f"    {text}")
+            told = text
+
+    async with aiohttp.ClientSession() as session:
+        return await run_job(Server(session, url), prompt, picture_input(prompt, None), Job(picture, out), progress)
+
+
+def run(image: Path | None, out: Path) -> int:
+    """Writes a picture's maps and a contact sheet to `out`; without a picture, a rendered scene's. Raises WorkbenchError."""
+    start = time.monotonic()
+    picture = image or scene_picture(out)
+    try:
+        with Image.open(picture) as opened:
+            opened.verify()
+    except (OSError, SyntaxError) as error:
+        raise WorkbenchError(
+            f"{picture} is no picture that can be read: {error}", "give a PNG or JPEG file: make demo IMAGE=photo.jpg"
+        ) from error
+    prompt = load_prompt(GRAPH)
+    with started_server() as server:
+        if offers(server.url, "SaveImageAdvanced"):
+            prompt = with_exact_files(prompt)
+        with step(f"Extracting the maps of {picture.name}") as notes:
+            try:
+                files = asyncio.run(extract(server.url, prompt, picture, out))
+            except PictureFailed as error:
+                raise WorkbenchError(f"ComfyUI could not run {GRAPH.name}: {error}", f"read {server.log}.") from error
+            notes.append(f"{len(files)} files")
+    sheet = contact_sheet(picture, out)
+    say(f"- Done in {time.monotonic() - start:.1f} s")
+    for path in [*sorted(files), sheet]:
+        say(f"    {path}  ({path.stat().st_size / 1024:.0f} KiB)")
+    return 0
+
+
+@contextmanager
+def started_server() -> Iterator[RunningServer]:
+    """A ComfyUI in the workbench's own base directory, announced as a step."""
+    say("- Starting ComfyUI")
+    start = time.monotonic()
+    with comfyui_server(Path(sys.executable), find_comfyui(), link_pack(WORKSPACE), device_arguments()) as server:
+        say(f"    {server.url} ({time.monotonic() - start:.1f} s)")
+        yield server
+
+
+def offers(url: str, node: str) -> bool:
+    """Whether this server has the node."""
+    try:
+        with urllib.request.urlopen(f"{url}/object_info/{node}", timeout=30) as answer:
+            return node in json.load(answer)
+    except urllib.error.HTTPError:
+        return False
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--image", type=Path)
+    parser.add_argument("--out", type=Path, default=ROOT / "output" / "demo")
+    chosen = parser.parse_args()
+    raise SystemExit(exit_code(lambda: run(chosen.image, chosen.out)))

@@ -1,0 +1,109 @@
+"""ComfyUI's real front end in a headless browser: opens workflows, exports them to API form, takes their picture."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from playwright.sync_api import Page, sync_playwright
+
+from .console import WorkbenchError
+from .environment import find_chromium
+
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+MISSING_NODES = """workflow => {
+    const known = LiteGraph.registered_node_types;
+    const graphs = [workflow, ...(workflow.definitions?.subgraphs ?? [])];
+    const own = new Set((workflow.definitions?.subgraphs ?? []).map(subgraph => subgraph.id));
+    return [...new Set(graphs.flatMap(graph => graph.nodes.map(node => node.type)))].filter(type => !known[type] && !own.has(type));
+}"""
+RED_WIDGETS = """() => {
+    const graphs = [app.graph, ...(app.graph.subgraphs?.values() ?? [])];
+    const red = [];
+    for (const node of graphs.flatMap(graph => graph.nodes ?? graph._nodes)) {
+        if (node.has_errors) red.push(`${node.type}: has errors`);
+        for (const widget of node.widgets ?? []) {
+            if (widget.type !== "combo") continue;
+            let values = widget.options?.values ?? [];
+            if (typeof values === "function") values = values(widget, node);
+            if (!Array.isArray(values)) values = Object.keys(values);
+            if (!values.includes(widget.value)) red.push(`${node.type}.${widget.name}: ${widget.value}`);
+        }
+    }
+    return red;
+}"""
+FIT_GRAPH = """() => {
+    const canvas = app.canvas, nodes = app.graph._nodes, title = LiteGraph.NODE_TITLE_HEIGHT, margin = 40;
+    const left = Math.min(...nodes.map(node => node.pos[0])), top = Math.min(...nodes.map(node => node.pos[1] - title));
+    const right = Math.max(...nodes.map(node => node.pos[0] + node.size[0]));
+    const bottom = Math.max(...nodes.map(node => node.pos[1] + node.size[1]));
+    const [width, height] = [innerWidth - 2 * margin, innerHeight - 2 * margin];
+    const scale = Math.min(width / (right - left), height / (bottom - top));
+    canvas.ds.scale = scale;
+    canvas.ds.offset[0] = (innerWidth / scale - (right + left)) / 2;
+    canvas.ds.offset[1] = (innerHeight / scale - (bottom + top)) / 2;
+    canvas.setDirty(true, true);
+}"""
+GRAPH_ONLY = "body * { visibility: hidden } canvas, .graph-canvas-container, .graph-canvas-container * { visibility: visible }"
+
+
+@contextmanager
+def front_end(url: str) -> Iterator[Page]:
+    """The front end of a running ComfyUI, ready for graphs. Raises WorkbenchError if there is no browser."""
+    chromium = find_chromium()
+    if chromium is None:
+        raise WorkbenchError("There is no Chromium for the front end.", "install chromium (apt-get install chromium) or set CHROMIUM_PATH.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        try:
+            page = browser.new_page(viewport={"width": 1600, "height": 900})
+            page.goto(url)
+            page.wait_for_function("() => !!window.app?.graph && !!window.LiteGraph?.registered_node_types?.['LoadImage']", timeout=120_000)
+            # Graphs opened before the extensions are set up lose their widgets' values.
+            page.wait_for_function("() => !!window.app.extensionManager && !!app.canvas", timeout=60_000)
+            yield page
+        finally:
+            browser.close()
+
+
+def open_workflow(page: Page, workflow: dict) -> list[str]:
+    """Opens a graph and returns what is wrong with it: node types that are missing, widgets whose value is not offered."""
+    missing = [f"missing node {name}" for name in page.evaluate(MISSING_NODES, workflow)]
+    page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+    return missing + [f"red widget {name}" for name in page.evaluate(RED_WIDGETS)]
+
+
+def prompt_of(page: Page) -> dict:
+    """The open graph in API form."""
+    return page.evaluate("async () => (await app.graphToPrompt()).output")
+
+
+def queue(page: Page, seconds: float = 300) -> str:
+    """Queues the open graph as its button does and waits; returns the ending: execution_success, _error or _interrupted.
+
+    Returns "refused" if ComfyUI does not accept the prompt.
+    """
+    return page.evaluate(
+        """async milliseconds => {
+            const endings = ["execution_success", "execution_error", "execution_interrupted"];
+            const ended = new Promise(resolve => {
+                for (const ending of endings) app.api.addEventListener(ending, () => resolve(ending), { once: true });
+                setTimeout(() => resolve("too slow"), milliseconds);
+            });
+            const accepted = await app.queuePrompt(0, 1);
+            if (accepted === false || Object.keys(app.lastNodeErrors ?? {}).length) return "refused";
+            return await ended;
+        }""",
+        seconds * 1000,
+    )
+
+
+def picture_of(page: Page) -> bytes:
+    """The open graph, fitted to the window, as JPEG."""
+    page.evaluate(FIT_GRAPH)
+    style = page.add_style_tag(content=GRAPH_ONLY)
+    page.wait_for_timeout(1000)
+    picture = page.screenshot(type="jpeg", quality=85)
+    style.evaluate("element => element.remove()")
+    return picture
