@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from pathlib import Path
 
@@ -14,14 +15,14 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from einops import rearrange
 from torch import Tensor
 
-from ..methods.intrinsic_lora.extract import ExtractSettings, count_forwards, extract, resize
+from ..methods.intrinsic_lora.extract import ExtractSettings, count_forwards, extract, resize, working_grid
 from ..methods.intrinsic_lora.lora_file import LoraFile, read_lora
 from ..methods.maps import MAPS, image_from_map, map_from_image
 from .native import row_lora
+from .native.paths import bundled_file
 from .native.schema import schema
-from .native.single_step import interruptible, make_generator, require_sd_unet
+from .native.single_step import interruptible, make_generator, require_sd_unet, rows_per_forward
 
-BUNDLED = Path(__file__).resolve().parents[1] / "assets"
 FROM_METADATA = "auto"
 NO_MERGED_MAP = "none"
 DEFAULT_RESOLUTION = 512
@@ -32,7 +33,7 @@ PREVIEW_HEIGHT = 320
 
 def _bundled_adapters() -> dict[str, Path]:
     """The pack's own adapters, by the name the node shows."""
-    return {f"nano/{name} (bundled)": path for name in MAPS if (path := BUNDLED / f"nano_{name}.safetensors").is_file()}
+    return {f"nano/{name} (bundled)": path for name in MAPS if (path := bundled_file(f"nano_{name}.safetensors")).is_file()}
 
 
 def _lora_path(lora_name: str) -> Path:
@@ -240,9 +241,11 @@ class ExtractIntrinsicMaps(io.ComfyNode):
             )
         settings = ExtractSettings(processing_resolution, tile_size, tile_overlap, mirrored_average)
         generator = make_generator(model, clip, vae, recipe, assign=bool(carried))
-        height, width = image_bhw3.shape[1:3]
-        progress = comfy.utils.ProgressBar(count_forwards(height, width, settings, list(recipe), generator.downscale))
-        extraction = extract(image_bhw3, list(recipe), generator, settings, interruptible(lambda: progress.update(1)))
+        grid = working_grid(*image_bhw3.shape[1:3], settings, generator.downscale)
+        rows = rows_per_forward(model, grid.tile_height // generator.downscale, grid.tile_width // generator.downscale)
+        pictures = max(1, rows // (len(recipe) * (2 if mirrored_average else 1)))
+        progress = comfy.utils.ProgressBar(count_forwards(grid, list(recipe), groups=math.ceil(len(image_bhw3) / pictures)))
+        extraction = extract(image_bhw3, list(recipe), generator, settings, pictures, interruptible(lambda: progress.update(1)))
         maps = {name: image_from_map(values) for name, values in extraction.maps.items()}
         outputs = [maps.get(name) if name in maps else ExecutionBlocker(_missing(name, recipe)) for name in MAPS]
         preview = ui.PreviewImage(contact_sheet(image_bhw3, extraction.maps), cls=cls)

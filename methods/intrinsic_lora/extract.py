@@ -110,44 +110,50 @@ def extract(
     map_names: Sequence[str],
     generator: Generator,
     settings: ExtractSettings,
+    pictures_per_forward: int | None = None,
     on_forward: Callable[[], None] = lambda: None,
 ) -> Extraction:
-    """All maps of all pictures. `on_forward` is called after each forward (tile); `count_forwards` says how often.
+    """All maps of all pictures.
 
-    Tiled depth is relative to its own tile, so each tile is brought to the scale and shift of the whole picture seen at tile size.
+    pictures_per_forward: groups of this many pictures run one after the other (None: all together). `on_forward` is called after each
+    forward of a group (or of a tile of it); `count_forwards` says how often. Tiled depth is relative to its own tile, so each tile is
+    brought to the scale and shift of the whole picture seen at a tile's number of pixels.
     """
+    groups = image_bhw3.split(pictures_per_forward or len(image_bhw3))
+    results = [_extract_group(group, map_names, generator, settings, on_forward) for group in groups]
+    maps = {name: torch.cat([maps[index] for maps, _ in results]) for index, name in enumerate(map_names)}
+    # Groups follow each other within each map.
+    latents = torch.cat([rearrange(latents, "(map b) c h w -> map b c h w", map=len(map_names)) for _, latents in results], dim=1)
+    return Extraction(maps, rearrange(latents, "map b c h w -> (map b) c h w"))
+
+
+def _extract_group(
+    image_bhw3: Tensor, map_names: Sequence[str], generator: Generator, settings: ExtractSettings, on_forward: Callable[[], None]
+) -> tuple[list[Tensor], Tensor]:
     size = image_bhw3.shape[1:3]
     small = resize(image_bhw3, *processed_size(*size, settings.processing_resolution))
     padded = pad_to_cells(small, generator.downscale)
-    grid = _grid(padded, settings, generator.downscale)
+    grid = working_grid(*size, settings, generator.downscale)
 
     def run(picture_bhw3: Tensor) -> tuple[Tensor, Tensor]:
         result = _forward(picture_bhw3, map_names, generator, settings.mirrored_average)
         on_forward()
         return result
 
-    if len(grid) == 1:
-        pictures, latents = run(padded)
-    else:
-        pictures, latents = _tiled(padded, grid, map_names, generator.downscale, run)
-    maps = {}
-    for name, picture in zip(map_names, pictures, strict=True):
-        unpadded = picture[:, : small.shape[1], : small.shape[2]]
-        maps[name] = MAPS[name].from_picture(resize(unpadded, *size))
-    return Extraction(maps, latents)
+    pictures, latents = run(padded) if len(grid) == 1 else _tiled(padded, grid, map_names, generator.downscale, run)
+    unpadded = pictures[:, :, : small.shape[1], : small.shape[2]]
+    return [MAPS[name].from_picture(resize(picture, *size)) for name, picture in zip(map_names, unpadded, strict=True)], latents
 
 
-def count_forwards(height: int, width: int, settings: ExtractSettings, map_names: Sequence[str], downscale: int) -> int:
-    """Forwards that `extract` makes for one batch of pictures of this size."""
-    height, width = processed_size(height, width, settings.processing_resolution)
-    tiles = len(
-        tile_grid(padded_side(height, downscale), padded_side(width, downscale), settings.tile_size, settings.tile_overlap, downscale)
-    )
-    return tiles + (tiles > 1 and "depth" in map_names)
+def working_grid(height: int, width: int, settings: ExtractSettings, downscale: int) -> TileGrid:
+    """The tiles (often one) in which a picture of this size is processed, in pixels of the processed, padded picture."""
+    height, width = (padded_side(side, downscale) for side in processed_size(height, width, settings.processing_resolution))
+    return tile_grid(height, width, settings.tile_size, settings.tile_overlap, downscale)
 
 
-def _grid(padded: Tensor, settings: ExtractSettings, downscale: int) -> TileGrid:
-    return tile_grid(padded.shape[1], padded.shape[2], settings.tile_size, settings.tile_overlap, downscale)
+def count_forwards(grid: TileGrid, map_names: Sequence[str], groups: int = 1) -> int:
+    """Forwards that `extract` makes: one per tile and group, and one more where depth is aligned."""
+    return groups * (len(grid) + (len(grid) > 1 and "depth" in map_names))
 
 
 def _forward(picture_bhw3: Tensor, map_names: Sequence[str], generator: Generator, mirrored_average: bool) -> tuple[Tensor, Tensor]:

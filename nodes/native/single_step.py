@@ -1,6 +1,7 @@
 """The single step of Intrinsic LoRA on ComfyUI's own sampling machinery: loading, offloading, interrupts and hooks are core's."""
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Mapping
 
@@ -62,18 +63,25 @@ def make_generator(model: ModelPatcher, clip, vae, carried: Mapping[str, tuple[s
     step_model = model.clone()
     step_model.add_object_patch("model_sampling", ImageToImage(model.model.model_config))
 
+    def run_rows(latent_bchw: Tensor, rows: list[int]) -> Tensor:
+        map_of_row = [names[index] for index in rows] if assign else None
+        try:
+            return _raw_outputs(step_model, latent_bchw, _join_rows(embeddings, rows), timesteps[rows], map_of_row)
+        except comfy.model_management.OOM_EXCEPTION:
+            if len(rows) == 1:
+                raise
+        # Outside the except block, which would keep the failed forward's tensors alive.
+        logging.warning("Out of memory with %d rows in one forward, trying half.", len(rows))
+        comfy.model_management.soft_empty_cache()
+        half = len(rows) // 2
+        return torch.cat([run_rows(latent_bchw[:half], rows[:half]), run_rows(latent_bchw[half:], rows[half:])])
+
     def predict(latent_bchw: Tensor) -> Tensor:
         pictures = latent_bchw.shape[0] // len(names)
         map_index_of_row = [index for index in range(len(names)) for _ in range(pictures)]
-        step = rows_per_forward(model, latent_bchw.shape)
-        outputs = []
-        for start in range(0, latent_bchw.shape[0], step):
-            rows = map_index_of_row[start : start + step]
-            map_of_row = [names[index] for index in rows] if assign else None
-            outputs.append(
-                _raw_outputs(step_model, latent_bchw[start : start + step], _join_rows(embeddings, rows), timesteps[rows], map_of_row)
-            )
-        return torch.cat(outputs)
+        step = rows_per_forward(model, *latent_bchw.shape[2:])
+        starts = range(0, len(map_index_of_row), step)
+        return torch.cat([run_rows(latent_bchw[start : start + step], map_index_of_row[start : start + step]) for start in starts])
 
     return Generator(encode=vae.encode, predict=predict, decode=unclamped(vae).decode, downscale=int(vae.downscale_ratio))
 
@@ -108,11 +116,12 @@ def _join_rows(embeddings: list[tuple[Tensor, dict]], rows: list[int]) -> list:
     return [[torch.stack([padded[row] for row in rows]), extra]]
 
 
-def rows_per_forward(model: ModelPatcher, latent_shape: tuple[int, ...]) -> int:
-    """How many rows one forward may take on this machine, at least 1; core's own estimate of the memory per row."""
-    per_row = model.model.memory_required([1, *latent_shape[1:]])
+def rows_per_forward(model: ModelPatcher, latent_height: int, latent_width: int) -> int:
+    """How many rows one forward may take on this machine, at least 1; by core's own estimate of the memory per row."""
+    channels = model.get_model_object("latent_format").latent_channels
+    per_row = model.model.memory_required([1, channels, latent_height, latent_width])
     budget = ACTIVATION_SHARE * comfy.model_management.get_total_memory(model.load_device)
-    return max(1, min(latent_shape[0], int(budget / max(per_row, 1))))
+    return max(1, int(budget / max(per_row, 1)))
 
 
 def unclamped(vae):

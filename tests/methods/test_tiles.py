@@ -11,6 +11,7 @@ from intrinsic_lab.methods.intrinsic_lora.extract import (
     extract,
     pad_to_cells,
     processed_size,
+    working_grid,
 )
 from intrinsic_lab.methods.intrinsic_lora.tiles import fit_scale_and_shift, join_tiles, tile_grid
 from intrinsic_lab.methods.maps import MAPS
@@ -89,8 +90,8 @@ def test_a_pointwise_model_gives_the_picture_back_at_its_exact_size(height, widt
     picture = torch.rand(2, height, width, 3)
     settings = ExtractSettings(processing_resolution=0, tile_size=tile_size, tile_overlap=16, mirrored_average=mirrored)
     forwards = []
-    extraction = extract(picture, ["albedo", "shading"], pointwise(), settings, lambda: forwards.append(1))
-    assert len(forwards) == count_forwards(height, width, settings, ["albedo", "shading"], 8)
+    extraction = extract(picture, ["albedo", "shading"], pointwise(), settings, on_forward=lambda: forwards.append(1))
+    assert len(forwards) == count_forwards(working_grid(height, width, settings, 8), ["albedo", "shading"])
     for name in ("albedo", "shading"):
         # Not bit for bit: the transfer curve's power rounds by memory layout.
         torch.testing.assert_close(extraction.maps[name], MAPS[name].from_picture(picture), atol=1e-6, rtol=0)
@@ -113,9 +114,20 @@ def test_tiled_depth_whose_tiles_each_have_their_own_scale_comes_out_as_one_dept
     generator = Generator(packed.encode, packed.predict, decode, downscale=8)
     settings = ExtractSettings(processing_resolution=0, tile_size=64, tile_overlap=16)
     forwards = []
-    depth = extract(ramp.expand(1, -1, -1, 3), ["depth"], generator, settings, lambda: forwards.append(1)).maps["depth"]
-    assert len(forwards) == count_forwards(height, width, settings, ["depth"], 8) == len(tile_grid(height, width, 64, 16)) + 1
+    depth = extract(ramp.expand(1, -1, -1, 3), ["depth"], generator, settings, on_forward=lambda: forwards.append(1)).maps["depth"]
+    assert len(forwards) == count_forwards(working_grid(height, width, settings, 8), ["depth"]) == len(tile_grid(height, width, 64, 16)) + 1
     assert (depth - ramp).abs().max() < 0.02
+
+
+def test_groups_of_pictures_give_what_one_batch_gives_in_the_same_order():
+    torch.manual_seed(0)
+    picture = torch.rand(5, 32, 40, 3)
+    forwards = []
+    whole = extract(picture, ["albedo", "shading"], pointwise(), ExtractSettings(0))
+    split = extract(picture, ["albedo", "shading"], pointwise(), ExtractSettings(0), 2, lambda: forwards.append(1))
+    assert len(forwards) == 3
+    assert torch.equal(whole.latents, split.latents)
+    torch.testing.assert_close(whole.maps, split.maps, atol=1e-6, rtol=0)
 
 
 def test_the_mirrored_pass_turns_the_normals_x_axis_back():

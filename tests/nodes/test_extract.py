@@ -6,95 +6,49 @@ import os
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import diffusers
+import folder_paths
+import peft
 import pytest
 import torch
-
-pytest.importorskip("comfy.sd")
-diffusers = pytest.importorskip("diffusers")
-peft = pytest.importorskip("peft")
-
-import comfy.model_management
-import comfy.model_patcher
-import comfy.sd
-import comfy.supported_models
-import comfy.supported_models_base
-import comfy.utils
-import folder_paths
-from comfy import sd1_clip
-from comfy.diffusers_convert import convert_vae_state_dict
 from comfy_execution.graph_utils import ExecutionBlocker
 from intrinsic_lab.methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict
 from intrinsic_lab.methods.maps import MAPS
+from intrinsic_lab.nodes import extract as extract_nodes
 from intrinsic_lab.nodes.extract import ApplyIntrinsicLoRA, ExtractIntrinsicMaps
 from intrinsic_lab.nodes.native import row_lora, single_step
+from intrinsic_lab.nodes.native.diffusers_folder import load_pipeline
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextModel
 
-SCALE = 0.18215
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-UNET = dict(
-    sample_size=8,
-    layers_per_block=1,
-    block_out_channels=(32, 64),
-    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    cross_attention_dim=32,
-    attention_head_dim=4,
-)
-NATIVE_UNET = dict(
-    image_size=32, use_spatial_transformer=True, legacy=False, in_channels=4, out_channels=4, model_channels=32, channel_mult=[1, 2],
-    num_res_blocks=[1, 1], transformer_depth=[1, 0], transformer_depth_output=[1, 1, 0, 0], transformer_depth_middle=1, context_dim=32,
-    use_linear_in_transformer=False, adm_in_channels=None, use_temporal_attention=False, use_temporal_resblock=False, use_checkpoint=False,
-    num_heads=4, num_head_channels=-1,
-)  # fmt: skip
-CPU = torch.device("cpu")
 
 
-class TinyConfig(comfy.supported_models.SD15):
-    unet_extra_config = {}
-
-
-def native_model(state, dtype=torch.float32):
-    names = comfy.utils.unet_to_diffusers(NATIVE_UNET)
-    config = TinyConfig(NATIVE_UNET)
-    config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
-    converted = {names[key]: value.to(dtype) for key, value in state.items()}
-    model = config.get_model(converted, "")
-    model.load_model_weights(converted, "")
-    return comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
+def both_worlds(folder):
+    """The same random weights in diffusers and natively."""
+    native = load_pipeline(folder, dtype=torch.float32, text_dtype=torch.float32)
+    return SimpleNamespace(
+        folder=folder,
+        model=native.model,
+        clip=native.clip,
+        native_vae=native.vae,
+        vae=diffusers.AutoencoderKL.from_pretrained(folder / "vae").eval(),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder").eval(),
+    )
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    """The same random weights in diffusers and natively."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    unet = diffusers.UNet2DConditionModel(**UNET).eval()
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(32, 32, 32, 32),
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        latent_channels=4,
-    ).eval()
-    text_config = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=77)
-    text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=49408, eos_token_id=49407, hidden_act="quick_gelu", **text_config)).eval()
-    native_vae_config = dict(
-        double_z=True, z_channels=4, resolution=256, in_channels=3, out_ch=3, ch=32, ch_mult=[1, 1, 1, 1], num_res_blocks=1
-    )
-    native_vae_config |= dict(attn_resolutions=[], dropout=0.0)
-    native_vae = comfy.sd.VAE(
-        sd=convert_vae_state_dict(dict(vae.state_dict())),
-        config={"params": {"ddconfig": native_vae_config, "embed_dim": 4}},
-        dtype=torch.float32,
-    )
-    target = comfy.supported_models_base.ClipTarget(sd1_clip.SD1Tokenizer, sd1_clip.SD1ClipModel)
-    options = {"clip_l_model_config": text_config | {"hidden_act": "quick_gelu", "eos_token_id": 49407}, "dtype": torch.float32}
-    clip = comfy.sd.CLIP(target, model_options=options)
-    state = {key if key.startswith("text_model.") else f"text_model.{key}": value for key, value in text_encoder.state_dict().items()}
-    clip.cond_stage_model.clip_l.load_sd(state)
-    state = {key: value.clone() for key, value in unet.state_dict().items()}
-    return SimpleNamespace(state=state, vae=vae, text_encoder=text_encoder, model=native_model(state), clip=clip, native_vae=native_vae)
+def tiny(sd15_folder):
+    return both_worlds(sd15_folder)
+
+
+@pytest.fixture(scope="module")
+def nano_like(nano_folder):
+    return both_worlds(nano_folder)
 
 
 @pytest.fixture(autouse=True)
@@ -111,8 +65,7 @@ def peft_unet(tiny, targets, seed, rank=3):
     """A diffusers UNet with a random LoRA, and that LoRA in kohya's spelling (alpha = 2 x rank, so the scale is 2)."""
     torch.manual_seed(seed)
     with torch.inference_mode(False):
-        unet = diffusers.UNet2DConditionModel(**UNET).eval()
-        unet.load_state_dict(tiny.state)
+        unet = diffusers.UNet2DConditionModel.from_pretrained(tiny.folder / "unet").eval()
         if targets == "all":
             targets = [name for name, module in unet.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))]
         unet.add_adapter(peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, init_lora_weights=False))
@@ -123,16 +76,23 @@ def peft_unet(tiny, targets, seed, rank=3):
 
 
 def embed(tiny, prompt):
-    tokens = [token for token, _ in tiny.clip.tokenize(prompt)["l"][0]]
+    [chunk] = tiny.clip.tokenize(prompt)["l"]
+    tokens = [token for token, _ in chunk]
     return tiny.text_encoder(torch.tensor([tokens])).last_hidden_state
+
+
+def to_model(tiny, latent):
+    """A VAE's latent in the model's own scale."""
+    return (latent - (tiny.vae.config.shift_factor or 0)) * tiny.vae.config.scaling_factor
 
 
 def reference(tiny, unet, image, map_name, prompt=None, timestep=999):
     """The published recipe in diffusers: VAE mode, t = 999, no noise; the scaled latent and the picture of the map."""
-    latent = tiny.vae.encode(image.movedim(-1, 1) * 2 - 1).latent_dist.mode() * SCALE
+    latent = to_model(tiny, tiny.vae.encode(image.movedim(-1, 1) * 2 - 1).latent_dist.mode())
     context = embed(tiny, prompt or MAPS[map_name].prompt).expand(image.shape[0], -1, -1)
     output = unet(latent, torch.tensor([timestep]), context).sample
-    return output, tiny.vae.decode(output / SCALE).sample.movedim(1, -1) / 2 + 0.5
+    config = tiny.vae.config
+    return output, tiny.vae.decode(output / config.scaling_factor + (config.shift_factor or 0)).sample.movedim(1, -1) / 2 + 0.5
 
 
 def error(tiny, output, unet, image, map_name, prompt=None, timestep=999):
@@ -150,7 +110,7 @@ def error(tiny, output, unet, image, map_name, prompt=None, timestep=999):
     assert values.shape[:3] == image.shape[:3]
     same_map = (values - wanted).abs().max() < 5e-4
     row = names.index(map_name) * image.shape[0]
-    difference = (output[4]["samples"][row : row + image.shape[0]] * SCALE - latent).abs().max()
+    difference = (to_model(tiny, output[4]["samples"][row : row + image.shape[0]]) - latent).abs().max()
     assert same_map or difference > 1e-4, "equal latents were decoded to different maps"
     return difference
 
@@ -212,6 +172,19 @@ def test_four_maps_in_one_forward_equal_four_diffusers_and_peft_forwards(tiny, f
     assert len(output.ui.as_dict()["images"]) == 1
 
 
+def test_a_model_with_its_own_latents_and_vocabulary_gives_diffusers_maps(nano_like, folders):
+    """The shape of the bundled model: 16 latent channels with a shift, widths that are no whole multiples, its own tokenizer."""
+    model, unets = nano_like.model, {}
+    for seed, name in enumerate(MAPS):
+        unets[name], state = peft_unet(nano_like, "all", seed)
+        save_lora(folders, name, state)
+        model = apply(model, name)
+    image = torch.rand(2, 40, 56, 3)
+    output = extract(nano_like, model, image)
+    for name, unet in unets.items():
+        assert error(nano_like, output, unet, image, name) < 1e-4
+
+
 def test_four_maps_in_one_forward_equal_four_merged_passes(tiny, four_maps, folders):
     model, unets = four_maps
     image = torch.rand(1, 32, 32, 3)
@@ -220,20 +193,41 @@ def test_four_maps_in_one_forward_equal_four_merged_passes(tiny, four_maps, fold
         lora = comfy.utils.load_torch_file(str(folders / f"{name}.safetensors"))
         merged, _ = comfy.sd.load_lora_for_models(tiny.model, None, lora, 1.0, 0.0)
         alone = extract(tiny, merged, image, merged_map=name)
-        assert (together[4]["samples"][index] - alone[4]["samples"][0]).abs().max() * SCALE < 1e-4
+        assert (together[4]["samples"][index] - alone[4]["samples"][0]).abs().max() * tiny.vae.config.scaling_factor < 1e-4
         others = [output for position, output in enumerate(alone.args[:4]) if position != index]
         assert all(isinstance(other, ExecutionBlocker) for other in others)
 
 
-def test_rows_split_into_several_forwards_give_the_same_maps(tiny, four_maps, monkeypatch):
+def test_pictures_and_rows_that_do_not_fit_run_one_after_the_other(tiny, four_maps, monkeypatch):
     model, _ = four_maps
-    image = torch.rand(2, 32, 32, 3)
+    image = torch.rand(3, 32, 32, 3)
     whole = extract(tiny, model, image)
-    monkeypatch.setattr(single_step, "rows_per_forward", lambda model, shape: 3)
-    with counted_forwards(tiny.model) as rows:
-        split = extract(tiny, model, image)
-    assert rows == [3, 3, 2]
-    assert (whole[4]["samples"] - split[4]["samples"]).abs().max() * SCALE < 1e-5
+    for fitting, wanted in ((8, [8, 4]), (3, [3, 1] * 3)):
+        for module in (single_step, extract_nodes):
+            monkeypatch.setattr(module, "rows_per_forward", lambda model, height, width, fitting=fitting: fitting)
+        with counted_forwards(tiny.model) as rows:
+            split = extract(tiny, model, image)
+        assert rows == wanted
+        assert (whole[4]["samples"] - split[4]["samples"]).abs().max() * tiny.vae.config.scaling_factor < 1e-5
+
+
+def test_a_forward_that_runs_out_of_memory_is_tried_again_in_halves(tiny, four_maps):
+    model, _ = four_maps
+    image = torch.rand(1, 32, 32, 3)
+    whole = extract(tiny, model, image)
+
+    def run_out(module, args):
+        if args[0].shape[0] > 2:
+            raise comfy.model_management.OOM_EXCEPTION("no memory for this many rows")
+
+    handle = tiny.model.model.diffusion_model.register_forward_pre_hook(run_out)
+    try:
+        with counted_forwards(tiny.model) as rows:
+            halves = extract(tiny, model, image)
+    finally:
+        handle.remove()
+    assert rows == [2, 2] and hooks_left(tiny.model) == 0
+    assert (whole[4]["samples"] - halves[4]["samples"]).abs().max() * tiny.vae.config.scaling_factor < 1e-5
 
 
 def test_the_base_model_is_bit_equal_after_a_run_and_keeps_no_hook(tiny, four_maps):
@@ -296,8 +290,8 @@ def test_a_lora_loader_lora_has_its_effect_beside_ours(tiny, folders, order):
 def test_fp8_weights_carry_loras_too(tiny, folders):
     unet, state = peft_unet(tiny, "all", seed=0)
     save_lora(folders, "albedo", state)
-    model = native_model(tiny.state, dtype=torch.float8_e4m3fn)
-    assert next(model.model.diffusion_model.parameters()).dtype == torch.float8_e4m3fn
+    model = load_pipeline(tiny.folder, dtype=torch.float8_e4m3fn).model
+    assert model.model.diffusion_model.input_blocks[1][0].in_layers[2].weight.dtype == torch.float8_e4m3fn
     with torch.inference_mode(False):
         for name, parameter in unet.named_parameters():
             if "lora_" not in name:
@@ -317,8 +311,7 @@ def test_one_file_gives_the_same_in_lora_loader_in_diffusers_and_here(tiny, fold
     assert len(merged.patches) == len(state) // 3 > 80
     in_core = extract(tiny, merged, image, merged_map="shading")
     with torch.inference_mode(False):
-        loaded = diffusers.UNet2DConditionModel(**UNET).eval()
-        loaded.load_state_dict(tiny.state)
+        loaded = diffusers.UNet2DConditionModel.from_pretrained(tiny.folder / "unet").eval()
         pipeline = diffusers.StableDiffusionPipeline(
             vae=None, text_encoder=None, tokenizer=None, unet=loaded, scheduler=None, safety_checker=None, feature_extractor=None
         )
@@ -357,7 +350,7 @@ def test_header_sets_prompt_timestep_and_processing_resolution(tiny, folders):
 
 
 def test_prompts_of_different_token_counts_share_a_forward(tiny, folders):
-    unet, state = peft_unet(tiny, ATTENTION, seed=0)
+    _, state = peft_unet(tiny, ATTENTION, seed=0)
     save_lora(folders, "albedo", state, prompt="colour " * 100)
     other, other_state = peft_unet(tiny, ATTENTION, seed=1)
     save_lora(folders, "shading", other_state)
@@ -396,7 +389,7 @@ def test_grey_and_rgba_pictures_are_read_as_rgb(tiny, normal_model):
     rgba = torch.cat([grey.expand(-1, -1, -1, 3), torch.rand(1, 32, 32, 1)], -1)
     wanted = extract(tiny, normal_model, grey.expand(-1, -1, -1, 3))
     for image in (grey, rgba):
-        assert (extract(tiny, normal_model, image)[4]["samples"] - wanted[4]["samples"]).abs().max() * SCALE < 1e-5
+        assert (extract(tiny, normal_model, image)[4]["samples"] - wanted[4]["samples"]).abs().max() * tiny.vae.config.scaling_factor < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -442,19 +435,19 @@ def test_a_stock_sampler_runs_a_single_map_on_every_row_and_refuses_several(tiny
     assert hooks_left(tiny.model) == 0
 
 
+def renamed(state, old, new):
+    return {key.replace(old, new): value for key, value in state.items()}
+
+
+def widened(state, ending):
+    return {key: value.repeat(1, 2) if key.endswith(ending) else value for key, value in state.items()}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda state: {key.replace("up_blocks_1", "up_blocks_7"): value for key, value in state.items()},
-            "made for another model: 16 of its 32",
-        ),
-        (
-            lambda state: {
-                key: value.repeat(1, 2) if key.endswith("attn1_to_q.lora_down.weight") else value for key, value in state.items()
-            },
-            "model of another width: 4 of its 32 layers",
-        ),
+        (lambda state: renamed(state, "up_blocks_1", "up_blocks_7"), "made for another model: 16 of its"),
+        (lambda state: widened(state, "attn1_to_q.lora_down.weight"), "model of another width: 7 of its"),
         (lambda state: {key: value * float("nan") for key, value in state.items()}, "NaN"),
     ],
 )
@@ -473,6 +466,35 @@ def test_headers_that_make_no_sense_are_refused(tiny, folders, header, message):
     save_lora(folders, "normal", peft_unet(tiny, ATTENTION, seed=0)[1], **header)
     with pytest.raises(ValueError, match=message):
         apply(tiny.model, "normal")
+
+
+@pytest.mark.parametrize("family", ["pixart_folder", "flux_folder"])
+def test_transformers_are_refused_by_name(family, request, tiny, folders):
+    model = load_pipeline(request.getfixturevalue(family)).model
+    save_lora(folders, "normal", peft_unet(tiny, ATTENTION, seed=0)[1])
+    with pytest.raises(ValueError, match="Intrinsic LoRA works on Stable Diffusion UNets"):
+        apply(model, "normal")
+    with pytest.raises(ValueError, match="Intrinsic LoRA works on Stable Diffusion UNets"):
+        extract(tiny, model, torch.rand(1, 32, 32, 3))
+
+
+@pytest.mark.parametrize("family", ["sd21_folder", "sdxl_folder"])
+def test_four_maps_on_sd21_and_sdxl_equal_four_merged_passes(family, request, folders):
+    native = load_pipeline(request.getfixturevalue(family), dtype=torch.float32, text_dtype=torch.float32)
+    other = SimpleNamespace(folder=request.getfixturevalue(family), model=native.model, clip=native.clip, native_vae=native.vae)
+    image, model = torch.rand(1, 64, 64, 3), native.model
+    for seed, name in enumerate(MAPS):
+        save_lora(folders, name, peft_unet(other, "all", seed)[1])
+        model = apply(model, name)
+    with counted_forwards(native.model) as rows:
+        together = extract(other, model, image)[4]["samples"]
+    assert rows == [4]
+    for row, name in enumerate(MAPS):
+        lora = comfy.utils.load_torch_file(str(folders / f"{name}.safetensors"))
+        merged, _ = comfy.sd.load_lora_for_models(native.model, None, lora, 1.0, 0.0)
+        alone = extract(other, merged, image, merged_map=name)[4]["samples"][0]
+        assert (together[row] - alone).abs().max() < 1e-4 * alone.abs().max()
+        assert (together[row] - together[row - 1]).abs().max() > 0.1
 
 
 def test_paths_that_leave_the_folder_are_not_found(tiny, folders):
