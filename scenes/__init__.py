@@ -5,6 +5,6 @@
 """
 
 from .parameters import Scenes, Style, sample_scenes
-from .render import SceneMaps, render, render_scenes, segmentation_colors
+from .render import SceneMaps, render, render_scenes, segmentation_colors, srgb_from_linear
 
-__all__ = ["SceneMaps", "Scenes", "Style", "render", "render_scenes", "sample_scenes", "segmentation_colors"]
+__all__ = ["SceneMaps", "Scenes", "Style", "render", "render_scenes", "sample_scenes", "segmentation_colors", "srgb_from_linear"]

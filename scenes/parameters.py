@@ -34,12 +34,19 @@ PALETTE: dict[str, tuple[float, float, float]] = {
 COLOR_WORDS = tuple(PALETTE)
 
 
+def _require_within(name: str, value: float | None, low: float, high: float) -> None:
+    # Written so that NaN fails too.
+    if value is not None and not low <= value <= high:
+        raise ValueError(f"a style's {name} came as {value}: {low} to {high} is wanted.")
+
+
 @dataclass(frozen=True)
 class Style:
     """Limits what is drawn, so that a set of scenes shares a look. None leaves a choice free.
 
-    colors: names out of PALETTE; textures: ids into TEXTURE_WORDS; light_azimuth_degrees: -180..180, 0 = from the viewer's
-    side; light_color: linear RGB; ambient: 0..0.5. Raises ValueError for names or ids that do not exist.
+    colors: names out of PALETTE; textures: ids into TEXTURE_WORDS (ceilings stay plain); light_azimuth_degrees: -180..180, 0 = from the viewer's
+    side, 90 = from the right; light_color: linear RGB, 0..1 each; ambient: 0..0.5, its share of the light. Raises ValueError for names
+    or ids that do not exist, for an empty choice, and for numbers outside these ranges.
     """
 
     colors: tuple[str, ...] | None = None
@@ -49,10 +56,22 @@ class Style:
     ambient: float | None = None
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.colors or () if name not in PALETTE]
-        unknown += [str(i) for i in self.textures or () if not 0 <= i < len(TEXTURE_WORDS)]
+        unknown = [repr(name) for name in self.colors or () if name not in PALETTE]
+        unknown += [repr(texture) for texture in self.textures or () if texture not in range(len(TEXTURE_WORDS))]
         if unknown:
             raise ValueError(f"a style names {', '.join(unknown)}: colours are {', '.join(COLOR_WORDS)}; textures 0..3.")
+        for name in ("colors", "textures"):
+            if getattr(self, name) is not None and not len(getattr(self, name)):
+                raise ValueError(f"a style's {name} are empty: name at least one, or None to leave them free.")
+        if self.light_color is not None and len(self.light_color) != 3:
+            raise ValueError(f"a style's light_color has {len(self.light_color)} numbers: three are wanted, linear red, green and blue.")
+        _require_within("light_azimuth_degrees", self.light_azimuth_degrees, -180, 180)
+        _require_within("ambient", self.ambient, 0, 0.5)
+        for channel in self.light_color or ():
+            _require_within("light_color", channel, 0, 1)
+
+
+FREE_STYLE = Style()
 
 
 @dataclass(frozen=True)
@@ -105,7 +124,7 @@ class _Draws:
         return (self.uniform(*shape) * options).long().clamp(max=options - 1)
 
 
-def sample_scenes(seeds: Sequence[int], style: Style = Style()) -> Scenes:
+def sample_scenes(seeds: Sequence[int], style: Style = FREE_STYLE) -> Scenes:
     """Draw one scene per seed; the same seed and style always give the same scene, whatever the batch.
 
     Raises ValueError for an empty list of seeds.
@@ -154,8 +173,8 @@ def sample_scenes(seeds: Sequence[int], style: Style = Style()) -> Scenes:
     present = draws.uniform(6).argsort(-1).argsort(-1) < count[:, None]
 
     # Looks.
-    palette = torch.tensor([PALETTE[name] for name in (style.colors or COLOR_WORDS)])
     words = style.colors or COLOR_WORDS
+    palette = torch.tensor([PALETTE[name] for name in words])
     first = draws.choice(SURFACES, options=len(palette))
     second = draws.choice(SURFACES, options=len(palette))
     first[:, 3:6] = first[:, 2:3]  # the four walls are painted alike
@@ -165,10 +184,11 @@ def sample_scenes(seeds: Sequence[int], style: Style = Style()) -> Scenes:
     color_a = (palette[first] * jitter).clamp(0.02, 0.92)
     color_b = torch.where(darker[..., None], color_a * 0.4, palette[second]).clamp(0.02, 0.92)
     room = torch.arange(SURFACES) < ROOM_SURFACES
-    muted = room[:, None, None] & torch.tensor(style.colors is None)
     color = torch.stack([color_a, color_b], 2)
-    color = torch.where(muted, 0.45 * color + 0.55 * torch.tensor([0.45, 0.44, 0.42]), color)
-    textures = torch.tensor(style.textures if style.textures is not None else (0, 0, 0, 1, 2, 3))
+    if style.colors is None:
+        # Rooms are muted so that objects stand out; a chosen palette is kept as it is.
+        color = torch.where(room[:, None, None], 0.45 * color + 0.55 * torch.tensor([0.45, 0.44, 0.42]), color)
+    textures = torch.tensor(style.textures or (0, 0, 0, 1, 2, 3), dtype=torch.int64)  # half of all surfaces are plain
     texture = textures[draws.choice(SURFACES, options=len(textures))]
     texture[:, 1] = 0
     texture[:, 3:6] = texture[:, 2:3]
@@ -185,14 +205,16 @@ def sample_scenes(seeds: Sequence[int], style: Style = Style()) -> Scenes:
     point_distance = draws.uniform(low=2.6, high=4.2)
     inside = (room_centre + room_half - 0.2, room_centre - room_half + 0.2)
     point = (towards * point_distance[:, None]).minimum(inside[0]).maximum(inside[1])
-    ambient_level = torch.full((b,), style.ambient) if style.ambient is not None else draws.uniform(low=0.14, high=0.34)
+    ambient_level = draws.uniform(low=0.14, high=0.34)
+    if style.ambient is not None:
+        ambient_level = torch.full((b,), float(style.ambient))
     tint = torch.stack([1 + draws.uniform(low=-0.12, high=0.0), torch.full((b,), 0.95), 1 + draws.uniform(low=-0.2, high=0.0)], -1)
     if style.light_color is not None:
         tint = torch.tensor(style.light_color).expand(b, 3)
     light_color = (1 - ambient_level)[:, None] * tint
 
     surface_centre = torch.cat([room_centre[:, None].expand(b, ROOM_SURFACES, 3), object_centre], 1)
-    scenes = Scenes(
+    return Scenes(
         seeds=tuple(int(seed) for seed in seeds),
         captions=tuple(_captions(present, first, texture, words, light_azimuth, elevation)),
         vertical_fov_degrees=fov,
@@ -211,7 +233,6 @@ def sample_scenes(seeds: Sequence[int], style: Style = Style()) -> Scenes:
         light_color=light_color,
         ambient=ambient_level[:, None].expand(b, 3),
     )
-    return scenes
 
 
 def _captions(present: Tensor, color: Tensor, texture: Tensor, words: Sequence[str], azimuth: Tensor, elevation: Tensor) -> list[str]:
