@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from . import fast, reference
 from ..dispatch import Backend, run_backend
 from ..operands import any_requires_grad, check_same_kind, positive_scale, with_torch_backward
+from . import fast, reference
 
 OPERATION = "query_broadcast_attention"
 

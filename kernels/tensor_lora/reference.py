@@ -7,7 +7,8 @@ from torch import Tensor
 def tensor_lora_reference(x: Tensor, g1: Tensor, g2: Tensor, g3: Tensor, scale: float) -> Tensor:
     """Y[i] = scale * sum_j sum_{u,r,q} G3[i,:,r] G1[i,j,q] G2[i,u,r,q] x[j,:,u], as one contraction.
 
-    x [(group,) maps, tokens, d_in], g1 [maps, maps, rank], g2 [maps, d_in, rank, rank], g3 [maps, d_out, rank] -> [.., maps, tokens, d_out].
+    x [(group,) maps, tokens, d_in], g1 [maps, maps, rank], g2 [maps, d_in, rank, rank], g3 [maps, d_out, rank] -> [(group,) maps, tokens,
+    d_out].
     """
     return scale * torch.einsum("ior,ijq,iurq,...jlu->...ilo", g3, g1, g2, x)
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 BLOCK_TOKENS = 16
 SHRINK_BLOCK_TOKENS = 32
-SHRINK_BLOCK_K = 128
 EXPAND_BLOCK_OUT = 256
 HEADS_PER_PROGRAM = 4
 
@@ -109,6 +108,11 @@ def norm_lora_rotary_kernel(
         tl.store(target + dims[None, :] * stride_od, rotated.to(out_ptr.dtype.element_ty), mask=keep)
 
 
+def shrink_block_k(dtype: torch.dtype) -> int:
+    """Inputs per step of the thin product: 256 bytes of every row."""
+    return 256 // dtype.itemsize
+
+
 def _grouped(tensor: Tensor, ndim: int) -> Tensor:
     return tensor if tensor.ndim == ndim else tensor.unsqueeze(0)
 
@@ -123,8 +127,9 @@ def shrink_triton(x: Tensor, merged: Tensor) -> Tensor:
     grid = (triton.cdiv(tokens, SHRINK_BLOCK_TOKENS), groups * maps)
     shrink_kernel[grid](
         grouped, merged.contiguous(), partial, *grouped.stride(), maps, tokens, d_in, columns,
-        BLOCK_TOKENS=SHRINK_BLOCK_TOKENS, BLOCK_K=SHRINK_BLOCK_K if x.element_size() == 2 else SHRINK_BLOCK_K // 2,
-        COLUMNS=max(16, triton.next_power_of_2(columns)), PRECISION="ieee" if x.dtype == torch.float32 else "tf32", num_warps=4, num_stages=3,
+        BLOCK_TOKENS=SHRINK_BLOCK_TOKENS, BLOCK_K=shrink_block_k(x.dtype),
+        COLUMNS=max(16, triton.next_power_of_2(columns)), PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        num_warps=4, num_stages=3,
     )  # fmt: skip
     hidden = partial.sum(1).to(x.dtype).unflatten(-1, (map_out, rank)).transpose(1, 2)
     return hidden if x.ndim == 4 else hidden.squeeze(0)

@@ -1,0 +1,255 @@
+"""Cross-domain attention: the torch and Triton paths against the equation in float64."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+
+from intrinsic_lab.kernels.cross_domain_attention import cross_domain_attention, fast, joint_attention
+from intrinsic_lab.kernels.cross_domain_attention.runs import active_runs
+
+HEAD_DIMS = (40, 64, 72, 80, 128, 160)
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+def operands(rows, heads, tokens, other, dim, dtype=torch.float64):
+    """Query, key, value, other key, other value as views of [rows, tokens, heads, dim] storage, as a model hands them over."""
+    shapes = (tokens, tokens, tokens, other, other)
+    return [torch.randn(rows, n, heads, dim, dtype=torch.float64).to(dtype).transpose(1, 2) for n in shapes]
+
+
+def oracle(query, key, value, other_key, other_value, weights):
+    """Row by row in float64, by definition: duplicate-free softmax over own and weighted other keys."""
+    rows = []
+    for index, weight in enumerate(weights):
+        q, k, v, ok, ov = (t[index].double() for t in (query, key, value, other_key, other_value))
+        if weight == 0:
+            ok, ov = ok[:, :0], ov[:, :0]
+        own, other = q @ k.mT / math.sqrt(q.shape[-1]), q @ ok.mT / math.sqrt(q.shape[-1])
+        top = torch.cat([own, other], -1).amax(-1, keepdim=True)
+        own, other = (own - top).exp(), weight * (other - top).exp()
+        rows.append((own @ v + other @ ov) / (own.sum(-1, keepdim=True) + other.sum(-1, keepdim=True)))
+    return torch.stack(rows)
+
+
+def relative_error(found, expected):
+    return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+def assert_close(found, expected, dtype):
+    assert found.dtype == dtype and found.shape == expected.shape
+    assert relative_error(found, expected) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("dim", HEAD_DIMS)
+def test_torch_path_equals_float64_at_every_head_dim(dim, dtype):
+    tensors = operands(4, 2, 63, 64, dim, dtype)
+    weights = [0.0, 1e-30, 0.5, 1.0]
+    assert_close(cross_domain_attention(*tensors, torch.tensor(weights), backend="torch"), oracle(*tensors, weights), dtype)
+
+
+@pytest.mark.parametrize("tokens, other", [(1, 1), (1, 64), (63, 1), (64, 257), (257, 63), (1000, 1000), (257, 0)])
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_unequal_lengths_and_odd_token_counts_equal_float64(tokens, other, backend):
+    for dtype in (torch.float64, torch.float32):
+        tensors = operands(2, 1, tokens, other, 40, dtype)
+        assert_close(cross_domain_attention(*tensors, 0.3, backend=backend), oracle(*tensors, [0.3, 0.3]), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dim", HEAD_DIMS)
+def test_triton_writes_every_output_and_log_sum_exp_and_nothing_else(dim, dtype):
+    from intrinsic_lab.kernels.cross_domain_attention.triton_kernel import launch
+
+    weights = (0.0, 1e-30, 0.5, 1.0)
+    tensors = operands(4, 1, 63, 64, dim, dtype)
+    storage = torch.full((4, 65, 3, dim + 8), math.nan, dtype=dtype)
+    output = storage[:, 1:64, 1:2, 4:-4].transpose(1, 2)
+    _, lse = launch(*tensors, weights, None, dim**-0.5, output=output)
+    assert_close(output, oracle(*tensors, weights), dtype)
+    assert storage.isfinite().sum() == output.numel()
+    scores = [(tensors[0].double() @ k.double().mT) * dim**-0.5 for k in (tensors[1], tensors[3])]
+    scores[1] = scores[1] + torch.tensor(weights, dtype=torch.float64).log()[:, None, None, None]
+    assert relative_error(lse, torch.cat(scores, -1).logsumexp(-1)) < 1e-6
+
+
+@pytest.mark.parametrize("tokens, other", [(1, 1), (1, 65), (64, 1), (257, 63), (63, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_triton_equals_float64_at_odd_and_unequal_lengths(tokens, other, dtype):
+    tensors = operands(1, 2, tokens, other, 72, dtype)
+    assert_close(cross_domain_attention(*tensors, 0.5, backend="triton"), oracle(*tensors, [0.5]), dtype)
+
+
+def test_triton_equals_float64_at_a_thousand_tokens():
+    tensors = operands(1, 1, 1000, 1000, 64, torch.float32)
+    assert_close(cross_domain_attention(*tensors, 0.5, backend="triton"), oracle(*tensors, [0.5]), torch.float32)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
+def test_a_row_of_weight_zero_never_reads_the_other_domain(backend):
+    tensors = operands(3, 2, 33, 47, 40, torch.float32)
+    for other in tensors[3:]:
+        other[1] = math.nan
+    weights = torch.tensor([0.5, 0.0, 1.0])
+    assert_close(cross_domain_attention(*tensors, weights, backend=backend), oracle(*tensors, weights.tolist()), torch.float32)
+    everywhere = [t.fill_(math.nan) if index > 2 else t for index, t in enumerate(tensors)]
+    assert cross_domain_attention(*everywhere, 0.0, backend=backend).isfinite().all()
+
+
+def test_weight_zero_on_the_torch_path_is_plain_attention_bit_for_bit():
+    tensors = operands(2, 2, 65, 65, 64, torch.bfloat16)
+    plain = F.scaled_dot_product_attention(*tensors[:3])
+    assert torch.equal(cross_domain_attention(*tensors, 0.0), plain)
+    mixed = cross_domain_attention(*tensors, [0.0, 0.7])
+    assert torch.equal(mixed[0], plain[0]) and not torch.equal(mixed[1], plain[1])
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
+def test_weight_one_is_plain_attention_on_both_domains(backend):
+    query, key, value, other_key, other_value = operands(2, 2, 33, 20, 64, torch.float32)
+    both = F.scaled_dot_product_attention(query, torch.cat([key, other_key], 2), torch.cat([value, other_value], 2))
+    found = cross_domain_attention(query, key, value, other_key, other_value, 1.0, backend=backend)
+    torch.testing.assert_close(found, both, atol=2e-6, rtol=2e-5)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("own_level, other_level", [(300.0, -300.0), (-300.0, 300.0), (300.0, 300.0)])
+def test_log_sum_exp_merge_holds_at_extreme_scores(own_level, other_level, backend):
+    tensors = operands(1, 1, 17, 19, 64, torch.float32)
+    tensors[0][..., 0] = 8.0
+    tensors[1][..., 0], tensors[3][..., 0] = own_level, other_level
+    found = cross_domain_attention(*tensors, 1e-30, backend=backend)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found.double(), oracle(*tensors, [1e-30]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_strides_of_any_kind_give_the_same_numbers(backend):
+    contiguous = [t.contiguous() for t in operands(2, 2, 33, 33, 40, torch.float32)]
+    expected = cross_domain_attention(*contiguous, 0.4, backend="reference")
+    fused_qkv = torch.cat([rearrange(t, "b h n d -> b n (h d)") for t in contiguous], -1)
+    sliced = [rearrange(t, "b n (h d) -> b h n d", h=2) for t in fused_qkv.chunk(5, -1)]
+    transposed = [t.mT.contiguous().mT for t in contiguous]
+    broadcast = [contiguous[0], *(t[:1].expand(2, -1, -1, -1) for t in contiguous[1:])]
+    for views in (sliced, transposed):
+        torch.testing.assert_close(cross_domain_attention(*views, 0.4, backend=backend), expected, atol=1e-6, rtol=1e-5)
+    assert_close(cross_domain_attention(*broadcast, 0.4, backend=backend), oracle(*broadcast, [0.4, 0.4]), torch.float32)
+
+
+PAIRINGS = [
+    ([0.3, 0.3, 1.0, 1.0], [2, 3, 0, 1]),
+    ([0.0, 1.0, 0.0, 1.0], [1, 0, 3, 2]),
+    ([0.5, 0.0, 1.0, 0.25], [3, 2, 1, 0]),
+    ([0.0, 0.0, 0.0, 0.0], [1, 0, 3, 2]),
+    ([1.0, 1.0, 1.0, 1.0], [0, 0, 0, 0]),
+]
+
+
+@pytest.mark.parametrize("weights, partner", PAIRINGS)
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
+def test_joint_form_pairs_the_rows_of_both_domains(weights, partner, backend):
+    query, key, value = (t.float() for t in operands(4, 2, 31, 31, 40)[:3])
+    found = joint_attention(query, key, value, torch.tensor(weights), partner=torch.tensor(partner), backend=backend)
+    assert_close(found, oracle(query, key, value, key[partner], value[partner], weights), torch.float32)
+
+
+def test_runs_cover_exactly_the_active_rows_and_take_one_slice_for_the_usual_layouts():
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(300):
+        rows = int(torch.randint(1, 9, (), generator=generator))
+        weights = torch.randint(0, 2, (rows,), generator=generator).tolist()
+        partner = torch.randint(0, rows, (rows,), generator=generator).tolist()
+        pairs = [pair for run in active_runs(weights, partner) for pair in zip(range(rows)[run.rows], range(rows)[run.others], strict=True)]
+        assert pairs == [(row, partner[row]) for row in range(rows) if weights[row]]
+    assert len(active_runs([0, 0, 1, 1], [2, 3, 0, 1])) == 1
+    assert len(active_runs([0, 1, 0, 1], [1, 0, 3, 2])) == 1
+    assert len(active_runs([1, 1, 1, 1], [2, 3, 0, 1])) == 2
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_gradients_pass_gradcheck_in_float64(backend):
+    tensors = [t.detach().requires_grad_() for t in operands(3, 1, 5, 4, 3)]
+    weights = [0.0, 0.3, 1.0]
+    assert torch.autograd.gradcheck(lambda *x: cross_domain_attention(*x, weights, backend=backend), tensors)
+    joint = [t.detach().requires_grad_() for t in operands(4, 1, 4, 4, 3)[:3]]
+    assert torch.autograd.gradcheck(lambda *x: joint_attention(*x, [0.5, 0.0, 1, 1], partner=[2, 3, 0, 1], backend=backend), joint)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_gradients_equal_the_references_and_do_not_leak_from_unread_rows(backend):
+    tensors = operands(3, 2, 33, 47, 40, torch.float32)
+    tensors[3][0], tensors[4][0] = math.nan, math.nan
+    weights = [0.0, 0.4, 1.0]
+    grad_output = torch.randn(3, 2, 33, 40)
+    gradients = []
+    for name in (backend, "reference"):
+        leaves = [t.detach().clone().requires_grad_() for t in tensors]
+        gradients.append(torch.autograd.grad(cross_domain_attention(*leaves, weights, backend=name), leaves, grad_output))
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_backward_in_plain_products_equals_the_fused_one():
+    query, key, value = operands(2, 2, 33, 33, 40, torch.float64)[:3]
+    own = fast.fused_forward(query, key, value, 0.2, "cpu")
+    arguments = (torch.randn_like(query), query, key, value, own.output, own.lse, 0.2, None)
+    for found, expected in zip(fast._chunked_backward(*arguments, chunk=10), fast.fused_backward(*arguments), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_devices_without_a_log_sum_exp_get_the_same_values_and_gradients(monkeypatch):
+    tensors = operands(4, 2, 20, 13, 40)
+    weights = [0.5, 0.0, 1.0, 0.25]
+    calls = []
+    concatenated = fast._concatenated
+    monkeypatch.setattr(fast, "forward_kernel", lambda *_: None)
+    monkeypatch.setattr(fast, "_concatenated", lambda *a: calls.append(1) or concatenated(*a))
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    found = cross_domain_attention(*leaves, weights, backend="torch")
+    torch.testing.assert_close(found.detach(), oracle(*tensors, weights), atol=1e-6, rtol=1e-5)
+    found.sum().backward()
+    gradients = [leaf.grad.clone() for leaf in leaves]
+    expected = torch.autograd.grad(cross_domain_attention(*leaves, weights, backend="reference").sum(), leaves)
+    torch.testing.assert_close(gradients, list(expected), atol=1e-6, rtol=1e-5)
+    assert calls
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda t: {"weight": 1.5}, "must be in"),
+        (lambda t: {"weight": math.nan}, "must be in"),
+        (lambda t: {"weight": torch.ones(3)}, "one weight per row"),
+        (lambda t: {"scale": -1.0}, "positive finite"),
+        (lambda t: {"backend": "cuda"}, "expected one of"),
+        (lambda t: {"key": t[1][..., :0, :], "value": t[2][..., :0, :]}, "no tokens"),
+        (lambda t: {"key": t[1].half()}, "one dtype"),
+        (lambda t: {"query": t[0][0]}, r"batch, heads, tokens, dim"),
+        (lambda t: {"other_key": t[3][:1], "other_value": t[4][:1]}, "one row of the other domain"),
+        (lambda t: {"value": t[2][..., :4]}, "must agree"),
+    ],
+)
+def test_operands_that_do_not_fit_are_refused_with_what_came_and_what_was_wanted(change, words):
+    tensors = operands(2, 2, 5, 5, 8, torch.float32)
+    given = dict(zip(("query", "key", "value", "other_key", "other_value"), tensors, strict=True), weight=0.5)
+    with pytest.raises(ValueError, match=words):
+        cross_domain_attention(**{**given, **change(tensors)})
+
+
+def test_partners_outside_the_batch_are_refused():
+    query, key, value = operands(2, 1, 4, 4, 8, torch.float32)[:3]
+    for partner in ([1], [0, 2], [-1, 0]):
+        with pytest.raises(ValueError, match="paired with"):
+            joint_attention(query, key, value, [1.0, 1.0], partner=partner)
