@@ -52,7 +52,7 @@ def server_command(python: Path, comfyui: Path, base: Path, port: int, arguments
 
 @contextmanager
 def comfyui_server(
-    python: Path, comfyui: Path, base: Path, arguments: Sequence[str] = (), seconds_to_start: float = 180, port: int | None = None
+    python: Path, comfyui: Path, base: Path, arguments: Sequence[str] = (), seconds_to_start: float = 600, port: int | None = None
 ) -> Iterator[RunningServer]:
     """Runs ComfyUI on a free port of 127.0.0.1 while the `with` block lasts.
 

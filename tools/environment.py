@@ -166,7 +166,10 @@ def _provide_chromium() -> None:
     if found := find_chromium():
         say(f"- Browser for the browser tests: {found}")
         return
-    by_hand = "install chromium (Debian, Ubuntu: apt-get install chromium) or set CHROMIUM_PATH; all but the browser tests run without it."
+    by_hand = (
+        "install chromium (Debian, Ubuntu: apt-get install chromium) or set CHROMIUM_PATH; "
+        "only the browser tests need it (INTRINSIC_LAB_SKIP_BROWSER=1 leaves them out)."
+    )
     if os.name == "nt" or shutil.which("apt-get") is None or os.geteuid() != 0:
         say(f"- No chromium found: {by_hand}")
         return

@@ -1,6 +1,7 @@
 """One real ComfyUI server with this pack, shared by all server tests, and a client that speaks its HTTP and websocket."""
 
 import json
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -13,6 +14,7 @@ import websocket
 from intrinsic_lab.tools.comfyui_server import RunningServer, comfyui_server
 from intrinsic_lab.tools.comfyui_source import find_comfyui
 from intrinsic_lab.tools.environment import link_pack
+from intrinsic_lab.tools.front_end import front_end
 
 
 @dataclass(frozen=True)
@@ -85,3 +87,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> RunningServer:
 def client(server: RunningServer) -> Client:
     """Talks to the shared server."""
     return Client(server.url)
+
+
+@pytest.fixture(scope="session")
+def page(server: RunningServer):
+    """The front end of the shared server, ready for graphs."""
+    if os.environ.get("INTRINSIC_LAB_SKIP_BROWSER") == "1":
+        pytest.skip("INTRINSIC_LAB_SKIP_BROWSER=1")
+    with front_end(server.url) as ready:
+        yield ready

@@ -1,0 +1,85 @@
+"""The smoke run on the oldest supported ComfyUI: loading a model and extracting a map, over HTTP, as the newest does it."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from intrinsic_lab.methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict
+from intrinsic_lab.tests.nodes.conftest import build_model_folder
+from intrinsic_lab.tools.comfyui_server import RunningServer, comfyui_server
+from intrinsic_lab.tools.comfyui_source import OLDEST, cached_copy, version_of
+from intrinsic_lab.tools.environment import link_pack
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+PROMPT = {
+    "1": {"class_type": "IntrinsicLabLoadModel", "inputs": {"model": "smoke", "weight_dtype": "fp32"}},
+    "2": {
+        "class_type": "IntrinsicLabApplyLoRA",
+        "inputs": {"model": ["1", 0], "lora_name": "smoke.safetensors", "map": "albedo", "strength": 1.0},
+    },
+    "3": {"class_type": "LoadImage", "inputs": {"image": "smoke.png"}},
+    "4": {
+        "class_type": "IntrinsicLabExtractMaps",
+        "inputs": {
+            **{"model": ["2", 0], "clip": ["1", 1], "vae": ["1", 2], "image": ["3", 0], "processing_resolution": 0},
+            **{"tile_size": 0, "tile_overlap": 64, "mirrored_average": False, "merged_map": "none"},
+        },
+    },
+    "5": {"class_type": "IntrinsicLabFormatColor", "inputs": {"map": ["4", 2], "encoding": "sRGB", "exposure": 0.0, "clamp": False}},
+    "6": {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": "smoke"}},
+}
+
+
+@pytest.fixture(scope="module")
+def oldest_server(tmp_path_factory) -> RunningServer:
+    """The pack in the oldest supported ComfyUI, which `make test` provides."""
+    comfyui = Path(os.environ.get("OLDEST_COMFYUI_PATH") or cached_copy(OLDEST))
+    assert version_of(comfyui) == OLDEST.version, f"{comfyui} is not ComfyUI {OLDEST.version}: `make test` provides it."
+    base = link_pack(tmp_path_factory.mktemp("oldest"))
+    with comfyui_server(Path(sys.executable), comfyui, base, ["--cpu"]) as running:
+        yield running
+
+
+def place_files(base: Path) -> None:
+    """A tiny random model, a random LoRA for it and a picture, in a server's folders; the same in every call."""
+    unet = load_file(next((build_model_folder(base / "models/diffusers/smoke", "nano") / "unet").glob("*.safetensors")))
+    generator = torch.Generator().manual_seed(0)
+    layers = {
+        name.removesuffix(".weight"): LoraLayer(
+            torch.randn(2, weight.shape[1], generator=generator) / 8, torch.randn(weight.shape[0], 2, generator=generator) / 8, scale=1.0
+        )
+        for name, weight in sorted(unet.items())
+        if name.endswith(("to_q.weight", "to_v.weight"))
+    }
+    (base / "models/loras").mkdir(exist_ok=True)
+    save_file(kohya_state_dict(layers), base / "models/loras/smoke.safetensors")
+    ramp = np.linspace(0, 255, 64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
+    Image.fromarray(ramp).save(base / "input/smoke.png")
+
+
+def extract(client, server: RunningServer) -> np.ndarray:
+    """The saved albedo of the picture."""
+    events, entry = client.run(PROMPT)
+    assert events[-1]["type"] == "execution_success", events[-1]
+    [file] = entry["outputs"]["6"]["images"]
+    return np.asarray(Image.open(server.base / "output" / file["filename"])).astype(int)
+
+
+def test_the_oldest_comfyui_extracts_the_same_map_as_the_one_under_test(server, client, oldest_server):
+    place_files(server.base)
+    place_files(oldest_server.base)
+    expected = extract(client, server)
+    found = extract(type(client)(oldest_server.url), oldest_server)
+    assert found.shape == (64, 64, 3) and np.ptp(found) > 10
+    assert np.abs(found - expected).max() <= 1
+
+
+def test_the_oldest_comfyui_knows_every_node_of_the_pack(server, client, oldest_server):
+    def ours(url: str) -> set[str]:
+        return {name for name in type(client)(url).get("/object_info")[1] if name.startswith("IntrinsicLab")}
+
+    assert ours(oldest_server.url) == ours(server.url) != set()
