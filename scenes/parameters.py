@@ -44,9 +44,9 @@ def _require_within(name: str, value: float | None, low: float, high: float) -> 
 class Style:
     """Limits what is drawn, so that a set of scenes shares a look. None leaves a choice free.
 
-    colors: names out of PALETTE; textures: ids into TEXTURE_WORDS (ceilings stay plain); light_azimuth_degrees: -180..180, 0 = from the viewer's
-    side, 90 = from the right; light_color: linear RGB, 0..1 each; ambient: 0..0.5, its share of the light. Raises ValueError for names
-    or ids that do not exist, for an empty choice, and for numbers outside these ranges.
+    colors: names out of PALETTE. textures: ids into TEXTURE_WORDS (ceilings stay plain). light_azimuth_degrees: -180..180,
+    0 = from the viewer's side, 90 = from the right. light_color: linear RGB, 0..1 each. ambient: 0..0.5, its share of the
+    light. Raises ValueError for names or ids that do not exist, for an empty choice, and for numbers outside these ranges.
     """
 
     colors: tuple[str, ...] | None = None
