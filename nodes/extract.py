@@ -28,7 +28,7 @@ NO_MERGED_MAP = "none"
 DEFAULT_RESOLUTION = 512
 DEFAULT_TIMESTEP = 999
 PREVIEW_PICTURES = 4
-PREVIEW_HEIGHT = 320
+PREVIEW_HEIGHT, PREVIEW_WIDTH = 320, 640
 
 
 def _bundled_adapters() -> dict[str, Path]:
@@ -279,7 +279,7 @@ def contact_sheet(image_bhw3: Tensor, maps: dict[str, Tensor]) -> Tensor:
     """Picture and maps side by side, one row per picture (the first few), as colours 0..1: what the node previews."""
     looks = [image_bhw3[:PREVIEW_PICTURES], *(MAPS[name].to_picture(values[:PREVIEW_PICTURES]) for name, values in maps.items())]
     height, width = image_bhw3.shape[1:3]
-    factor = min(1.0, PREVIEW_HEIGHT / height)
+    factor = min(1.0, PREVIEW_HEIGHT / height, PREVIEW_WIDTH / width)
     small = [resize(look, max(1, round(height * factor)), max(1, round(width * factor))) for look in looks]
     return rearrange(torch.stack([look.to(small[0].device) for look in small]), "map b h w c -> 1 (b h) (map w) c").clamp(0, 1)
 
