@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,9 @@ def write_tiny_base(folder: Path) -> Path:
     tokenizer = CLIPTokenizer.from_pretrained(words, model_max_length=77)
     pipeline = StableDiffusionPipeline(vae, text_encoder, tokenizer, unet, DDPMScheduler(), None, None, requires_safety_checker=False)
     pipeline.save_pretrained(folder)
+    # transformers 5 writes tokenizer.json alone; published folders hold these two.
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(words / name, folder / "tokenizer" / name)
     return folder
 
 

@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 from intrinsic_lab.methods.maps import MAPS
 from intrinsic_lab.scenes import render_scenes
+from intrinsic_lab.training.folder_data import FolderData
 from intrinsic_lab.training.intrinsic_lora import (
     IntrinsicLoraConfig,
     LatentPairs,
@@ -28,6 +29,7 @@ from intrinsic_lab.training.intrinsic_lora.run import IntrinsicLoraTask
 from intrinsic_lab.training.loop import CHECKPOINT, LoopConfig, step_generator
 from intrinsic_lab.training.losses import normal_loss
 from intrinsic_lab.training.pairs import SceneData
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -224,6 +226,23 @@ def test_mixed_precision_and_accumulation_train_too(tiny_base, pairs, tmp_path, 
     assert (
         load_file(trained.weights)["lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lora_up.weight"].dtype == torch.float16
     )
+
+
+@pytest.mark.parametrize("loss", ["latent", "decoded"])
+def test_a_folder_of_pictures_and_maps_trains_as_the_scenes_it_was_written_from(tiny_base, tmp_path, loss):
+    data = SceneData(count=3, size=32)
+    for kind in ("image", "albedo"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        for row, picture in enumerate(data.read(kind, range(3))):
+            Image.fromarray((picture * 255).round().byte().movedim(0, -1).numpy()).save(tmp_path / "data" / kind / f"{row}.png")
+    scenes = train_intrinsic_lora(config_of(tiny_base, tmp_path / "scenes", map="albedo", data=data, loss=loss))
+    folder = train_intrinsic_lora(
+        config_of(tiny_base, tmp_path / "folder", map="albedo", data=FolderData(tmp_path / "data", 32), loss=loss)
+    )
+    # They differ by the rounding to 8 bits alone.
+    assert folder.history.losses == pytest.approx(scenes.history.losses, rel=0.02)
+    with safe_open(folder.weights, "pt") as file:
+        assert json.loads(file.metadata()["intrinsic_lab.config"])["data"]["folder"] == "data"
 
 
 def test_a_killed_run_resumes_to_the_same_weights(tiny_base, pairs, tmp_path, start_trainer):
