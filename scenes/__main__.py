@@ -8,8 +8,8 @@ from .pictures import gallery, save_picture, save_scene
 from .render import render_scenes
 
 # Chosen by eye among the held-out scenes (seeds 0..999), which no training sees.
-DEMO_SEED = 0
-GALLERY_SEEDS = (0, 1, 2, 3, 4, 5)
+DEMO_SEED = 122
+GALLERY_SEEDS = (122, 105, 78, 152, 23, 1)
 
 
 def main(arguments: list[str] | None = None) -> int:
