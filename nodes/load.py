@@ -36,7 +36,8 @@ class LoadIntrinsicModel(io.ComfyNode):
                     options=list(DTYPES),
                     default="default",
                     optional=True,
-                    tooltip="In which the diffusion model's weights are kept. default: ComfyUI's choice for your device. fp8_e4m3fn halves the memory of fp16.",
+                    tooltip="In which the diffusion model's weights are kept. default: ComfyUI's choice for your device. "
+                    "fp8_e4m3fn halves the memory of fp16.",
                 ),
             ],
             outputs=[

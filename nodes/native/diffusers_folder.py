@@ -6,7 +6,6 @@ from pathlib import Path
 import comfy.sd
 import folder_paths
 import torch
-from comfy.latent_formats import LatentFormat
 from comfy.model_patcher import ModelPatcher
 
 from .folder_files import ModelFolderError, describe, read_config, read_json
@@ -24,7 +23,7 @@ TRANSFORMERS = {"PixArtTransformer2DModel": "pixart", "Transformer2DModel": "pix
 
 @dataclass(frozen=True)
 class LoadedPipeline:
-    """A model's three native parts. `family`: a key of FAMILY_NAMES; `model`: a ComfyUI ModelPatcher, to be cloned before patching."""
+    """A model's native parts. `family`: a key of FAMILY_NAMES; `model`: a ComfyUI ModelPatcher, to be cloned before patching."""
 
     model: ModelPatcher
     clip: comfy.sd.CLIP
@@ -33,7 +32,7 @@ class LoadedPipeline:
 
 
 def detect_family(folder: Path) -> str:
-    """The model family (a key of FAMILY_NAMES) of a diffusers-format folder, from its configs. Raises ModelFolderError for an unknown one."""
+    """The model family (a key of FAMILY_NAMES) of a diffusers-format folder. Raises ModelFolderError for an unknown one."""
     if not folder.is_dir():
         raise ModelFolderError(f"There is no folder {describe(folder)}: put the model there, or choose another one.")
     index = read_json(folder / MODEL_INDEX)
@@ -57,25 +56,38 @@ def detect_family(folder: Path) -> str:
     )
 
 
-def _load_model(folder: Path, family: str, latent_format: LatentFormat, dtype: torch.dtype | None) -> ModelPatcher:
-    if family == "flux":
-        return load_flux(folder / "transformer", read_flow_schedule(folder / "scheduler"), latent_format, dtype)
-    schedule = read_diffusion_schedule(folder / "scheduler")
-    if family == "pixart":
-        return load_pixart(folder / "transformer", schedule, latent_format, dtype)
-    return load_unet(folder / "unet", family, schedule, latent_format, dtype)
-
-
-def load_pipeline(folder: Path, *, dtype: torch.dtype | None = None, text_dtype: torch.dtype | None = None) -> LoadedPipeline:
+def load_pipeline(
+    folder: Path, *, dtype: torch.dtype | None = None, text_dtype: torch.dtype | None = None, disable_dynamic: bool = False
+) -> LoadedPipeline:
     """Load a diffusers-format folder as ComfyUI's own MODEL, CLIP and VAE.
 
     dtype, text_dtype: in which the weights of the diffusion model and of the text encoders are kept; None leaves the choice to ComfyUI.
+    disable_dynamic: hold weights without ComfyUI's dynamic memory; ComfyUI asks for it when it needs a plain copy.
     Only safetensors are read. Raises ModelFolderError (a ValueError) that names the file, what was expected and what to do.
     """
     folder = Path(folder)
     family = detect_family(folder)
-    clip = load_clip(folder, family, folder_paths.get_folder_paths("embeddings"), text_dtype)
+    clip = load_clip(folder, family, folder_paths.get_folder_paths("embeddings"), text_dtype, disable_dynamic)
     vae_config = read_config(folder / "vae")
     vae = load_vae(folder / "vae", vae_config)
-    model = _load_model(folder, family, latent_format_of(vae_config, vae), dtype)
+    latent_format = latent_format_of(vae_config, vae)
+    if family == "flux":
+        schedule = read_flow_schedule(folder / "scheduler")
+        model = load_flux(folder / "transformer", schedule, latent_format, dtype, disable_dynamic)
+    elif family == "pixart":
+        schedule = read_diffusion_schedule(folder / "scheduler")
+        model = load_pixart(folder / "transformer", schedule, latent_format, dtype, disable_dynamic)
+    else:
+        schedule = read_diffusion_schedule(folder / "scheduler")
+        model = load_unet(folder / "unet", family, schedule, latent_format, dtype, disable_dynamic)
+    for name, patcher in (("model", model), ("clip", clip.patcher), ("vae", vae.patcher)):
+        patcher.cached_patcher_init = (_reload, (folder, dtype, text_dtype, name))
     return LoadedPipeline(model, clip, vae, family)
+
+
+def _reload(
+    folder: Path, dtype: torch.dtype | None, text_dtype: torch.dtype | None, name: str, disable_dynamic: bool = False
+) -> ModelPatcher:
+    """Untouched weights again, for ComfyUI's clones that may not share them (several GPUs, no dynamic memory)."""
+    part = getattr(load_pipeline(folder, dtype=dtype, text_dtype=text_dtype, disable_dynamic=disable_dynamic), name)
+    return part if name == "model" else part.patcher

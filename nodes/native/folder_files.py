@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import comfy.utils
@@ -22,12 +22,23 @@ class ModelFolderError(ValueError):
     """A model folder that cannot be loaded; the message names the file, what was expected and what to do."""
 
 
+class PartConfig(dict):
+    """A config whose absent entries are explained instead of ending as a KeyError."""
+
+    def __init__(self, content: dict, name: str):
+        super().__init__(content)
+        self.name = name
+
+    def __missing__(self, key: str):
+        raise ModelFolderError(f"{self.name} has no entry {key!r}: it is not the config this part was saved with; copy it again.")
+
+
 def describe(path: Path) -> str:
     """The last parts of a path: enough to find the file, without telling a remote user how the machine is laid out."""
     return "/".join(path.parts[-3:])
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> PartConfig:
     """The JSON object in `path`. Raises ModelFolderError when it is missing or not a JSON object."""
     if not path.is_file():
         raise ModelFolderError(f"{describe(path)} is missing: the folder must be a complete diffusers-format model; copy it again.")
@@ -37,10 +48,10 @@ def read_json(path: Path) -> dict:
         raise ModelFolderError(f"{describe(path)} is not readable JSON ({error}): copy the file again.") from error
     if not isinstance(content, dict):
         raise ModelFolderError(f"{describe(path)} holds a {type(content).__name__}, a JSON object was expected: copy the file again.")
-    return content
+    return PartConfig(content, describe(path))
 
 
-def read_config(part: Path) -> dict:
+def read_config(part: Path) -> PartConfig:
     """The config of a part (unet, vae, text_encoder, scheduler, ...) of a model folder."""
     for name in CONFIG_NAMES:
         if (part / name).is_file():
@@ -75,8 +86,8 @@ def _weight_files(part: Path) -> list[Path]:
     pickles = sorted(path.name for pattern in PICKLE_PATTERNS for path in part.glob(pattern))
     if pickles:
         raise ModelFolderError(
-            f"{describe(part)} has its weights only as a pickle ({', '.join(pickles)}), which may run code when opened. Get the model's safetensors "
-            "files, or convert it once where you trust it: load it with diffusers and call save_pretrained(folder, safe_serialization=True)."
+            f"{describe(part)} has its weights only as a pickle ({', '.join(pickles)}), which may run code when opened. Get the model's "
+            "safetensors files, or convert it once where you trust it: load it with diffusers, then save_pretrained(folder)."
         )
     expected = f"{WEIGHT_STEMS[0]}.safetensors or {WEIGHT_STEMS[1]}.safetensors"
     raise ModelFolderError(
@@ -102,13 +113,15 @@ def read_weights(part: Path) -> dict[str, Tensor]:
     weights = {}
     for path in _weight_files(part):
         try:
-            weights.update(comfy.utils.load_torch_file(str(path), safe_load=True))
-        except (safetensors.SafetensorError, ValueError, OSError) as error:
-            reason = str(error).splitlines()[0]
+            # Reads the header alone: it must fit the file's size.
+            with safetensors.safe_open(path, framework="pt"):
+                pass
+        except (safetensors.SafetensorError, OSError) as error:
             raise ModelFolderError(
-                f"{describe(path)} is not a complete safetensors file ({path.stat().st_size} bytes; {reason}): it is truncated or of another "
-                "format; copy or download it again."
+                f"{describe(path)} is not a complete safetensors file ({path.stat().st_size} bytes; {error}): "
+                "it is truncated or of another format; copy or download it again."
             ) from error
+        weights.update(comfy.utils.load_torch_file(str(path), safe_load=True))
     return weights
 
 
@@ -120,8 +133,8 @@ def rename(weights: dict[str, Tensor], key_map: KeyMap, part: str, ignore: Colle
     unknown = [name for name in weights if name not in key_map and name not in ignore]
     if unknown:
         raise ModelFolderError(
-            f"The {part} holds {len(unknown)} weights that its config does not call for, such as {', '.join(unknown[:3])}: config.json and the "
-            "weights do not belong together, or the model has parts that ComfyUI does not know."
+            f"The {part} holds {len(unknown)} weights that its config does not call for, such as {', '.join(unknown[:3])}: "
+            "config.json and the weights do not belong together, or the model has parts that ComfyUI does not know."
         )
     renamed: dict[str, Tensor] = {}
     slices: dict[str, list[tuple[tuple[int, int, int], Tensor]]] = {}
@@ -154,14 +167,12 @@ def _concatenate(parts: list[Tensor], dim: int) -> Tensor:
     return whole
 
 
-def require_same_weights(
-    expected: Mapping[str, Tensor], given: Mapping[str, Tensor], part: str, optional: Callable[[str], bool] = lambda name: False
-) -> None:
+def require_same_weights(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], part: str) -> None:
     """Check that `given` fills a module's state dict: every name there, every shape right. ComfyUI itself only logs what is missing."""
-    missing = [name for name in expected if name not in given and not optional(name)]
+    missing = [name for name in expected if name not in given]
     if missing:
         raise ModelFolderError(
-            f"The {part} lacks {len(missing)} weights, such as {_some(missing)}: a file is incomplete; copy the folder again."
+            f"The {part} lacks {len(missing)} weights, such as {', '.join(missing[:3])}: a file is incomplete; copy the folder again."
         )
     wrong = [name for name, weight in given.items() if name in expected and weight.shape != expected[name].shape]
     if wrong:
@@ -170,7 +181,3 @@ def require_same_weights(
             f"{len(wrong)} weights of the {part} have another shape than config.json says: {name} is {list(given[name].shape)}, "
             f"{list(expected[name].shape)} was expected. config.json and the weights do not belong together."
         )
-
-
-def _some(names: Iterable[str]) -> str:
-    return ", ".join(list(names)[:3])

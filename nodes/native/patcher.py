@@ -1,11 +1,10 @@
 """From a ComfyUI model config and weights to a MODEL, as ComfyUI's own loaders do it."""
 
-from collections.abc import Callable
-
 import comfy.model_management
 import comfy.model_patcher
 import comfy.utils
 import torch
+from comfy.latent_formats import LatentFormat
 from comfy.supported_models_base import BASE
 from torch import Tensor
 
@@ -13,14 +12,12 @@ from .folder_files import require_same_weights
 from .sampling import NoiseSchedule
 
 
-def can_assign(patcher: comfy.model_patcher.ModelPatcher) -> bool:
-    """Whether weights are put in place of the module's own instead of being copied into them (newer versions, dynamic memory)."""
-    return bool(getattr(patcher, "is_dynamic", lambda: False)())
-
-
-def set_schedule(config: BASE, schedule: NoiseSchedule) -> None:
-    """Give a model config its own noise schedule, over the family's usual one."""
+def configure(config: BASE, schedule: NoiseSchedule, latent_format: LatentFormat) -> BASE:
+    """A model config with the folder's own noise schedule and latents, instead of the family's usual ones; returns `config`."""
+    config.prediction = schedule.prediction
     config.sampling_settings = {**config.sampling_settings, **schedule.settings}
+    config.latent_format = latent_format
+    return config
 
 
 def build_patcher(
@@ -28,12 +25,13 @@ def build_patcher(
     weights: dict[str, Tensor],
     part: str,
     dtype: torch.dtype | None = None,
-    optional: Callable[[str], bool] = lambda name: False,
+    disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
     """A MODEL from a model config and weights under ComfyUI's names.
 
     dtype: in which the weights are kept; None leaves the choice to ComfyUI (device, model size, command line).
-    Raises ModelFolderError for missing weights and wrong shapes; `optional` names those that may be missing.
+    disable_dynamic: hold them without ComfyUI's dynamic memory, which it asks for itself when it needs a plain copy.
+    Raises ModelFolderError for missing weights and wrong shapes.
     """
     load_device = comfy.model_management.get_torch_device()
     if dtype is None:
@@ -44,11 +42,8 @@ def build_patcher(
         )
     config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes))
     model = config.get_model(weights, "")
-    require_same_weights(model.diffusion_model.state_dict(), weights, part, optional)
-    patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    require_same_weights(model.diffusion_model.state_dict(), weights, part)
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = patcher_class(model, load_device=load_device, offload_device=comfy.model_management.unet_offload_device())
-    if can_assign(patcher):
-        model.load_model_weights(weights, "", assign=True)
-    else:
-        model.load_model_weights(weights, "")
+    model.load_model_weights(weights, "", assign=patcher.is_dynamic())
     return patcher

@@ -51,8 +51,8 @@ def model_folder(name: str) -> Path:
     if name not in folders:
         offered = ", ".join(folders) or "there is none yet"
         raise ValueError(
-            f"There is no model folder {name!r} (offered: {offered}). Put a diffusers-format folder, with its {MODEL_INDEX}, into models/diffusers, "
-            "or name its place in extra_model_paths.yaml under `diffusers`."
+            f"There is no model folder {name!r} (offered: {offered}). Put a diffusers-format folder, with its {MODEL_INDEX}, into "
+            "models/diffusers, or name its place in extra_model_paths.yaml under `diffusers`."
         )
     return folders[name]
 

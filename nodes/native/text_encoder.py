@@ -1,4 +1,4 @@
-"""The text encoders of a diffusers folder (CLIP-L, CLIP-H, CLIP-L + G, T5) as a native CLIP, with the folder's own vocabulary if it has one."""
+"""The text encoders of a diffusers folder (CLIP-L, CLIP-H, CLIP-L + G, T5) as a native CLIP, with their own vocabulary if they have one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,6 @@ from comfy.supported_models_base import ClipTarget
 from torch import Tensor, nn
 
 from .folder_files import ModelFolderError, read_config, read_weights, require_options, require_same_weights
-from .patcher import can_assign
 
 CLIP_VOCABULARY = 49408
 T5_VOCABULARY = 32100
@@ -94,7 +93,7 @@ FAMILIES = {
 def clip_config(config: dict, part: str) -> dict:
     """The entries of a CLIP text encoder's config.json that ComfyUI reads."""
     require_options(config, CLIP_OPTIONS, part)
-    return {"hidden_act": config.get("hidden_act", "quick_gelu"), **_sizes(config, CLIP_SIZES, part)}
+    return {"hidden_act": config.get("hidden_act", "quick_gelu"), **{name: config[name] for name in CLIP_SIZES}}
 
 
 def t5_config(config: dict, part: str) -> dict:
@@ -105,19 +104,10 @@ def t5_config(config: dict, part: str) -> dict:
     activation = config.get("dense_act_fn") or ("gelu_new" if projection == "gated-gelu" else projection.split("-")[-1])
     if activation not in T5_ACTIVATIONS:
         raise ModelFolderError(f"The {part} uses {activation}; {' or '.join(T5_ACTIVATIONS)} was expected: it cannot be loaded natively.")
-    sizes = _sizes(config, T5_SIZES, part)
+    sizes = {name: config[name] for name in T5_SIZES}
     if sizes["vocab_size"] < T5_VOCABULARY:
         raise ModelFolderError(f"The {part} knows {sizes['vocab_size']} tokens; ComfyUI's T5 tokenizer needs {T5_VOCABULARY}.")
     return {"dense_act_fn": T5_ACTIVATIONS[activation], "is_gated_act": bool(gated), "model_type": "t5", **sizes}
-
-
-def _sizes(config: dict, names: tuple[str, ...], part: str) -> dict:
-    absent = [name for name in names if name not in config]
-    if absent:
-        raise ModelFolderError(
-            f"The {part}'s config.json lacks {', '.join(absent)}: it is not the config this text encoder was saved with."
-        )
-    return {name: config[name] for name in names}
 
 
 def _native_weights(weights: dict[str, Tensor], is_clip: bool) -> dict[str, Tensor]:
@@ -134,8 +124,8 @@ def own_tokenizer(folder: Path, part: TextPart, config: dict, embeddings: list[s
     path = folder / part.tokenizer
     if not ((path / "vocab.json").is_file() and (path / "merges.txt").is_file()):
         raise ModelFolderError(
-            f"{part.folder} has a vocabulary of {config['vocab_size']} tokens, not CLIP's {CLIP_VOCABULARY}, so {folder.name}/{part.tokenizer} "
-            "must hold its own vocab.json and merges.txt: copy the folder again."
+            f"{part.folder} has a vocabulary of {config['vocab_size']} tokens, not CLIP's {CLIP_VOCABULARY}, so "
+            f"{folder.name}/{part.tokenizer} must hold its own vocab.json and merges.txt: copy the folder again."
         )
     tokenizer = comfy.sd1_clip.SDTokenizer(
         str(path),
@@ -147,7 +137,8 @@ def own_tokenizer(folder: Path, part: TextPart, config: dict, embeddings: list[s
     )
     if max(tokenizer.inv_vocab) >= config["vocab_size"]:
         raise ModelFolderError(
-            f"{folder.name}/{part.tokenizer} has token {max(tokenizer.inv_vocab)}, {part.folder} knows {config['vocab_size']}: they do not belong together."
+            f"{folder.name}/{part.tokenizer} has token {max(tokenizer.inv_vocab)}, {part.folder} knows {config['vocab_size']}: "
+            "they do not belong together."
         )
     if tokenizer.tokenizer.pad_token_id is not None:
         tokenizer.pad_token = tokenizer.tokenizer.pad_token_id
@@ -166,7 +157,9 @@ def _fit_clip(
     transformer.requires_grad_(False)
 
 
-def load_clip(folder: Path, family: str, embeddings: list[str], dtype: torch.dtype | None = None) -> comfy.sd.CLIP:
+def load_clip(
+    folder: Path, family: str, embeddings: list[str], dtype: torch.dtype | None = None, disable_dynamic: bool = False
+) -> comfy.sd.CLIP:
     """CLIP from a model folder. `family`: a key of FAMILIES; `embeddings`: folders of textual inversions.
 
     dtype: in which the weights are kept; None leaves the choice to ComfyUI (half precision; it always computes in float32).
@@ -206,9 +199,10 @@ def load_clip(folder: Path, family: str, embeddings: list[str], dtype: torch.dty
     options = {f"{part.name}_model_config": config for part, config in configs.items()}
     if dtype is not None:
         options["dtype"] = dtype
-    clip = comfy.sd.CLIP(ClipTarget(build_tokenizer, build_model), embedding_directory=embeddings, model_options=options)
+    target = ClipTarget(build_tokenizer, build_model)
+    clip = comfy.sd.CLIP(target, embedding_directory=embeddings, model_options=options, disable_dynamic=disable_dynamic)
     for module in clip.cond_stage_model.modules():
-        module.can_assign_sd = can_assign(clip.patcher)
+        module.can_assign_sd = clip.patcher.is_dynamic()
     for part in text.parts:
         _load_weights(getattr(clip.cond_stage_model, part.name), weights[part], part)
     return clip

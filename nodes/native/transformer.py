@@ -1,9 +1,7 @@
 """PixArt-alpha and FLUX.1 transformers of any width as native MODELs."""
 
-import dataclasses
 from pathlib import Path
 
-import comfy.ldm.flux.model
 import comfy.model_base
 import comfy.supported_models
 import comfy.utils
@@ -13,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from .folder_files import ModelFolderError, read_config, read_weights, rename, require_options
-from .patcher import build_patcher, set_schedule
+from .patcher import build_patcher, configure
 from .sampling import NoiseSchedule
 
 PIXART, FLUX = "PixArt transformer", "FLUX transformer"
@@ -45,7 +43,8 @@ def pixart_config(config: dict) -> dict:
     uses_size = sample == 128 if uses_size is None else uses_size
     if hidden % 4 or (uses_size and hidden % 3):
         raise ModelFolderError(
-            f"The {PIXART} is {hidden} wide: its positions need a multiple of 4, and size conditions (use_additional_conditions) a multiple of 3 too."
+            f"The {PIXART} is {hidden} wide: its positions need a multiple of 4, and size conditions (use_additional_conditions) a "
+            "multiple of 3 too."
         )
     if config.get("cross_attention_dim", hidden) not in (None, hidden):
         raise ModelFolderError(
@@ -84,24 +83,27 @@ def _refuse_small_latents(executor, x, *args, **kwargs):
     height, width = x.shape[-2:]
     if (height + width) // 2 < PIXART_SMALLEST_MEAN_SIDE:
         raise ValueError(
-            f"PixArt got a latent of {height} x {width}; in ComfyUI its height and width must be {PIXART_SMALLEST_MEAN_SIDE} or more on average "
-            f"({8 * PIXART_SMALLEST_MEAN_SIDE} pixels): use a larger picture, such as 512 x 512."
+            f"PixArt got a latent of {height} x {width}; in ComfyUI its height and width must be {PIXART_SMALLEST_MEAN_SIDE} or more on "
+            f"average ({8 * PIXART_SMALLEST_MEAN_SIDE} pixels): use a larger picture, such as 512 x 512."
         )
     return executor(x, *args, **kwargs)
 
 
-def load_pixart(part: Path, schedule: NoiseSchedule, latent_format: LatentFormat, dtype: torch.dtype | None = None) -> ModelPatcher:
-    """MODEL from the folder of a PixArt transformer."""
+def load_pixart(
+    part: Path,
+    schedule: NoiseSchedule,
+    latent_format: LatentFormat,
+    dtype: torch.dtype | None = None,
+    disable_dynamic: bool = False,
+) -> ModelPatcher:
+    """MODEL from the folder of a PixArt transformer; the last two as `build_patcher` says."""
     native = pixart_config(read_config(part))
     _require_channels(native["in_channels"], latent_format, PIXART)
     weights = rename(read_weights(part), comfy.utils.pixart_to_diffusers(native), PIXART, ignore=("pos_embed.pos_embed",))
     # Only dropped captions in training use it; diffusers does not save it.
     weights.setdefault("y_embedder.y_embedding", torch.zeros(PIXART_TOKENS, native["caption_channels"]))
-    model_config = AnyWidthPixArt(native)
-    model_config.prediction = schedule.prediction
-    model_config.latent_format = latent_format
-    set_schedule(model_config, schedule)
-    patcher = build_patcher(model_config, weights, PIXART, dtype)
+    model_config = configure(AnyWidthPixArt(native), schedule, latent_format)
+    patcher = build_patcher(model_config, weights, PIXART, dtype, disable_dynamic)
     patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "intrinsic_lab_pixart_size", _refuse_small_latents)
     return patcher
 
@@ -116,7 +118,7 @@ def flux_config(config: dict) -> dict:
             f"The {FLUX} has axes_dims_rope {axes} and attention_head_dim {head}: even numbers that sum to it were expected."
         )
     pixels = FLUX_PATCH**2
-    native = {
+    return {
         "image_model": "flux",
         "axes_dim": axes,
         "num_heads": config["num_attention_heads"],
@@ -134,9 +136,6 @@ def flux_config(config: dict) -> dict:
         "depth_single_blocks": config["num_single_layers"],
         "guidance_embed": bool(config.get("guidance_embeds", False)),
     }
-    # Older versions do not know txt_ids_dims; image_model is read by the model config, not by the module.
-    known = {field.name for field in dataclasses.fields(comfy.ldm.flux.model.FluxParams)} | {"image_model"}
-    return {name: value for name, value in native.items() if name in known}
 
 
 class AnyWidthFlux(comfy.supported_models.Flux):
@@ -148,20 +147,24 @@ class AnyWidthFlux(comfy.supported_models.Flux):
         return comfy.model_base.Flux(self, model_type=self.prediction, device=device)
 
 
-def load_flux(part: Path, schedule: NoiseSchedule, latent_format: LatentFormat, dtype: torch.dtype | None = None) -> ModelPatcher:
-    """MODEL from the folder of a FLUX.1 transformer."""
+def load_flux(
+    part: Path,
+    schedule: NoiseSchedule,
+    latent_format: LatentFormat,
+    dtype: torch.dtype | None = None,
+    disable_dynamic: bool = False,
+) -> ModelPatcher:
+    """MODEL from the folder of a FLUX.1 transformer; the last two as `build_patcher` says."""
     native = flux_config(read_config(part))
     _require_channels(native["out_channels"], latent_format, FLUX)
     weights = rename(read_weights(part), comfy.utils.flux_to_diffusers(native), FLUX)
-    model_config = AnyWidthFlux(native)
-    model_config.prediction = schedule.prediction
-    model_config.latent_format = latent_format
-    set_schedule(model_config, schedule)
-    return build_patcher(model_config, weights, FLUX, dtype)
+    model_config = configure(AnyWidthFlux(native), schedule, latent_format)
+    return build_patcher(model_config, weights, FLUX, dtype, disable_dynamic)
 
 
 def _require_channels(channels: int, latent_format: LatentFormat, part: str) -> None:
     if channels != latent_format.latent_channels:
         raise ModelFolderError(
-            f"The {part} takes latents of {channels} channels, the VAE's have {latent_format.latent_channels}: transformer and vae do not belong together."
+            f"The {part} takes latents of {channels} channels, the VAE's have {latent_format.latent_channels}: "
+            "transformer and vae do not belong together."
         )

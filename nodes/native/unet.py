@@ -1,6 +1,7 @@
 """UNet2DConditionModel of any width (SD 1.5, SD 2.1, SDXL) as a native MODEL."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import comfy.model_base
 import comfy.supported_models
@@ -10,7 +11,7 @@ from comfy.latent_formats import LatentFormat
 from comfy.model_patcher import ModelPatcher
 
 from .folder_files import ModelFolderError, read_config, read_weights, rename, require_options
-from .patcher import build_patcher, set_schedule
+from .patcher import build_patcher, configure
 from .sampling import NoiseSchedule
 from .widths import width_ratios
 
@@ -51,7 +52,7 @@ BLOCK_ATTENTION = {"DownBlock2D": False, "CrossAttnDownBlock2D": True, "UpBlock2
 class AnyWidth:
     """Model config by the folder's own numbers: the base class's published ones (heads, prediction) are not forced on it."""
 
-    unet_extra_config = {}
+    unet_extra_config: ClassVar[dict] = {}
     prediction = comfy.model_base.ModelType.EPS
 
     def model_type(self, state_dict, prefix=""):
@@ -71,7 +72,7 @@ class AnyWidthSD15(AnyWidth, comfy.supported_models.SD15):
 
 
 class AnyWidthSD20(AnyWidth, comfy.supported_models.SD20):
-    unet_extra_config = {"attn_precision": torch.float32}
+    unet_extra_config: ClassVar[dict] = {"attn_precision": torch.float32}
     picture_conditioned_model = comfy.model_base.SD15_instructpix2pix
 
 
@@ -109,7 +110,8 @@ def _heads(widths: list[int], heads: list[int], attention: list[bool]) -> dict[s
     channels = {widths[i] / heads[i] for i in used}
     if len(channels) > 1:
         raise ModelFolderError(
-            f"The {PART} has {heads} heads at widths {widths}: ComfyUI needs the same number of heads, or the same channels per head, everywhere."
+            f"The {PART} has {heads} heads at widths {widths}: ComfyUI needs the same number of heads, or the same channels per head, "
+            "everywhere."
         )
     return {"num_heads": -1, "num_head_channels": int(channels.pop())}
 
@@ -153,9 +155,14 @@ def unet_config(config: dict) -> dict:
 
 
 def load_unet(
-    part: Path, family: str, schedule: NoiseSchedule, latent_format: LatentFormat, dtype: torch.dtype | None = None
+    part: Path,
+    family: str,
+    schedule: NoiseSchedule,
+    latent_format: LatentFormat,
+    dtype: torch.dtype | None = None,
+    disable_dynamic: bool = False,
 ) -> ModelPatcher:
-    """MODEL from the folder of a UNet2DConditionModel. `family`: sd15, sd21 or sdxl."""
+    """MODEL from the folder of a UNet2DConditionModel. `family`: sd15, sd21 or sdxl; the last two as `build_patcher` says."""
     config = read_config(part)
     native = unet_config(config)
     latent = latent_format.latent_channels
@@ -166,11 +173,8 @@ def load_unet(
             f"The {PART} takes {native['in_channels']} channels and gives {native['out_channels']}, the VAE's latents have {latent}: "
             f"{' or '.join(map(str, sorted(allowed)))} in and {latent} out were expected; unet and vae do not belong together."
         )
-    model_config = CONFIGS[family](native)
+    model_config = configure(CONFIGS[family](native), schedule, latent_format)
     if config.get("upcast_attention"):
         model_config.unet_config["attn_precision"] = torch.float32
-    model_config.prediction = schedule.prediction
-    model_config.latent_format = latent_format
-    set_schedule(model_config, schedule)
     weights = rename(read_weights(part), comfy.utils.unet_to_diffusers(native), PART)
-    return build_patcher(model_config, weights, PART, dtype)
+    return build_patcher(model_config, weights, PART, dtype, disable_dynamic)

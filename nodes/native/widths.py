@@ -23,6 +23,7 @@ def width_ratios(widths: Sequence[int], part: str) -> list[int | WidthRatio]:
     bad = [width for width in widths if width % NORM_GROUPS]
     if bad:
         raise ModelFolderError(
-            f"The {part} has widths {list(widths)}: ComfyUI normalises in {NORM_GROUPS} groups, so every width must be a multiple of {NORM_GROUPS}, {bad[0]} is not."
+            f"The {part} has widths {list(widths)}: ComfyUI normalises in {NORM_GROUPS} groups, so every width must be a multiple of "
+            f"{NORM_GROUPS}, {bad[0]} is not."
         )
     return [width // widths[0] if width % widths[0] == 0 else WidthRatio(width, widths[0]) for width in widths]
