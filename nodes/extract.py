@@ -171,6 +171,8 @@ class ExtractIntrinsicMaps(io.ComfyNode):
                 "surface normals",
                 "pbr",
             ],
+            # Shows the preview again when the maps come from the cache.
+            has_intermediate_output=True,
             inputs=[
                 io.Model.Input(
                     "model", tooltip="A MODEL from Apply Intrinsic LoRA (once per wanted map), or one with a merged LoRA (see merged_map)."

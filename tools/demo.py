@@ -28,26 +28,9 @@ MAPS = ("normal", "depth", "albedo", "shading")
 SHEET_HEIGHT = 384
 
 
-def scene_picture(folder: Path) -> Path:
-    """The bundled picture of a rendered scene; rendered now if it is not there."""
-    if SCENE.is_file():
-        return SCENE
-    from ..scenes import render_scenes
-
-    pixels = (render_scenes([7], 512, 512).image_bhwc[0].clamp(0, 1) * 255).round().byte()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "demo_scene.png"
-    Image.fromarray(pixels.numpy()).save(path)
-    return path
-
-
-def with_exact_files(prompt: Prompt) -> Prompt:
-    """The graph with 16-bit PNG instead of 8, and with the maps' own values as 32-bit EXR, by core's SaveImageAdvanced."""
+def with_float_files(prompt: Prompt) -> Prompt:
+    """The graph that also saves the maps' own values, as 32-bit EXR, by core's SaveImageAdvanced."""
     exact = json.loads(json.dumps(prompt))
-    for node in exact.values():
-        if node["class_type"] == "SaveImage":
-            node["class_type"] = "SaveImageAdvanced"
-            node["inputs"] |= {"format": "png", "format.bit_depth": "16-bit", "format.input_color_space": "sRGB"}
     for source in [node_id for node_id, node in prompt.items() if node["class_type"] == "IntrinsicLabExtractMaps"]:
         for number, name in enumerate(MAPS):
             exact[f"{source}-{name}-exr"] = {
@@ -62,6 +45,16 @@ def with_exact_files(prompt: Prompt) -> Prompt:
                 "_meta": {"title": f"Save {name} as EXR"},
             }
     return exact
+
+
+def with_plain_files(prompt: Prompt) -> Prompt:
+    """The graph for a ComfyUI that has no SaveImageAdvanced yet: 8-bit PNG."""
+    plain = json.loads(json.dumps(prompt))
+    for node in plain.values():
+        if node["class_type"] == "SaveImageAdvanced":
+            node["class_type"] = "SaveImage"
+            node["inputs"] = {name: node["inputs"][name] for name in ("images", "filename_prefix")}
+    return plain
 
 
 def contact_sheet(picture: Path, out: Path) -> Path:
@@ -101,7 +94,7 @@ async def extract(url: str, prompt: Prompt, picture: Path, out: Path) -> list[Pa
 def run(image: Path | None, out: Path) -> int:
     """Writes a picture's maps and a contact sheet to `out`; without a picture, a rendered scene's. Raises WorkbenchError."""
     start = time.monotonic()
-    picture = image or scene_picture(out)
+    picture = image or SCENE
     try:
         with Image.open(picture) as opened:
             opened.verify()
@@ -111,8 +104,7 @@ def run(image: Path | None, out: Path) -> int:
         ) from error
     prompt = load_prompt(GRAPH)
     with started_server() as server:
-        if offers(server.url, "SaveImageAdvanced"):
-            prompt = with_exact_files(prompt)
+        prompt = with_float_files(prompt) if offers(server.url, "SaveImageAdvanced") else with_plain_files(prompt)
         with step(f"Extracting the maps of {picture.name}") as notes:
             try:
                 files = asyncio.run(extract(server.url, prompt, picture, out))

@@ -77,12 +77,12 @@ def set_up(browser: bool = True) -> Path:
 def link_pack(base: Path) -> Path:
     """Makes `base` a ComfyUI base directory whose custom_nodes holds a link to this pack, and returns it.
 
-    The pictures that the example workflows load are copied to its input folder.
+    Its input folder gets the picture that the example workflows show in Load Image.
     """
     for folder in ("custom_nodes", "models", "input", "output", "user", "temp"):
         (base / folder).mkdir(parents=True, exist_ok=True)
-    for picture in (ROOT / "assets").glob("*.png"):
-        shutil.copy(picture, base / "input" / picture.name)
+    # ComfyUI's own input folder always holds a picture of this name; the examples' Load Image shows it.
+    shutil.copy(ROOT / "assets" / "demo_scene.png", base / "input" / "example.png")
     link = base / "custom_nodes" / "intrinsic-lab"
     if link.is_symlink() and link.resolve() == ROOT:
         return base

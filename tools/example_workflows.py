@@ -1,8 +1,8 @@
-"""The example workflows: which there are, what each needs beside the pack, and their two forms.
+"""The example workflows, what each needs beside the pack, and their two forms.
 
 example_workflows/NAME.json is the graph, example_workflows/api/NAME.json the prompt made of it by the real front end.
-example_workflows/index.json says per name what must be brought: {"NAME": {"needs": ["a checkpoint"]}}; an empty list
-means that the bundled weights are enough.
+What a person must bring stands in the graph itself: "extra": {"intrinsic_lab": {"needs": ["a checkpoint"]}}; where nothing
+stands, the bundled weights are enough. Every other JSON file in that folder would show up as a template.
 """
 
 import json
@@ -41,10 +41,9 @@ class ExampleWorkflow:
 
 
 def example_workflows() -> list[ExampleWorkflow]:
-    """All examples, by name. Raises ValueError if index.json and the folder do not name the same ones."""
-    index_path = FOLDER / "index.json"
-    index = json.loads(index_path.read_text(encoding="utf-8")) if index_path.is_file() else {}
-    names = {path.stem for path in FOLDER.glob("*.json")} - {"index"}
-    if names != set(index):
-        raise ValueError(f"example_workflows/ holds {sorted(names)}, its index.json names {sorted(index)}: make them the same.")
-    return [ExampleWorkflow(name, tuple(index[name]["needs"])) for name in sorted(names)]
+    """All examples, by name."""
+    found = []
+    for path in sorted(FOLDER.glob("*.json")):
+        extra = json.loads(path.read_text(encoding="utf-8")).get("extra", {})
+        found.append(ExampleWorkflow(path.stem, tuple(extra.get("intrinsic_lab", {}).get("needs", ()))))
+    return found

@@ -34,18 +34,20 @@ RED_WIDGETS = """() => {
     return red;
 }"""
 FIT_GRAPH = """() => {
-    const canvas = app.canvas, nodes = app.graph._nodes, title = LiteGraph.NODE_TITLE_HEIGHT, margin = 40;
-    const left = Math.min(...nodes.map(node => node.pos[0])), top = Math.min(...nodes.map(node => node.pos[1] - title));
-    const right = Math.max(...nodes.map(node => node.pos[0] + node.size[0]));
-    const bottom = Math.max(...nodes.map(node => node.pos[1] + node.size[1]));
-    const [width, height] = [innerWidth - 2 * margin, innerHeight - 2 * margin];
-    const scale = Math.min(width / (right - left), height / (bottom - top));
+    const canvas = app.canvas, title = LiteGraph.NODE_TITLE_HEIGHT, margin = 24;
+    const boxes = app.graph._nodes.map(node => [node.pos[0], node.pos[1] - title, node.size[0], node.size[1] + title])
+        .concat(app.graph._groups.map(group => [...group.pos, ...group.size]));
+    const left = Math.min(...boxes.map(box => box[0])), top = Math.min(...boxes.map(box => box[1]));
+    const right = Math.max(...boxes.map(box => box[0] + box[2])), bottom = Math.max(...boxes.map(box => box[1] + box[3]));
+    const scale = Math.min((innerWidth - 2 * margin) / (right - left), (innerHeight - 2 * margin) / (bottom - top));
+    canvas.show_info = false;
     canvas.ds.scale = scale;
     canvas.ds.offset[0] = (innerWidth / scale - (right + left)) / 2;
     canvas.ds.offset[1] = (innerHeight / scale - (bottom + top)) / 2;
     canvas.setDirty(true, true);
 }"""
-GRAPH_ONLY = "body * { visibility: hidden } canvas, .graph-canvas-container, .graph-canvas-container * { visibility: visible }"
+# Notes are HTML above the canvas; everything else in the page is menus.
+GRAPH_ONLY = "body * { visibility: hidden } #graph-canvas, .dom-widget, .dom-widget :not(textarea) { visibility: visible }"
 
 
 @contextmanager

@@ -57,16 +57,26 @@ def set_input(prompt: Prompt, assignment: str) -> None:
 
 
 def picture_input(prompt: Prompt, wanted: str | None) -> tuple[str, str]:
-    """The (node id, input name) that takes the picture: `wanted` as NODE or NODE.INPUT, else the graph's only LoadImage."""
+    """The (node id, input name) that takes the picture: `wanted` as NODE or NODE.INPUT, else the graph's only LoadImage in use.
+
+    A graph that has none but starts from one Render Scene, as the examples do, gets a LoadImage in the scene's place.
+    """
     if wanted:
         name, _, input_name = wanted.partition(".")
         node_id, input_name = find_node(prompt, name), input_name or "image"
         if input_name not in prompt[node_id]["inputs"]:
             raise BatchError(f"node {name} has no input {input_name!r}; it has: {', '.join(prompt[node_id]['inputs'])}.")
         return node_id, input_name
-    loaders = [node_id for node_id, node in prompt.items() if node["class_type"] == "LoadImage"]
+    links = [value for node in prompt.values() for value in node["inputs"].values() if isinstance(value, list) and len(value) == 2]
+    slots = {node_id: {slot for source, slot in links if source == node_id} for node_id in prompt}
+    loaders = [node_id for node_id, node in prompt.items() if node["class_type"] == "LoadImage" and slots[node_id]]
+    # A scene whose exact maps are used cannot be any other picture.
+    scenes = [node_id for node_id, node in prompt.items() if node["class_type"] == "IntrinsicLabRenderScene" and slots[node_id] == {0}]
+    if not loaders and len(scenes) == 1:
+        prompt[scenes[0]] = {"class_type": "LoadImage", "inputs": {"image": ""}, "_meta": {"title": "LoadImage"}}
+        return scenes[0], "image"
     if len(loaders) != 1:
-        raise BatchError(f"the graph has {len(loaders)} LoadImage nodes: say with --input-node which one takes the pictures.")
+        raise BatchError(f"the graph uses {len(loaders)} LoadImage nodes: say with --input-node which one takes the pictures.")
     return loaders[0], "image"
 
 
