@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -127,3 +127,22 @@ def run_backend(
     _failed_operations.add(operation)
     logger.warning("%s: the Triton kernel is not usable (%s); the torch path is used instead.", operation, problem)
     return torch_path()
+
+
+def write_choices(rows: list[MeasuredChoice]) -> None:
+    """Puts measured rows first in `dispatch_table.json`, replacing rows of the same class; used by the benchmarks on a CUDA device."""
+    table = json.loads(TABLE_FILE.read_text(encoding="utf-8"))
+
+    def shape_class(row: MeasuredChoice) -> tuple:
+        return row.operation, row.capability, row.dtype, row.head_dim, row.tokens
+
+    fresh = {shape_class(row) for row in rows}
+    table["measured"] = [asdict(row) for row in (*rows, *(row for row in measured_choices() if shape_class(row) not in fresh))]
+    temporary = TABLE_FILE.with_name(TABLE_FILE.name + ".part")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(table, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, TABLE_FILE)
+    measured_choices.cache_clear()

@@ -13,6 +13,7 @@ BLOCK_TOKENS = 16
 SHRINK_BLOCK_TOKENS = 32
 EXPAND_BLOCK_OUT = 256
 HEADS_PER_PROGRAM = 4
+NUM_WARPS, ROTARY_WARPS = 4, 8
 
 
 @triton.jit
@@ -128,8 +129,8 @@ def shrink_triton(x: Tensor, merged: Tensor) -> Tensor:
     shrink_kernel[grid](
         grouped, merged.contiguous(), partial, *grouped.stride(), maps, tokens, d_in, columns,
         BLOCK_TOKENS=SHRINK_BLOCK_TOKENS, BLOCK_K=shrink_block_k(x.dtype),
-        COLUMNS=max(16, triton.next_power_of_2(columns)), PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        num_warps=4, num_stages=3,
+        COLUMNS=max(16, triton.next_power_of_2(columns)), PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32",
+        num_warps=NUM_WARPS, num_stages=3,
     )  # fmt: skip
     hidden = partial.sum(1).to(x.dtype).unflatten(-1, (map_out, rank)).transpose(1, 2)
     return hidden if x.ndim == 4 else hidden.squeeze(0)
@@ -142,7 +143,7 @@ def expand_triton_(out: Tensor, hidden: Tensor, g3: Tensor, scale: float) -> Ten
     grid = (triton.cdiv(tokens, BLOCK_TOKENS), triton.cdiv(d_out, EXPAND_BLOCK_OUT), groups * maps)
     expand_kernel[grid](
         grouped, h, g3, *grouped.stride(), *h.stride(), *g3.stride(), maps, tokens, d_out, scale,
-        RANK=h.shape[-1], BLOCK_TOKENS=BLOCK_TOKENS, BLOCK_OUT=EXPAND_BLOCK_OUT, num_warps=4,
+        RANK=h.shape[-1], BLOCK_TOKENS=BLOCK_TOKENS, BLOCK_OUT=EXPAND_BLOCK_OUT, num_warps=NUM_WARPS,
     )  # fmt: skip
     return out
 
@@ -159,7 +160,7 @@ def norm_lora_rotary_triton(
         grouped, norm_weight.contiguous(), h, g3, rotation.to(torch.float32).contiguous(), out,
         *grouped.stride(), *h.stride(), *g3.stride(), *out.stride(), maps, heads, tokens, scale, eps,
         DIM=dim, HALF=triton.next_power_of_2(dim // 2), RANK=h.shape[-1], BLOCK_TOKENS=BLOCK_TOKENS,
-        HEADS_PER_PROGRAM=HEADS_PER_PROGRAM, num_warps=4,
+        HEADS_PER_PROGRAM=HEADS_PER_PROGRAM, num_warps=ROTARY_WARPS,
     )  # fmt: skip
     return out if key.ndim == 5 else out.squeeze(0)
 
