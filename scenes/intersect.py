@@ -18,6 +18,11 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
+def reciprocal(direction: Tensor) -> Tensor:
+    """1 / direction, but large instead of infinite: infinity times zero or minus infinity would make a slab test NaN."""
+    return 1 / torch.where(direction.abs() < 1e-12, torch.full_like(direction, 1e-12), direction)
+
+
 def turn(vector: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """World to a frame turned by yaw about y; with -sine, back again."""
     x, y, z = vector
@@ -71,7 +76,7 @@ def _sphere(offset: Tensor, direction: Tensor, half: Tensor) -> tuple[Tensor, Te
 
 
 def _box(offset: Tensor, direction: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
-    inverse = 1 / direction
+    inverse = reciprocal(direction)
     middle, reach = -offset * inverse, half * inverse.abs()
     distance = (middle - reach).amax(0)
     return distance < (middle + reach).amin(0), distance
@@ -82,7 +87,7 @@ def _cylinder(offset: Tensor, direction: Tensor, half: Tensor) -> tuple[Tensor, 
     b = offset[0] * direction[0] + offset[2] * direction[2]
     discriminant = b * b - a * (offset[0] ** 2 + offset[2] ** 2 - half[0] ** 2)
     root = discriminant.clamp(min=0).sqrt()
-    inverse_y = 1 / direction[1]
+    inverse_y = reciprocal(direction[1])
     middle, reach = -offset[1] * inverse_y, half[1] * inverse_y.abs()
     distance = torch.maximum((-b - root) / a, middle - reach)
     return (discriminant > 0) & (distance < torch.minimum((-b + root) / a, middle + reach)), distance

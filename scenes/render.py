@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from .intersect import dot, object_hits, turn
+from .intersect import dot, object_hits, reciprocal, turn
 from .parameters import FREE_STYLE, ROOM_SURFACES, SURFACES, Scenes, Style, sample_scenes
 
 # Rays leave a surface this far above it, in metres, so that it does not shadow itself.
@@ -124,7 +124,7 @@ def _first_hit(scenes: Scenes, origin: Tensor, direction: Tensor) -> tuple[Tenso
     """Distance [b, p] and surface id [b, p]; the room is closed, so every ray hits something."""
     centre = rearrange(scenes.centre[:, 0], "b xyz -> xyz b 1")
     half = rearrange(scenes.half_size[:, 0], "b xyz -> xyz b 1")
-    inverse = 1 / direction
+    inverse = reciprocal(direction)
     x, y, z = (centre - origin) * inverse + half * inverse.abs()
     distance = torch.minimum(torch.minimum(x, y), z)
     face = (direction > 0).long()  # x left 2 / right 3, y floor 0 / ceiling 1, z back 4 / front 5

@@ -195,3 +195,10 @@ def test_rows_of_scenes_are_scenes():
     assert len(tail) == 2 and tail.seeds == (4, 5) and tail.captions == scenes.captions[1:]
     assert all(len(getattr(tail, field.name)) == 2 for field in fields(tail))
     assert same(render(tail, 16, 16), render_scenes([4, 5], 16, 16), 1e-5)
+
+
+def test_a_ray_exactly_parallel_to_a_wall_leaves_no_hole():
+    # One pixel of this scene looks exactly along a wall: a component of its direction is 0.
+    maps = render_scenes([1674], 128, 128)
+    for values in (maps.image_bhwc, maps.shading_bhwc, maps.depth_bhw1, maps.normal_bhwc):
+        assert values.isfinite().all()
