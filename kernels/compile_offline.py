@@ -30,7 +30,10 @@ ALIGNED = [["tt.divisibility", 16]]
 
 @dataclass(frozen=True)
 class Build:
-    """One specialisation of one kernel. pointers: element type of each pointer that is not `dtype`; constants: constexpr and folded arguments."""
+    """One specialisation of one kernel.
+
+    pointers: element types of the pointers that are not `dtype`; constants: constexpr and folded arguments.
+    """
 
     operation: str
     label: str

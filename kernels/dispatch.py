@@ -79,10 +79,10 @@ def _table_backend(operation: str, sample: Tensor, head_dim: int, tokens: int) -
         return "torch"
     capability = torch.cuda.get_device_capability(sample.device)
     dtype = str(sample.dtype).removeprefix("torch.")
+    wanted = (operation, capability, dtype, head_dim)
     for row in measured_choices():
-        if (row.operation, row.capability, row.dtype, row.head_dim) == (operation, capability, dtype, head_dim):
-            if row.tokens[0] <= tokens <= row.tokens[1]:
-                return row.backend
+        if (row.operation, row.capability, row.dtype, row.head_dim) == wanted and row.tokens[0] <= tokens <= row.tokens[1]:
+            return row.backend
     return "torch"
 
 

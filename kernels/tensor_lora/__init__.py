@@ -142,7 +142,7 @@ def _run(
 
 
 def _check_expand(out_shape: tuple[int, ...], hidden: Tensor, g3: Tensor) -> None:
-    maps, tokens, d_out = out_shape[-3:]
+    maps, _, d_out = out_shape[-3:]
     expected_hidden = (*out_shape[:-1], hidden.shape[-1])
     if len(out_shape) not in (3, 4) or tuple(hidden.shape) != tuple(expected_hidden) or g3.shape != (maps, d_out, hidden.shape[-1]):
         raise ValueError(

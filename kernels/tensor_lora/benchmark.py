@@ -20,7 +20,7 @@ TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1.5e-2}
 
 
 def upstream_order(out: Tensor, x: Tensor, g1: Tensor, g2: Tensor, g3: Tensor, scale: float) -> Tensor:
-    """Cores merged in every call; every (output map, input map) pair expanded to d_out, [M, M, tokens, d_out]; then the sum over input maps."""
+    """Cores merged in every call; every pair of output and input map expanded, [M, M, tokens, d_out]; then the sum over input maps."""
     merged = torch.einsum("ijq,iurq->ijur", g1, g2)
     hidden = torch.einsum("jlu,ijur->ijlr", x, merged)
     return out + scale * torch.einsum("ijlr,ior->ijlo", hidden, g3).sum(dim=1)

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-
 from intrinsic_lab.kernels.cross_domain_attention import cross_domain_attention, fast, joint_attention
 from intrinsic_lab.kernels.cross_domain_attention.runs import active_runs
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from intrinsic_lab.kernels import dispatch
 from intrinsic_lab.kernels.cross_domain_attention import cross_domain_attention, fast
 from intrinsic_lab.kernels.query_broadcast import query_broadcast_attention

@@ -1,7 +1,6 @@
 """The counters against the figures the LumiX paper publishes (table 1: 512 text + 1,024 image tokens, D = 3,072, five maps, rank 8)."""
 
 import pytest
-
 from intrinsic_lab.kernels import flops
 
 TOKENS, WIDTH, MAPS, RANK = 1536, 3072, 5, 8
@@ -42,9 +41,8 @@ def test_attention_count_equals_what_torch_counts_for_the_same_products():
 
 def test_tensor_lora_counts_equal_what_torch_counts_for_the_merged_order():
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     from intrinsic_lab.kernels.tensor_lora import merge_cores, shrink
+    from torch.utils.flop_counter import FlopCounterMode
 
     merged, g3 = merge_cores(torch.randn(5, 5, 8), torch.randn(5, 32, 8, 8)), torch.randn(5, 48, 8)
     with FlopCounterMode(display=False) as counter:

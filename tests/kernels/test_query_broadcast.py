@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from einops import repeat
-
 from intrinsic_lab.kernels.query_broadcast import cross_intrinsic_attention, fast, query_broadcast_attention
 
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-
 from intrinsic_lab.kernels.tensor_lora import expand_, merge_cores, norm_lora_rotary, shrink, tensor_lora_
 from intrinsic_lab.kernels.tensor_lora.reference import tensor_lora_reference
 
