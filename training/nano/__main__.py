@@ -1,4 +1,7 @@
-"""`python -m intrinsic_lab.training.nano {vae,base,decoder,export}`: the parts of `make nano`, in that order; each resumes where it stopped."""
+"""`python -m intrinsic_lab.training.nano {vae,base,decoder,export,adapters}`: the parts of `make nano`, in that order.
+
+Each part resumes where it stopped.
+"""
 
 import argparse
 import json
@@ -9,17 +12,19 @@ from pathlib import Path
 
 import torch
 
+from ...methods.maps import MAPS
 from ..loop import LoopConfig, console_report, train
+from .adapters import train_adapters
 from .base import BaseTask, LatentCaptions, build_scheduler, build_unet, encode_pictures, tokenize
 from .data import BASE_SEEDS, PicturePool
 from .text import build_text_encoder, write_tokenizer
 from .vae import VaeTask, build_vae, reconstruction_psnr, save_record, whiten
 
-VAE = LoopConfig(Path("vae"), steps=1500, learning_rate=1e-3, schedule="cosine", warmup=50, weight_decay=1e-3, checkpoint_every=100)
-BASE = LoopConfig(Path("base"), steps=4000, learning_rate=1e-3, schedule="cosine", warmup=100, ema_decay=0.999, checkpoint_every=200)
-DECODER = LoopConfig(Path("decoder"), steps=1500, learning_rate=5e-4, schedule="cosine", warmup=50, weight_decay=1e-3, checkpoint_every=100)
+VAE = LoopConfig(Path("vae"), steps=1200, learning_rate=1e-3, schedule="cosine", warmup=50, weight_decay=1e-3, checkpoint_every=50)
+BASE = LoopConfig(Path("base"), steps=2600, learning_rate=1e-3, schedule="cosine", warmup=100, ema_decay=0.999, checkpoint_every=200)
+DECODER = LoopConfig(Path("decoder"), steps=1500, learning_rate=5e-4, schedule="cosine", warmup=50, weight_decay=1e-3, checkpoint_every=50)
 VAE_SCENES = 2400
-BASE_SCENES = 8000
+BASE_SCENES = 6000
 BASE_BATCH = 16
 
 
@@ -68,7 +73,7 @@ def train_base(runs: Path, steps: int | None) -> None:
     logging.info("latents: mean %.3f deviation %.3f", latents.mean(), latents.std())
     data = LatentCaptions(latents, tokenize(tokenizer, captions), tokenize(tokenizer, [""])[0])
     torch.manual_seed(0)
-    task = BaseTask(build_unet(), build_text_encoder(len(tokenizer)), data, BASE_BATCH)
+    task = BaseTask(build_unet().to(memory_format=torch.channels_last), build_text_encoder(len(tokenizer)), data, BASE_BATCH)
     history = train(task, config, report=console_report("base"))
     save_record(config.output, _record(config, history, batch=BASE_BATCH, scenes=BASE_SCENES))
 
@@ -97,9 +102,10 @@ def export(runs: Path, assets: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m intrinsic_lab.training.nano", description=__doc__)
-    parser.add_argument("part", choices=("vae", "base", "decoder", "export"))
+    parser.add_argument("part", choices=("vae", "base", "decoder", "export", "adapters"))
     parser.add_argument("--runs", type=Path, default=Path("runs/nano"), help="folder of checkpoints and results")
     parser.add_argument("--assets", type=Path, default=Path("assets"), help="where export writes")
+    parser.add_argument("--maps", nargs="+", choices=list(MAPS), default=list(MAPS), help="which adapters")
     parser.add_argument("--steps", type=int, help="optimiser steps, if not the recipe's")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
@@ -107,6 +113,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.part == "export":
         export(arguments.runs, arguments.assets)
+    elif arguments.part == "adapters":
+        train_adapters(arguments.runs, arguments.assets, arguments.maps)
     else:
         {"vae": train_vae, "base": train_base, "decoder": train_decoder}[arguments.part](arguments.runs, arguments.steps)
 

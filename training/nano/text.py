@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from ...methods.maps import MAPS
@@ -36,7 +37,7 @@ def learn_merges(words: Counter) -> list[tuple[str, str]]:
     while True:
         pairs = Counter()
         for word, parts in pieces.items():
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in pairwise(parts):
                 pairs[pair] += words[word]
         if not pairs:
             return merges

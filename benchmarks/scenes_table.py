@@ -1,0 +1,210 @@
+"""How well each map comes out of the nano base, on 200 held-out scenes, beside what it has to beat.
+
+    python -m intrinsic_lab.benchmarks.scenes_table [--part K/N] [--report]
+
+Trains what is missing (each run resumes where it stopped), scores it, keeps the scores beside the run, and prints the
+table. `--part 1/2` and `--part 2/2` share the trainings between two processes; `--report` only prints.
+"""
+
+import argparse
+import json
+import logging
+import platform
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..methods.intrinsic_lora.lora_file import read_lora
+from ..methods.maps import MAPS
+from ..methods.metrics import JUDGES, score
+from ..scenes import render_scenes
+from ..training.intrinsic_lora import IntrinsicLoraConfig, LatentPairs, add_adapter, load_base, map_latent, train_intrinsic_lora
+from ..training.loop import LoopConfig, console_report, write_atomically
+from ..training.nano.adapters import ADAPTER_DATA, KIND, LEARNING_RATES, RANK
+from ..training.nano.data import HELD_OUT_SEEDS
+
+ROOT = Path(__file__).resolve().parents[1]
+SCENES = HELD_OUT_SEEDS[:200]
+SIZE = 128
+STEPS = 1000
+BATCH = 2
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training whose result is a row of the table."""
+
+    map: str
+    kind: str
+    init: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.map}-{self.kind}-{self.init}-{self.seed}"
+
+
+def planned_runs() -> list[Run]:
+    """Normals with three seeds; the other maps with one. The most telling comparisons come first."""
+    normals = [Run("normal", kind, init, seed) for seed in SEEDS for kind in (KIND, "full") for init in ("trained", "random")]
+    others = [
+        Run(name, kind, init, 0)
+        for name in ("depth", "albedo", "shading")
+        for kind, init in ((KIND, "trained"), (KIND, "random"), ("full", "trained"))
+    ]
+    paper = [Run(name, "attention", "trained", 0) for name in MAPS]
+    return normals[:4] + others + paper[:1] + normals[4:] + paper[1:]
+
+
+def references(map_name: str) -> tuple[Tensor, Tensor]:
+    """Pictures `bchw` in 0..1 of the held-out scenes, and the exact map `bhwc` (depth in metres)."""
+    maps = render_scenes(SCENES, SIZE, SIZE)
+    exact = {"normal": maps.normal_bhwc, "depth": maps.depth_bhw1, "albedo": maps.albedo_bhwc, "shading": maps.shading_bhwc}
+    return rearrange(maps.image_bhwc, "b h w c -> b c h w"), exact[map_name]
+
+
+@torch.no_grad()
+def decode(vae, latent_bchw: Tensor, map_name: str) -> Tensor:
+    """Map data `bhwc` of map latents."""
+    pictures = torch.cat([vae.decode(part / vae.config.scaling_factor).sample for part in latent_bchw.split(8)])
+    return MAPS[map_name].from_picture(rearrange(pictures, "b c h w -> b h w c") / 2 + 0.5)
+
+
+@torch.no_grad()
+def encode(vae, pictures_bchw: Tensor) -> Tensor:
+    """Scaled latents (mode) of pictures in 0..1."""
+    return torch.cat([vae.encode(2 * part - 1).latent_dist.mode() for part in pictures_bchw.split(16)]) * vae.config.scaling_factor
+
+
+@torch.no_grad()
+def evaluate(base, unet, map_name: str, latent_bchw: Tensor) -> dict[str, float]:
+    """Scores of a UNet on the held-out scenes, given the latents of their pictures."""
+    text = base.embed(MAPS[map_name].prompt)
+    predicted = torch.cat([map_latent(unet, part, text) for part in latent_bchw.split(16)])
+    return score(map_name, decode(base.vae, predicted, map_name), references(map_name)[1])
+
+
+def run_config(run: Run, base: Path, runs: Path) -> IntrinsicLoraConfig:
+    """The same steps, batch and data for every row; the learning rate is the kind's own."""
+    loop = LoopConfig(runs / run.name, steps=STEPS, learning_rate=LEARNING_RATES[run.kind], warmup=50, ema_decay=0.99, seed=run.seed)
+    rank = 8 if run.kind == "attention" else RANK
+    return IntrinsicLoraConfig(
+        base=base, map=run.map, loop=loop, data=ADAPTER_DATA, kind=run.kind, rank=rank, batch=BATCH, init=run.init, save_dtype="float16"
+    )
+
+
+def train_and_score(run: Run, base: Path, runs: Path, latent_bchw: Tensor) -> None:
+    """Train one row unless its scores are there already."""
+    scores = runs / run.name / "scores.json"
+    if scores.exists():
+        return
+    result = train_intrinsic_lora(run_config(run, base, runs), cache=runs / "latents", report=console_report(run.name, every=250))
+    result.base.unet.eval()
+    values = evaluate(result.base, result.base.unet, run.map, latent_bchw)
+    logging.info("%s %s", run.name, values)
+    write_atomically(scores, lambda path: path.write_text(json.dumps(values)))
+
+
+def score_bundled(base: Path, assets: Path, map_name: str, latent_bchw: Tensor) -> dict[str, float]:
+    """The adapter that is in the repository, through peft, on the bundled base."""
+    loaded = load_base(base)
+    file = read_lora(assets / f"nano_{map_name}.safetensors")
+    settings = json.loads(file.metadata["intrinsic_lab.config"])
+    add_adapter(loaded.unet, settings["kind"], settings["rank"], 0)
+    modules = dict(loaded.unet.named_modules())
+    for name, layer in file.layers.items():
+        modules[name].lora_A["default"].weight.data.copy_(layer.down)
+        modules[name].lora_B["default"].weight.data.copy_(layer.up)
+    return evaluate(loaded, loaded.unet.eval(), map_name, latent_bchw)
+
+
+def score_mean_map(map_name: str, vae, runs: Path) -> dict[str, float]:
+    """The training set's mean map as the answer to every picture."""
+    pairs = LatentPairs.encode(vae, ADAPTER_DATA.source(map_name), map_name, runs / "latents")
+    rows = range(0, len(pairs), 2)
+    total = sum(ADAPTER_DATA.read(map_name, [row]) for row in rows) / len(rows)
+    mean_map = MAPS[map_name].from_picture(rearrange(total, "b c h w -> b h w c"))
+    return score(map_name, mean_map.expand(len(SCENES), -1, -1, -1), references(map_name)[1])
+
+
+def score_vae_bound(map_name: str, vae) -> dict[str, float]:
+    """The exact map, encoded and decoded: no prediction can be expected to be better."""
+    exact = references(map_name)[1]
+    latents = encode(vae, rearrange(MAPS[map_name].to_picture(exact), "b h w c -> b c h w"))
+    return score(map_name, decode(vae, latents, map_name), exact)
+
+
+def once(path: Path, compute) -> dict[str, float]:
+    """Scores kept in `path`, computed if they are not there."""
+    if not path.exists():
+        values = compute()
+        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(values)))
+    return json.loads(path.read_text())
+
+
+def table(base: Path, assets: Path, runs: Path) -> dict:
+    """All rows that exist, per map: `{map: {row: {metric: [values over seeds]}}}`."""
+    vae = load_base(base).vae
+    latents = encode(vae, references("normal")[0])
+    result = {}
+    for name in MAPS:
+        rows = {"VAE bound": [once(runs / f"vae-bound-{name}.json", partial(score_vae_bound, name, vae))]}
+        rows["mean map"] = [once(runs / f"mean-{name}.json", partial(score_mean_map, name, vae, runs))]
+        if (assets / f"nano_{name}.safetensors").exists():
+            rows["bundled adapter"] = [once(runs / f"bundled-{name}.json", partial(score_bundled, base, assets, name, latents))]
+        for run in planned_runs():
+            scores = runs / run.name / "scores.json"
+            if run.map == name and scores.exists():
+                rank = 8 if run.kind == "attention" else RANK
+                what = "full fine-tuning" if run.kind == "full" else f"LoRA {run.kind} r{rank}"
+                rows.setdefault(f"{what}, {run.init} base, {STEPS} steps", []).append(json.loads(scores.read_text()))
+        result[name] = {row: {key: [seed[key] for seed in scores] for key in scores[0]} for row, scores in rows.items()}
+    return result
+
+
+def print_table(result: dict) -> str:
+    """The table as Markdown, one section per map; mean +- standard deviation where there are several seeds."""
+    lines = []
+    for name, rows in result.items():
+        metrics = list(next(iter(rows.values())))
+        lines += [f"\n### {name} (judged by {JUDGES[name].main})\n", "| row | seeds | " + " | ".join(metrics) + " |"]
+        lines.append("| --- | --- |" + " --- |" * len(metrics))
+        for row, values in rows.items():
+            cells = [f"{mean(v):.3f}" + (f" ± {stdev(v):.3f}" if len(v) > 1 else "") for v in values.values()]
+            lines.append(f"| {row} | {len(next(iter(values.values())))} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, default=ROOT / "assets" / "nano")
+    parser.add_argument("--assets", type=Path, default=ROOT / "assets")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "nano" / "table")
+    parser.add_argument("--part", default="1/1", help="K/N: train every N-th run, beginning with the K-th")
+    parser.add_argument("--report", action="store_true", help="train nothing, print what is there")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(arguments.threads)
+    if not arguments.report:
+        part, parts = (int(number) for number in arguments.part.split("/"))
+        latents = encode(load_base(arguments.base).vae, references("normal")[0])
+        for run in planned_runs()[part - 1 :: parts]:
+            train_and_score(run, arguments.base, arguments.runs, latents)
+    result = table(arguments.base, arguments.assets, arguments.runs)
+    text = print_table(result)
+    print(text)
+    record = {"scenes": len(SCENES), "size": SIZE, "batch": BATCH, "machine": f"{platform.machine()}, CPU", "maps": result}
+    folder = ROOT / "benchmarks" / "results"
+    write_atomically(folder / "scenes_table.json", lambda path: path.write_text(json.dumps(record, indent=1)))
+    write_atomically(folder / "scenes_table.md", lambda path: path.write_text(text + "\n"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The four bundled I-LoRAs on the nano base: what they are, and the data they share."""
+
+import json
+from pathlib import Path
+
+from ..intrinsic_lora import IntrinsicLoraConfig, train_intrinsic_lora
+from ..loop import LoopConfig, console_report, write_atomically
+from ..pairs import SceneData
+
+ADAPTER_DATA = SceneData(count=1500, size=128)
+# Attention-only rank 8 (the paper's) is too weak at this scale, as benchmarks/results/scenes_table.md shows.
+KIND = "wide"
+RANK = 12
+BATCH = 4
+STEPS = 1500
+LEARNING_RATES = {"attention": 2e-3, "wide": 2e-3, "full": 5e-4}
+
+
+def adapter_config(base: Path, runs: Path, map_name: str) -> IntrinsicLoraConfig:
+    """Settings of one bundled adapter."""
+    loop = LoopConfig(
+        runs / "adapters" / map_name, steps=STEPS, learning_rate=LEARNING_RATES[KIND], schedule="cosine", warmup=50, ema_decay=0.99
+    )
+    return IntrinsicLoraConfig(
+        base=base, map=map_name, loop=loop, data=ADAPTER_DATA, kind=KIND, rank=RANK, batch=BATCH, save_dtype="float16"
+    )
+
+
+def train_adapters(runs: Path, assets: Path, maps: list[str]) -> None:
+    """Train the adapters of `maps` on `assets/nano` and put them beside it, with their records."""
+    for name in maps:
+        config = adapter_config(assets / "nano", runs, name)
+        result = train_intrinsic_lora(config, cache=runs / "table" / "latents", report=console_report(name, every=250))
+        write_atomically(assets / f"nano_{name}.safetensors", lambda path, weights=result.weights: path.write_bytes(weights.read_bytes()))
+        last = result.history.losses[-100:]
+        record = {"final_loss": sum(last) / len(last), "minutes": result.history.seconds / 60, "settings": config.task_settings()}
+        text = json.dumps(record, indent=1)
+        write_atomically(assets / f"nano_{name}.json", lambda path, text=text: path.write_text(text))
