@@ -3,9 +3,11 @@
 import json
 import os
 import sys
+import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,32 +34,44 @@ class Client:
         headers = {"Content-Type": "application/json"}
         return self._send(urllib.request.Request(self.url + path, json.dumps(body).encode(), headers))
 
-    def run(self, prompt: dict, seconds: float = 120) -> tuple[list[dict], dict]:
+    def get_text(self, path: str) -> tuple[int, str]:
+        """(HTTP status, text)"""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, ""
+
+    def run(
+        self, prompt: dict, seconds: float = 120, titled: bool = True, seen: Callable[[dict], None] = lambda event: None
+    ) -> tuple[list[dict], dict]:
         """Queues a prompt, waits for its end; returns its websocket events and its entry in /history.
 
-        Fails the test if the prompt is refused.
+        titled: give nodes their titles first. seen: called with each event as it comes. Fails the test if the prompt is refused.
         """
         client_id = uuid.uuid4().hex
         address = self.url.replace("http", "ws", 1) + f"/ws?clientId={client_id}"
         connection = websocket.create_connection(address, timeout=seconds)
         try:
-            status, reply = self.post("/prompt", {"prompt": with_titles(prompt), "client_id": client_id})
+            status, reply = self.post("/prompt", {"prompt": with_titles(prompt) if titled else prompt, "client_id": client_id})
             assert status == 200, reply
             events: list[dict] = []
             while not events or events[-1]["type"] not in ("execution_success", "execution_error", "execution_interrupted"):
                 message = connection.recv()
                 if isinstance(message, str) and (event := json.loads(message))["data"].get("prompt_id") == reply["prompt_id"]:
                     events.append(event)
+                    seen(event)
         finally:
             connection.close()
         return events, self.history(reply["prompt_id"])
 
     def history(self, prompt_id: str) -> dict:
-        """The entry of a finished prompt; it can lag behind the last event."""
-        for _ in range(200):
+        """The entry of a finished prompt; it can lag behind the last event, and other branches may go on after an error."""
+        for _ in range(600):
             entry = self.get(f"/history/{prompt_id}")[1].get(prompt_id)
             if entry:
                 return entry
+            time.sleep(0.1)
         pytest.fail(f"no history of {prompt_id}")
 
     @staticmethod
@@ -71,7 +85,7 @@ class Client:
 
 
 def with_titles(prompt: dict) -> dict:
-    """The prompt with a title on every node: ComfyUI answers HTTP 500 to a node without `_meta`."""
+    """The prompt with a title on every node, as the front end sends it; ComfyUI cannot replace a node without one."""
     return {node_id: {"_meta": {"title": node["class_type"]}, **node} for node_id, node in prompt.items()}
 
 
@@ -79,7 +93,7 @@ def with_titles(prompt: dict) -> dict:
 def server(tmp_path_factory: pytest.TempPathFactory) -> RunningServer:
     """A ComfyUI with this pack in a base directory of its own: server.base / models, input, output."""
     base = link_pack(tmp_path_factory.mktemp("comfyui"))
-    with comfyui_server(Path(sys.executable), find_comfyui(), base, ["--cpu"]) as running:
+    with comfyui_server(Path(sys.executable), find_comfyui(), base, ["--cpu"], seconds_to_start=600) as running:
         yield running
 
 

@@ -15,6 +15,7 @@ from intrinsic_lab.tools.batch import main
 from intrinsic_lab.tools.comfyui_server import comfyui_server
 from intrinsic_lab.tools.comfyui_source import find_comfyui
 from intrinsic_lab.tools.environment import link_pack
+from intrinsic_lab.tools.prompt import BatchError, picture_input
 from PIL import Image
 
 INVERT = {
@@ -174,3 +175,23 @@ def test_a_graph_in_editor_form_is_refused_with_the_way_to_its_api_form(graph, t
     graph.write_text(json.dumps({"nodes": [], "links": []}), encoding="utf-8")
     assert main([str(graph), "--out", str(tmp_path / "out")]) == 2
     assert "Export (API)" in capsys.readouterr().err
+
+
+def test_a_picture_takes_the_place_of_a_rendered_scene_and_an_unused_load_image_is_left_alone():
+    unused = {"class_type": "LoadImage", "inputs": {"image": "example.png"}, "_meta": {"title": "Load Image (your own)"}}
+    scene = {"class_type": "IntrinsicLabRenderScene", "inputs": {"seed": 1}, "_meta": {"title": "Render Scene"}}
+    save = {"class_type": "SaveImage", "inputs": {"images": ["2", 0]}, "_meta": {"title": "Save"}}
+    prompt = {"1": unused, "2": scene, "3": save}
+    assert picture_input(prompt, None) == ("2", "image")
+    assert prompt["2"]["class_type"] == "LoadImage" and set(prompt["2"]["inputs"]) == {"image"}
+
+
+def test_a_scene_whose_exact_maps_are_used_is_not_replaced():
+    scene = {"class_type": "IntrinsicLabRenderScene", "inputs": {"seed": 1}, "_meta": {"title": "Render Scene"}}
+    compare = {
+        "class_type": "IntrinsicLabCompareMaps",
+        "inputs": {"prediction": ["1", 0], "reference": ["1", 3]},
+        "_meta": {"title": "Compare"},
+    }
+    with pytest.raises(BatchError, match="uses 0 LoadImage nodes"):
+        picture_input({"1": scene, "2": compare}, None)
