@@ -1,6 +1,7 @@
 """Tiny random diffusers-format folders, built once per session, for every test that needs a whole model."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ torch.set_num_threads(1)
 # A seed of the weights, by family: the folders are the same in every run.
 SEEDS = {"sd15": 1, "sd21": 2, "sdxl": 3, "pixart": 4, "flux": 5, "nano": 6}
 CLIP_VOCABULARY, T5_VOCABULARY = 49408, 32128
+FAMILIES = ("sd15", "sd21", "sdxl", "pixart", "flux", "nano")
 
 
 def write_own_tokenizer(folder: Path) -> int:
@@ -218,3 +220,46 @@ def flux_folder(tmp_path_factory) -> Path:
 def nano_folder(tmp_path_factory) -> Path:
     """SD-like with 16 latent channels, widths that are no whole multiples, and its own vocabulary: the shape of the bundled model."""
     return build_model_folder(tmp_path_factory.mktemp("models") / "nano", "nano")
+
+
+@pytest.fixture(scope="session")
+def folders(sd15_folder, sd21_folder, sdxl_folder, pixart_folder, flux_folder, nano_folder):
+    """Every family's folder by its name."""
+    found = (sd15_folder, sd21_folder, sdxl_folder, pixart_folder, flux_folder, nano_folder)
+    return dict(zip(FAMILIES, found, strict=True))
+
+
+@pytest.fixture(scope="session")
+def loaded(folders):
+    """Each family's folder, loaded once in float32."""
+    pipelines = {}
+
+    def load(family):
+        from intrinsic_lab.nodes.native.diffusers_folder import load_pipeline
+
+        if family not in pipelines:
+            pipelines[family] = load_pipeline(folders[family], dtype=torch.float32, text_dtype=torch.float32)
+        return pipelines[family]
+
+    return load
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Normal noise, the same for the same seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def largest_difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest absolute difference of two tensors of one shape."""
+    assert one.shape == other.shape
+    return (one - other).abs().max().item()
+
+
+def copy_of(folder: Path, place: Path) -> Path:
+    """A copy of a session's folder, free to be changed."""
+    return Path(shutil.copytree(folder, place / "model"))
+
+
+def edit_json(path: Path, **changes) -> None:
+    """Set entries of a JSON object in a file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
