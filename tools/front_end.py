@@ -1,8 +1,10 @@
 """ComfyUI's real front end in a headless browser: opens workflows, exports them to API form, takes their picture."""
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from .console import WorkbenchError
@@ -64,6 +66,8 @@ def front_end(url: str) -> Iterator[Page]:
             page.wait_for_function("() => !!window.app?.graph && !!window.LiteGraph?.registered_node_types?.['LoadImage']", timeout=120_000)
             # Graphs opened before the extensions are set up lose their widgets' values.
             page.wait_for_function("() => !!window.app.extensionManager && !!app.canvas", timeout=60_000)
+            # A fresh ComfyUI greets with its template browser, which lies above the graph.
+            page.add_locator_handler(page.get_by_role("dialog"), lambda: page.keyboard.press("Escape"))
             yield page
         finally:
             browser.close()
@@ -102,10 +106,16 @@ def queue(page: Page, seconds: float = 300) -> str:
 
 
 def picture_of(page: Page) -> bytes:
-    """The open graph, fitted to the window, as JPEG."""
+    """The open graph without the menus around it, fitted to a picture of 1200 x 675, as JPEG."""
+    window = page.viewport_size
+    # From further away the front end leaves out the texts, so the picture is taken large and made small.
+    page.set_viewport_size({"width": 2400, "height": 1350})
     page.evaluate(FIT_GRAPH)
     style = page.add_style_tag(content=GRAPH_ONLY)
-    page.wait_for_timeout(1000)
-    picture = page.screenshot(type="jpeg", quality=85)
+    page.wait_for_timeout(1500)
+    large = Image.open(io.BytesIO(page.screenshot()))
     style.evaluate("element => element.remove()")
-    return picture
+    page.set_viewport_size(window)
+    small = io.BytesIO()
+    large.convert("RGB").resize((1200, 675), Image.Resampling.LANCZOS).save(small, "JPEG", quality=85)
+    return small.getvalue()

@@ -1,6 +1,7 @@
 """The pack in ComfyUI's real front end, in a headless browser."""
 
 import json
+from itertools import combinations
 
 import pytest
 from intrinsic_lab.tools.example_workflows import example_workflows
@@ -10,6 +11,32 @@ EXAMPLES = example_workflows()
 BUNDLED = [example for example in EXAMPLES if not example.needs]
 every_example = pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 every_bundled_example = pytest.mark.parametrize("example", BUNDLED, ids=lambda example: example.name)
+
+LAYOUT = """() => {
+    const title = LiteGraph.NODE_TITLE_HEIGHT;
+    const box = (pos, size, above) => [pos[0], pos[1] - above, pos[0] + size[0], pos[1] + size[1]];
+    return [
+        Object.fromEntries(app.graph._nodes.map(node => [`${node.type} ${node.id}`, box(node.pos, node.size, title)])),
+        Object.fromEntries(app.graph._groups.map(group => [group.title, box(group.pos, group.size, 0)])),
+    ];
+}"""
+SELECT_NEW = """type => {
+    app.graph.clear();
+    const node = LiteGraph.createNode(type);
+    node.pos = [0, 0];
+    app.graph.add(node);
+    app.canvas.ds.scale = 1;
+    app.canvas.ds.offset = [300, 300];
+    app.canvas.selectItems([node]);
+}"""
+
+
+def overlap(one: list[float], other: list[float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def inside(box: list[float], group: list[float]) -> bool:
+    return group[0] <= box[0] and group[1] <= box[1] and box[2] <= group[2] and box[3] <= group[3]
 
 
 def core_workflow(**load_image) -> dict:
@@ -61,7 +88,66 @@ def test_both_forms_are_the_same_graph(page, example):
     assert made == example.prompt(), f"make export-workflows ARGS={example.name} writes the API form again"
 
 
+@every_example
+def test_its_nodes_lie_apart_from_each_other_inside_groups_with_titles(page, example):
+    open_workflow(page, example.graph())
+    nodes, groups = page.evaluate(LAYOUT)
+    assert [(one, other) for one, other in combinations(nodes, 2) if overlap(nodes[one], nodes[other])] == []
+    assert [(one, other) for one, other in combinations(groups, 2) if overlap(groups[one], groups[other])] == []
+    outside = [name for name, box in nodes.items() if not any(inside(box, group) for group in groups.values())]
+    assert all(name.startswith("MarkdownNote") for name in outside) and outside
+    assert all(groups)
+
+
 @every_bundled_example
-def test_queueing_it_as_a_person_does_finishes(page, example):
+def test_queueing_it_as_a_person_does_finishes_and_shows_pictures_in_the_nodes(page, example):
     open_workflow(page, example.graph())
     assert queue(page) == "execution_success"
+    showing = {"IntrinsicLabExtractMaps", "IntrinsicLabCompareMaps", "SaveImageAdvanced", "PreviewImage"}
+    expected = sorted(node_id for node_id, node in example.prompt().items() if node["class_type"] in showing)
+    page.wait_for_function(
+        "ids => ids.every(id => Object.entries(app.nodeOutputs).some(([key, output]) => key === id && output?.images?.length))",
+        arg=expected,
+        timeout=20_000,
+    )
+
+
+def test_a_map_is_left_out_by_bypassing_its_nodes_as_the_note_says(page):
+    [example] = [example for example in EXAMPLES if example.name == "extract_maps"]
+    open_workflow(page, example.graph())
+    titles = ["Apply Intrinsic LoRA: depth", "Format Depth", "Save depth"]
+    page.evaluate("titles => app.graph._nodes.filter(node => titles.includes(node.title)).forEach(node => { node.mode = 4 })", titles)
+    left = [node["_meta"]["title"] for node in prompt_of(page).values()]
+    assert len(left) == len(example.prompt()) - 3 and not set(titles) & set(left)
+    assert queue(page) == "execution_success"
+
+
+@pytest.mark.parametrize("example", [example for example in EXAMPLES if example.needs], ids=lambda example: example.name)
+def test_what_it_needs_takes_away_the_red_once_it_is_there(page, server, example):
+    nodes = example.prompt().values()
+    files = [server.base / "models/checkpoints" / node["inputs"]["ckpt_name"] for node in nodes if "ckpt_name" in node["inputs"]]
+    files += [server.base / "models/loras" / node["inputs"]["lora_name"] for node in nodes if "lora_name" in node["inputs"]]
+    assert any("red widget" in problem for problem in open_workflow(page, example.graph()))
+    try:
+        for file in files:
+            file.parent.mkdir(exist_ok=True)
+            file.touch()
+        page.evaluate("() => app.refreshComboInNodes()")
+        assert open_workflow(page, example.graph()) == []
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
+        page.evaluate("() => app.refreshComboInNodes()")
+
+
+def test_the_info_panel_shows_every_nodes_own_help_page(page, client):
+    names = {name: info["display_name"] for name, info in client.get("/object_info")[1].items() if name.startswith("IntrinsicLab")}
+    open_workflow(page, {"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4})
+    for name, title in names.items():
+        page.evaluate(SELECT_NEW, name)
+        if not page.get_by_test_id("panel-tab-info").is_visible():
+            page.get_by_test_id("info-button").click()
+        page.get_by_test_id("panel-tab-info").click()
+        panel = page.get_by_test_id("properties-panel")
+        panel.get_by_role("heading", name="Inputs").first.wait_for(timeout=20_000)
+        panel.get_by_role("heading", name=title, exact=True).first.wait_for(timeout=20_000)
