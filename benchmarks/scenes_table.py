@@ -2,11 +2,12 @@
 
     python -m intrinsic_lab.benchmarks.scenes_table [--part K/N] [--report]
 
-Trains what is missing (each run resumes where it stopped), scores it, keeps the scores beside the run, and prints the
-table. `--part 1/2` and `--part 2/2` share the trainings between two processes; `--report` only prints.
+Trains what is missing (each run resumes where it stopped), scores all rows and prints the table. `--part 1/2` and
+`--part 2/2` share the trainings between two processes and print nothing; `--report` trains nothing.
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import platform
@@ -16,6 +17,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
+from diffusers import UNet2DConditionModel
 from einops import rearrange
 from torch import Tensor
 
@@ -99,29 +101,26 @@ def run_config(run: Run, base: Path, runs: Path) -> IntrinsicLoraConfig:
     )
 
 
-def train_and_score(run: Run, base: Path, runs: Path, latent_bchw: Tensor) -> None:
-    """Train one row unless its scores are there already."""
-    scores = runs / run.name / "scores.json"
-    if scores.exists():
-        return
-    result = train_intrinsic_lora(run_config(run, base, runs), cache=runs / "latents", report=console_report(run.name, every=250))
-    result.base.unet.eval()
-    values = evaluate(result.base, result.base.unet, run.map, latent_bchw)
-    logging.info("%s %s", run.name, values)
-    write_atomically(scores, lambda path: path.write_text(json.dumps(values)))
+def trained_unet(run: Run, base: Path, runs: Path):
+    """The UNet of a finished row, ready to predict; None if the row is not trained yet."""
+    config = run_config(run, base, runs)
+    if not config.weights.exists():
+        return None
+    if run.kind == "full":
+        return UNet2DConditionModel.from_pretrained(config.weights).eval()
+    return with_adapter(load_base(base, run.init, run.seed).unet, config.weights)
 
 
-def score_bundled(base: Path, assets: Path, map_name: str, latent_bchw: Tensor) -> dict[str, float]:
-    """The adapter that is in the repository, through peft, on the bundled base."""
-    loaded = load_base(base)
-    file = read_lora(assets / f"nano_{map_name}.safetensors")
+def with_adapter(unet, path: Path):
+    """`unet` with the LoRA file `path`, through peft."""
+    file = read_lora(path)
     settings = json.loads(file.metadata["intrinsic_lab.config"])
-    add_adapter(loaded.unet, settings["kind"], settings["rank"], 0)
-    modules = dict(loaded.unet.named_modules())
+    add_adapter(unet, settings["kind"], settings["rank"], 0)
+    modules = dict(unet.named_modules())
     for name, layer in file.layers.items():
         modules[name].lora_A["default"].weight.data.copy_(layer.down)
         modules[name].lora_B["default"].weight.data.copy_(layer.up)
-    return evaluate(loaded, loaded.unet.eval(), map_name, latent_bchw)
+    return unet.eval()
 
 
 def score_mean_map(map_name: str, vae, runs: Path) -> dict[str, float]:
@@ -149,23 +148,32 @@ def once(path: Path, compute) -> dict[str, float]:
 
 
 def table(base: Path, assets: Path, runs: Path) -> dict:
-    """All rows that exist, per map: `{map: {row: {metric: [values over seeds]}}}`."""
-    vae = load_base(base).vae
-    latents = encode(vae, references("normal")[0])
+    """All rows that exist, per map: `{map: {row: {metric: [values over seeds]}}}`. Scores are kept per state of the VAE."""
+    loaded = load_base(base)
+    latents = encode(loaded.vae, references("normal")[0])
+    scores = runs / f"scores-{digest(base / 'vae' / 'diffusion_pytorch_model.safetensors')}"
     result = {}
     for name in MAPS:
-        rows = {"VAE bound": [once(runs / f"vae-bound-{name}.json", partial(score_vae_bound, name, vae))]}
-        rows["mean map"] = [once(runs / f"mean-{name}.json", partial(score_mean_map, name, vae, runs))]
-        if (assets / f"nano_{name}.safetensors").exists():
-            rows["bundled adapter"] = [once(runs / f"bundled-{name}.json", partial(score_bundled, base, assets, name, latents))]
-        for run in planned_runs():
-            scores = runs / run.name / "scores.json"
-            if run.map == name and scores.exists():
-                rank = 8 if run.kind == "attention" else RANK
-                what = "full fine-tuning" if run.kind == "full" else f"LoRA {run.kind} r{rank}"
-                rows.setdefault(f"{what}, {run.init} base, {STEPS} steps", []).append(json.loads(scores.read_text()))
-        result[name] = {row: {key: [seed[key] for seed in scores] for key in scores[0]} for row, scores in rows.items()}
+        rows = {"VAE bound": [once(scores / f"{name}-bound.json", partial(score_vae_bound, name, loaded.vae))]}
+        rows["mean map"] = [once(scores / f"{name}-mean.json", partial(score_mean_map, name, loaded.vae, runs))]
+        bundled = assets / f"nano_{name}.safetensors"
+        if bundled.exists():
+            unet = with_adapter(load_base(base).unet, bundled)
+            label = f"{name}-bundled-{digest(bundled)}-{digest(base / 'unet' / 'diffusion_pytorch_model.safetensors')}.json"
+            rows["bundled adapter"] = [once(scores / label, partial(evaluate, loaded, unet, name, latents))]
+        for run in (run for run in planned_runs() if run.map == name):
+            if (unet := trained_unet(run, base, runs)) is None:
+                continue
+            kept = once(scores / f"{run.name}.json", partial(evaluate, loaded, unet, name, latents))
+            what = "full fine-tuning" if run.kind == "full" else f"LoRA {run.kind} r{8 if run.kind == 'attention' else RANK}"
+            rows.setdefault(f"{what}, {run.init} base, {STEPS} steps", []).append(kept)
+        result[name] = {row: {key: [seed[key] for seed in kept] for key in kept[0]} for row, kept in rows.items()}
     return result
+
+
+def digest(path: Path) -> str:
+    """Names a file by its content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def print_table(result: dict) -> str:
@@ -194,9 +202,12 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if not arguments.report:
         part, parts = (int(number) for number in arguments.part.split("/"))
-        latents = encode(load_base(arguments.base).vae, references("normal")[0])
         for run in planned_runs()[part - 1 :: parts]:
-            train_and_score(run, arguments.base, arguments.runs, latents)
+            config = run_config(run, arguments.base, arguments.runs)
+            if not config.weights.exists():
+                train_intrinsic_lora(config, cache=arguments.runs / "latents", report=console_report(run.name, every=250))
+        if parts > 1:
+            return
     result = table(arguments.base, arguments.assets, arguments.runs)
     text = print_table(result)
     print(text)

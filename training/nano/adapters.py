@@ -12,7 +12,7 @@ ADAPTER_DATA = SceneData(count=1500, size=128)
 KIND = "wide"
 RANK = 12
 BATCH = 4
-STEPS = 1500
+STEPS = 1000
 LEARNING_RATES = {"attention": 2e-3, "wide": 2e-3, "full": 5e-4}
 
 

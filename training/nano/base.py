@@ -17,7 +17,10 @@ EMPTY_PROMPT_SHARE = 0.1
 
 
 def build_unet():
-    """UNet2DConditionModel of 6.9 M parameters, 3 levels with attention; residual branches and output begin at zero (Rombach et al. 2022)."""
+    """UNet2DConditionModel of 6.9 M parameters, 3 levels with attention.
+
+    Residual branches and the output begin at zero, as in Rombach et al. 2022.
+    """
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel(
