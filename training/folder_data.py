@@ -26,6 +26,9 @@ from .pairs import IMAGE
 _LOG = logging.getLogger(__name__)
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
+# FFmpeg's names of 16-bit pixels, less their byte order.
+_CHANNELS_16_BIT = {"gray16": 1, "ya16": 2, "rgb48": 3, "rgba64": 4}
+
 
 @dataclass(frozen=True)
 class FolderData:
@@ -162,12 +165,17 @@ def _read_16_bit(path: Path) -> Tensor:
     try:
         with av.open(str(path)) as container:
             frame = next(container.decode(video=0))
-            # Grey with alpha has no array form of its own.
-            pixels = frame.to_ndarray(format="gray16le") if frame.format.name.startswith("ya16") else frame.to_ndarray()
     except (av.FFmpegError, StopIteration) as error:
         raise OSError(error) from None
-    color = torch.from_numpy(pixels.astype(numpy.float32) / 65535)
-    return color.expand(3, -1, -1) if color.ndim == 2 else color[..., :3].movedim(-1, 0).contiguous()
+    # The decoder's own samples: PyAV's conversions know no grey with alpha, and FFmpeg's lost rows of it.
+    layout, order = frame.format.name[:-2], frame.format.name[-2:]
+    if layout not in _CHANNELS_16_BIT:
+        raise OSError(f"its pixels are {frame.format.name}")
+    channels = _CHANNELS_16_BIT[layout]
+    samples = numpy.frombuffer(frame.planes[0], {"be": ">u2", "le": "<u2"}[order]).reshape(frame.height, -1)
+    pixels = samples[:, : frame.width * channels].reshape(frame.height, frame.width, channels).astype(numpy.float32) / 65535
+    color = pixels[..., :1] if channels < 3 else pixels[..., :3]
+    return torch.from_numpy(color).movedim(-1, 0).expand(3, -1, -1).contiguous()
 
 
 def _square(picture_chw: Tensor, size: int) -> Tensor:

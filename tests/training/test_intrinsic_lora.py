@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -58,9 +59,9 @@ def noise(*shape, seed=0):
 
 @pytest.mark.parametrize(("kind", "loss"), [("attention", "latent"), ("wide", "latent"), ("full", "latent"), ("wide", "decoded")])
 def test_training_lowers_the_loss(tiny_base, pairs, tmp_path, kind, loss):
-    losses = train_intrinsic_lora(config_of(tiny_base, tmp_path, steps=35, kind=kind, loss=loss), pairs=pairs).history.losses
-    assert len(losses) == 35
-    assert sum(losses[-6:]) < 0.93 * sum(losses[:6])
+    losses = train_intrinsic_lora(config_of(tiny_base, tmp_path, steps=25, kind=kind, loss=loss), pairs=pairs).history.losses
+    assert len(losses) == 25
+    assert sum(losses[-6:]) < 0.95 * sum(losses[:6])
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
@@ -248,8 +249,8 @@ def test_a_folder_of_pictures_and_maps_trains_as_the_scenes_it_was_written_from(
 def test_a_killed_run_resumes_to_the_same_weights(tiny_base, pairs, tmp_path, start_trainer):
     """SIGKILL in the middle of training, in a process of its own."""
     loop = {"checkpoint_every": 3, "ema_decay": 0.9, "schedule": "cosine", "warmup": 5, "learning_rate": 1e-2}
-    whole = train_intrinsic_lora(config_of(tiny_base, tmp_path / "whole", steps=40, loop=loop), pairs=pairs)
-    config = config_of(tiny_base, tmp_path / "killed", steps=40, loop=loop)
+    whole = train_intrinsic_lora(config_of(tiny_base, tmp_path / "whole", steps=24, loop=loop), pairs=pairs)
+    config = config_of(tiny_base, tmp_path / "killed", steps=24, loop=loop)
     words = [
         "--map",
         "normal",
@@ -275,29 +276,37 @@ def test_a_killed_run_resumes_to_the_same_weights(tiny_base, pairs, tmp_path, st
     said = []
     for line in process.stdout:
         said.append(line)
-        if "step 11 " in line:
+        if "step 8 " in line:
             process.send_signal(signal.SIGKILL)
             break
     assert process.wait(30) == -signal.SIGKILL, "".join(said)
     kept = torch.load(config.loop.output / CHECKPOINT, weights_only=True)["step"]
-    assert 9 <= kept < 40 and not config.weights.exists()
+    assert 6 <= kept < 24 and not config.weights.exists()
     resumed = train_intrinsic_lora(config)
     assert resumed.history.losses == whole.history.losses
     first, second = load_file(whole.weights), load_file(resumed.weights)
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tiny_base, tmp_path, start_trainer):
-    words = ["--map", "depth", "--scenes", "2", "--size", "32", "--steps", "5000", "--batch", "1", "--threads", "1", "--log-every", "1"]
-    process = start_trainer("--base", tiny_base, "--output", tmp_path, *words)
-    for line in process.stdout:
-        if "depth step 4 " in line:
-            process.send_signal(signal.SIGINT)
-            break
-    rest = process.stdout.read()
-    assert process.wait(30) == 130, rest
-    assert "run the same command to go on" in rest
-    assert 4 <= torch.load(tmp_path / CHECKPOINT, weights_only=True)["step"] < 5000
+def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tiny_base, tmp_path, caplog):
+    from intrinsic_lab.training.intrinsic_lora.__main__ import main
+
+    class PressAtStepFour(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "depth step 4 " in record.getMessage():
+                signal.raise_signal(signal.SIGINT)
+
+    caplog.set_level("INFO")
+    handler, before = PressAtStepFour(), signal.getsignal(signal.SIGINT)
+    logging.getLogger().addHandler(handler)
+    words = "--map depth --scenes 2 --size 32 --steps 500 --batch 1 --threads 1 --log-every 1"
+    try:
+        assert main(["--base", str(tiny_base), "--output", str(tmp_path), *words.split()]) == 130
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert "run the same command to go on" in caplog.text
+    assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["step"] == 4
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_resuming_with_another_map_or_rank_is_refused(tiny_base, pairs, tmp_path):

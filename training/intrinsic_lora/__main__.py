@@ -112,9 +112,9 @@ def main(argv: list[str] | None = None) -> int:
         if stopped:
             raise Interrupted
 
+    before = signal.signal(signal.SIGINT, stop)
     try:
         config = config_from(arguments)
-        signal.signal(signal.SIGINT, stop)
         trained = train_intrinsic_lora(config, cache=arguments.cache, report=report)
     except Interrupted:
         logging.info("stopped and saved in %s: run the same command to go on", arguments.output)
@@ -122,6 +122,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         logging.error("%s", error)
         return 2
+    finally:
+        signal.signal(signal.SIGINT, before)
     if PartialState().is_main_process:
         logging.info("written: %s", trained.weights)
     return 0
