@@ -146,13 +146,14 @@ def choices(records: list[dict]) -> list[MeasuredChoice]:
 def main() -> None:
     parser = bench.arguments(__doc__)
     parser.add_argument("--skip-flex", action="store_true", help="leave out FlexAttention, whose compilation takes a minute")
+    parser.add_argument("--only", default="", help="measure only shapes whose name contains this")
     parser.add_argument("--write-table", action="store_true", help="CUDA: keep the faster of our paths in dispatch_table.json")
     options = parser.parse_args()
     settings = bench.settings_from(options)
     dtypes = (torch.float32, torch.bfloat16) if settings.device == "cpu" else (torch.bfloat16, torch.float16)
     rows, records = [], []
     with torch.inference_mode():
-        for shape in CPU_SHAPES if settings.device == "cpu" else CUDA_SHAPES:
+        for shape in (s for s in (CPU_SHAPES if settings.device == "cpu" else CUDA_SHAPES) if options.only in s.name):
             for dtype in dtypes:
                 for weight in (0.5, 0.0):
                     torch.compiler.reset()
