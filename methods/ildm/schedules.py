@@ -12,6 +12,7 @@ A transformer of one resolution is cut into nine equal parts, so that a stage me
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 LAST_TIMESTEP = 999
 TRANSFORMER_STAGES = 9
@@ -87,13 +88,13 @@ def table_schedule(points: Sequence[tuple[float, float]]) -> WeightSchedule:
     for t, weight in ordered:
         _require_timestep("a timestep of the table", t)
         _require_weight(f"the weight at timestep {t:g}", weight)
-    if twice := [t for (t, _), (after, _) in zip(ordered, ordered[1:], strict=False) if t == after]:
+    if twice := [t for (t, _), (after, _) in pairwise(ordered) if t == after]:
         raise ValueError(f"timestep {twice[0]:g} is in the table twice: keep one of its weights.")
 
     def weight_at(block: Block, t: float) -> float:
         if t <= ordered[0][0]:
             return ordered[0][1]
-        for (t_low, low), (t_high, high) in zip(ordered, ordered[1:], strict=False):
+        for (t_low, low), (t_high, high) in pairwise(ordered):
             if t <= t_high:
                 return low + (high - low) * (t - t_low) / (t_high - t_low)
         return ordered[-1][1]
@@ -153,7 +154,7 @@ def parse_table(text: str) -> tuple[tuple[float, float], ...]:
     """`999: 0, 800: 1, 0: 0.2` to points for `table_schedule`. Raises ValueError, saying what was wanted."""
     points = []
     for part in filter(None, (part.strip() for part in text.replace("\n", ",").split(","))):
-        t, colon, weight = part.partition(":")
+        t, _, weight = part.partition(":")
         try:
             points.append((float(t), float(weight)))
         except ValueError:

@@ -155,7 +155,7 @@ def _wrapper(adapters: Mapping[str, MapAdapter]) -> Callable:
     def run_rows(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         options = transformer_options or {}
         map_of_row = _map_of_row(options.get(KEY), adapters, x.shape[0])
-        with _eager(), hooked(executor.class_obj.diffusion_model, adapters, map_of_row):
+        with hooked(executor.class_obj.diffusion_model, adapters, map_of_row):
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     return run_rows
@@ -179,7 +179,7 @@ def _map_of_row(assigned: Sequence[str | None] | None, adapters: Mapping[str, Ma
 
 @contextlib.contextmanager
 def hooked(unet: nn.Module, adapters: Mapping[str, MapAdapter], map_of_row: Sequence[str | None]) -> Iterator[None]:
-    """Adds each row's LoRA to the layers' outputs for the duration of the block."""
+    """Adds each row's LoRA to the layers' outputs for the duration of the block, in which compiled models run eagerly."""
     runs, start = [], 0
     for name, group in groupby(map_of_row):
         stop = start + len(list(group))
@@ -194,7 +194,8 @@ def hooked(unet: nn.Module, adapters: Mapping[str, MapAdapter], map_of_row: Sequ
     try:
         for layer, layer_parts in parts.items():
             handles.append(comfy.utils.get_attr(unet, layer).register_forward_hook(_add_rows(layer, layer_parts, len(map_of_row))))
-        yield
+        with _eager():
+            yield
     finally:
         for handle in handles:
             handle.remove()
