@@ -7,7 +7,7 @@ from .batch import write_atomically
 from .console import exit_code, say, step
 from .demo import started_server
 from .example_workflows import example_workflows
-from .front_end import front_end, open_workflow, picture_of, prompt_of, queue
+from .front_end import front_end, open_workflow, picture_of, prompt_of, queue, results_of
 
 
 def api_text(prompt: dict) -> str:
@@ -27,7 +27,7 @@ def run(names: list[str], thumbnails: bool) -> int:
                 write_atomically(example.api_path, api_text(prompt_of(page)).encode())
                 if thumbnails:
                     ending = "not run: needs " + ", ".join(example.needs) if example.needs else queue(page)
-                    write_atomically(example.thumbnail_path, picture_of(page))
+                    write_atomically(example.thumbnail_path, picture_of(page) if example.needs else results_of(page))
                     problems += [] if example.needs or ending == "execution_success" else [ending]
                     notes.append(ending)
                 notes += problems

@@ -1,10 +1,12 @@
 """ComfyUI's real front end in a headless browser: opens workflows, exports them to API form, takes their picture."""
 
 import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urljoin
 
-from PIL import Image
+from PIL import Image, ImageOps
 from playwright.sync_api import Page, sync_playwright
 
 from .console import WorkbenchError
@@ -43,12 +45,21 @@ FIT_GRAPH = """() => {
     const right = Math.max(...boxes.map(box => box[0] + box[2])), bottom = Math.max(...boxes.map(box => box[1] + box[3]));
     const scale = Math.min((innerWidth - 2 * margin) / (right - left), (innerHeight - 2 * margin) / (bottom - top));
     canvas.show_info = false;
+    app.graph._nodes.forEach(node => { node.has_errors = false; });
     canvas.ds.scale = scale;
     canvas.ds.offset[0] = (innerWidth / scale - (right + left)) / 2;
     canvas.ds.offset[1] = (innerHeight / scale - (bottom + top)) / 2;
     canvas.setDirty(true, true);
 }"""
 # Notes are HTML above the canvas; everything else in the page is menus.
+RESULTS = """() => {
+    const results = Object.groupBy(app.graph._nodes.filter(node => node.type !== "IntrinsicLabExtractMaps"), node => {
+        return !app.nodeOutputs[node.id]?.images?.length ? "none" : node.type.startsWith("Save") ? "saved" : "shown";
+    });
+    return (results.saved ?? results.shown ?? []).map(node => {
+        return app.api.apiURL(`/view?${new URLSearchParams({ ...app.nodeOutputs[node.id].images[0], preview: "jpeg;95" })}`);
+    });
+}"""
 GRAPH_ONLY = "body * { visibility: hidden } #graph-canvas, .dom-widget, .dom-widget :not(textarea) { visibility: visible }"
 
 
@@ -106,7 +117,7 @@ def queue(page: Page, seconds: float = 300) -> str:
 
 
 def picture_of(page: Page) -> bytes:
-    """The open graph without the menus around it, fitted to a picture of 1200 x 675, as JPEG."""
+    """The open graph without menus and red rings, fitted to a picture of 1200 x 675, as JPEG."""
     window = page.viewport_size
     # From further away the front end leaves out the texts, so the picture is taken large and made small.
     page.set_viewport_size({"width": 2400, "height": 1350})
@@ -119,3 +130,22 @@ def picture_of(page: Page) -> bytes:
     small = io.BytesIO()
     large.convert("RGB").resize((1200, 675), Image.Resampling.LANCZOS).save(small, "JPEG", quality=85)
     return small.getvalue()
+
+
+def results_of(page: Page) -> bytes:
+    """What the open graph saved when it was last queued (else what it shows), as one square JPEG, the form of a template's card."""
+    pictures = []
+    for path in page.evaluate(RESULTS):
+        answer = page.request.get(urljoin(page.url, path))
+        pictures.append(Image.open(io.BytesIO(answer.body())).convert("RGB"))
+    if not pictures:
+        raise WorkbenchError("The open graph has made no pictures.", "queue it first.")
+    across = math.ceil(math.sqrt(len(pictures)))
+    side, gap = 512 // across, 4
+    sheet = Image.new("RGB", (side * across, side * across))
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, across)
+        sheet.paste(ImageOps.fit(picture, (side - gap, side - gap)), (column * side + gap // 2, row * side + gap // 2))
+    card = io.BytesIO()
+    sheet.save(card, "JPEG", quality=90)
+    return card.getvalue()
