@@ -27,14 +27,15 @@ from ..methods.metrics import JUDGES, score
 from ..scenes import render_scenes
 from ..training.intrinsic_lora import IntrinsicLoraConfig, LatentPairs, add_adapter, load_base, map_latent, train_intrinsic_lora
 from ..training.loop import LoopConfig, console_report, write_atomically
-from ..training.nano.adapters import ADAPTER_DATA, KIND, LEARNING_RATES, RANK
+from ..training.nano.adapters import ADAPTER_DATA, KIND, RANK
 from ..training.nano.data import HELD_OUT_SEEDS
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENES = HELD_OUT_SEEDS[:200]
 SIZE = 128
 STEPS = 1000
-BATCH = 2
+BATCH = 1
+LEARNING_RATES = {"attention": 1e-3, "wide": 1e-3, "full": 2e-4}
 SEEDS = (0, 1, 2)
 
 

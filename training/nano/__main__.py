@@ -22,7 +22,7 @@ from .vae import VaeTask, build_vae, reconstruction_psnr, save_record, whiten
 
 VAE = LoopConfig(Path("vae"), steps=1200, learning_rate=1e-3, schedule="cosine", warmup=50, weight_decay=1e-3, checkpoint_every=50)
 BASE = LoopConfig(Path("base"), steps=2600, learning_rate=1e-3, schedule="cosine", warmup=100, ema_decay=0.999, checkpoint_every=200)
-DECODER = LoopConfig(Path("decoder"), steps=800, learning_rate=5e-4, schedule="cosine", warmup=50, weight_decay=1e-3, checkpoint_every=50)
+DECODER = LoopConfig(Path("decoder"), steps=400, learning_rate=3e-4, schedule="cosine", warmup=50, weight_decay=1e-3, checkpoint_every=50)
 VAE_SCENES = 2400
 BASE_SCENES = 6000
 BASE_BATCH = 16
@@ -96,7 +96,11 @@ def export(runs: Path, assets: Path) -> None:
     )
     pipeline.to(torch.float16).save_pretrained(assets / "nano")
     shutil.copytree(runs / "base" / "tokenizer", assets / "nano" / "tokenizer", dirs_exist_ok=True)
-    records = {part: json.loads((runs / part / "record.json").read_text()) for part in ("vae", "base", "decoder") if (runs / part / "record.json").exists()}
+    records = {
+        part: json.loads((runs / part / "record.json").read_text())
+        for part in ("vae", "base", "decoder")
+        if (runs / part / "record.json").exists()
+    }
     save_record(assets / "nano", records)
 
 

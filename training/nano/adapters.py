@@ -13,14 +13,12 @@ KIND = "wide"
 RANK = 12
 BATCH = 4
 STEPS = 1000
-LEARNING_RATES = {"attention": 2e-3, "wide": 2e-3, "full": 5e-4}
+LEARNING_RATE = 2e-3
 
 
 def adapter_config(base: Path, runs: Path, map_name: str) -> IntrinsicLoraConfig:
     """Settings of one bundled adapter."""
-    loop = LoopConfig(
-        runs / "adapters" / map_name, steps=STEPS, learning_rate=LEARNING_RATES[KIND], schedule="cosine", warmup=50, ema_decay=0.99
-    )
+    loop = LoopConfig(runs / "adapters" / map_name, steps=STEPS, learning_rate=LEARNING_RATE, schedule="cosine", warmup=50, ema_decay=0.99)
     return IntrinsicLoraConfig(
         base=base, map=map_name, loop=loop, data=ADAPTER_DATA, kind=KIND, rank=RANK, batch=BATCH, save_dtype="float16"
     )
