@@ -1,4 +1,4 @@
-"""`python -m intrinsic_lab.training.nano {vae,base,decoder,export,adapters}`: the parts of `make nano`, in that order.
+"""`python -m intrinsic_lab.training.nano [vae|base|decoder|export|adapters]`: the parts of `make nano`, in that order; all by default.
 
 Each part resumes where it stopped.
 """
@@ -104,23 +104,32 @@ def export(runs: Path, assets: Path) -> None:
     save_record(assets / "nano", records)
 
 
+PARTS = ("vae", "base", "decoder", "export", "adapters")
+
+
+def run_part(part: str, arguments: argparse.Namespace) -> None:
+    """One part of the recipe."""
+    if part == "export":
+        export(arguments.runs, arguments.assets)
+    elif part == "adapters":
+        train_adapters(arguments.runs, arguments.assets, arguments.maps)
+    else:
+        {"vae": train_vae, "base": train_base, "decoder": train_decoder}[part](arguments.runs, arguments.steps)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m intrinsic_lab.training.nano", description=__doc__)
-    parser.add_argument("part", choices=("vae", "base", "decoder", "export", "adapters"))
+    parser.add_argument("part", nargs="?", choices=("all", *PARTS), default="all")
     parser.add_argument("--runs", type=Path, default=Path("runs/nano"), help="folder of checkpoints and results")
     parser.add_argument("--assets", type=Path, default=Path("assets"), help="where export writes")
     parser.add_argument("--maps", nargs="+", choices=list(MAPS), default=list(MAPS), help="which adapters")
-    parser.add_argument("--steps", type=int, help="optimiser steps, if not the recipe's")
+    parser.add_argument("--steps", type=int, help="optimiser steps of vae, base and decoder, if not the recipe's")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
-    if arguments.part == "export":
-        export(arguments.runs, arguments.assets)
-    elif arguments.part == "adapters":
-        train_adapters(arguments.runs, arguments.assets, arguments.maps)
-    else:
-        {"vae": train_vae, "base": train_base, "decoder": train_decoder}[arguments.part](arguments.runs, arguments.steps)
+    for part in PARTS if arguments.part == "all" else (arguments.part,):
+        run_part(part, arguments)
 
 
 if __name__ == "__main__":
