@@ -15,8 +15,6 @@ FIXED_OPTIONS = {
     "norm_num_groups": (32,),
     "act_fn": ("silu", "swish"),
     "mid_block_add_attention": (True,),
-    "in_channels": (3,),
-    "out_channels": (3,),
     "latents_mean": (None,),
     "latents_std": (None,),
 }
@@ -60,13 +58,16 @@ def _key_map(names: list[str], levels: int) -> dict:
     return places
 
 
-def load_vae(part: Path, config: dict, dtype: torch.dtype | None = None) -> comfy.sd.VAE:
-    """VAE from the folder and config of an AutoencoderKL; dtype None leaves the choice to ComfyUI."""
+def load_vae(part: Path, config: dict, dtype: torch.dtype | None = None, pixel_channels: int = 3) -> comfy.sd.VAE:
+    """VAE from the folder and config of an AutoencoderKL; dtype None leaves the choice to ComfyUI.
+
+    pixel_channels: how many the VAE must take and give, 3 for pictures. Raises ModelFolderError for what ComfyUI cannot hold.
+    """
     if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
         raise ModelFolderError(
             f"The {PART} is a {config['_class_name']}, AutoencoderKL was expected: this model cannot be loaded natively."
         )
-    require_options(config, FIXED_OPTIONS, PART)
+    require_options(config, {**FIXED_OPTIONS, "in_channels": (pixel_channels,), "out_channels": (pixel_channels,)}, PART)
     for block in (*config["down_block_types"], *config["up_block_types"]):
         if block not in ("DownEncoderBlock2D", "UpDecoderBlock2D"):
             raise ModelFolderError(f"The {PART} has a block {block}, only DownEncoderBlock2D and UpDecoderBlock2D are known to ComfyUI's.")
@@ -83,8 +84,8 @@ def load_vae(part: Path, config: dict, dtype: torch.dtype | None = None) -> comf
         "double_z": True,
         "z_channels": channels,
         "resolution": 256,
-        "in_channels": 3,
-        "out_ch": 3,
+        "in_channels": pixel_channels,
+        "out_ch": pixel_channels,
         "ch": widths[0],
         "ch_mult": ratios,
         "num_res_blocks": config.get("layers_per_block", 1),
@@ -93,7 +94,7 @@ def load_vae(part: Path, config: dict, dtype: torch.dtype | None = None) -> comf
     }
     require_same_weights(_expected(layout, channels), weights, PART)
     vae = comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": layout, "embed_dim": channels}}, dtype=dtype)
-    vae.latent_channels = channels
+    vae.latent_channels, vae.output_channels = channels, pixel_channels
     vae.downscale_ratio = vae.upscale_ratio = 2 ** (len(widths) - 1)
     return vae
 

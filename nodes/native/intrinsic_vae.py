@@ -1,0 +1,43 @@
+"""Intrinsic VAEs as native VAE objects: core manages their memory, tiles them and batches them like any other."""
+
+from pathlib import Path
+
+import comfy.sd
+import folder_paths
+import torch
+
+from ...methods.ildm.intrinsic_vae import INTRINSICS, TOTAL_CHANNELS
+from .folder_files import ModelFolderError, read_config
+from .paths import model_folders
+from .vae import load_vae
+
+SUBFOLDER = "intrinsic_vae"
+
+
+def intrinsic_vae_folders() -> dict[str, Path]:
+    """Every folder a node may offer, by the name it shows: `intrinsic_vae` in a model folder, then folders in models/vae."""
+    found = {name: folder / SUBFOLDER for name, folder in model_folders().items() if (folder / SUBFOLDER / "config.json").is_file()}
+    for search_path in folder_paths.get_folder_paths("vae"):
+        for config in sorted(Path(search_path).glob("*/config.json")):
+            found.setdefault(f"vae/{config.parent.name}", config.parent)
+    return found
+
+
+def load_intrinsic_vae(folder: Path, dtype: torch.dtype | None = None) -> comfy.sd.VAE:
+    """A widened AutoencoderKL in diffusers format; its pixels are the channels of `methods.ildm.intrinsic_vae`, -1..1, never clamped.
+
+    Raises ModelFolderError for folders that do not hold one.
+    """
+    config = read_config(folder)
+    if config.get("in_channels", 3) != TOTAL_CHANNELS:
+        raise ModelFolderError(
+            f"The VAE in {folder.name} takes {config.get('in_channels', 3)} channels, an intrinsic VAE {TOTAL_CHANNELS} "
+            f"({', '.join(INTRINSICS)}): make one with `python -m intrinsic_lab.training.ildm vae`, or load this one with Load VAE."
+        )
+    vae = load_vae(folder, config, dtype, pixel_channels=TOTAL_CHANNELS)
+    vae.process_input = vae.process_output = _unchanged
+    return vae
+
+
+def _unchanged(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels

@@ -1,0 +1,105 @@
+"""Training the intrinsic VAE (I-LDM, section 3.2): the base's VAE, widened, fine-tuned with intrinsics left out at random."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from ...methods.ildm.intrinsic_vae import widen, zero_masked
+from ..loop import History, LoopConfig, train
+from ..nano.vae import reconstruction_loss
+from .data import INTRINSICS_KIND, JointFolderData, JointSceneData, JointSource
+
+
+@dataclass(frozen=True)
+class IntrinsicVaeConfig:
+    """One training. base: diffusers folder whose VAE is widened. zero_mask: how often each intrinsic is left out (the paper's 0.1).
+
+    kl: weight of the divergence from a unit Gaussian, as in latent diffusion's own autoencoders. Raises ValueError for impossible values.
+    """
+
+    base: Path
+    loop: LoopConfig
+    data: JointSceneData | JointFolderData = field(default_factory=JointSceneData)
+    batch: int = 4
+    zero_mask: float = 0.1
+    kl: float = 1e-6
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.threads < 0 or self.kl < 0 or not 0 <= self.zero_mask < 1:
+            raise ValueError(
+                f"batch {self.batch}, threads {self.threads}, kl {self.kl}, zero_mask {self.zero_mask}: wanted are a batch of at least 1, "
+                "threads and kl of at least 0, and a zero_mask of 0 to below 1."
+            )
+
+    @property
+    def weights(self) -> Path:
+        """The folder that is written: put it into the base's folder, or into ComfyUI's models/vae."""
+        return self.loop.output / "intrinsic_vae"
+
+    def task_settings(self) -> dict[str, Any]:
+        """What the weights depend on besides the loop's settings, in JSON's types."""
+        return {name: value for name, value in json.loads(json.dumps(asdict(self), default=str)).items() if name not in ("loop", "threads")}
+
+
+class IntrinsicVaeTask:
+    """A `loop.Task`: all intrinsics are to be rebuilt, also those that were zeroed on the way in.
+
+    The paper does not say whether a zeroed intrinsic is to come back; asking for it makes the latent hold what the others tell of it.
+    """
+
+    def __init__(self, config: IntrinsicVaeConfig, vae: AutoencoderKL, source: JointSource):
+        self.config, self.module, self.source = config, _Autoencoder(vae), source
+
+    def loss(self, module: nn.Module, draw: torch.Generator) -> Tensor:
+        rows = torch.randint(len(self.source), (self.config.batch,), generator=draw).tolist()
+        target = 2 * self.source.read(INTRINSICS_KIND, rows) - 1
+        masked = zero_masked(target, self.config.zero_mask, draw)
+        device = next(module.parameters()).device
+        output, kl = module(masked.to(device), draw)
+        return reconstruction_loss(output.float(), target.to(device)) + self.config.kl * kl
+
+    def save(self, folder: Path) -> None:
+        self.module.vae.save_pretrained(self.config.weights)
+
+
+class _Autoencoder(nn.Module):
+    """Encoding and decoding in one forward, as wrappers for several devices want it."""
+
+    def __init__(self, vae: AutoencoderKL):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pixels_bchw: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        posterior = self.vae.encode(pixels_bchw).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=draw).to(posterior.mean)
+        kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+        return self.vae.decode(posterior.mean + posterior.std * noise).sample, kl
+
+
+def widened_vae(base: Path) -> AutoencoderKL:
+    """The base's VAE, widened to all intrinsics. Raises ValueError for a folder without one."""
+    if not (base / "vae").is_dir():
+        raise ValueError(f"{base} has no vae folder: give the base model in diffusers format.")
+    vae = AutoencoderKL.from_pretrained(base, subfolder="vae", local_files_only=True).float()
+    weights, config = widen(vae.state_dict(), dict(vae.config))
+    wide = AutoencoderKL.from_config(config)
+    wide.load_state_dict(weights)
+    return wide
+
+
+def train_intrinsic_vae(
+    config: IntrinsicVaeConfig, *, report: Callable[[int, float, float], None] | None = None
+) -> tuple[AutoencoderKL, History]:
+    """Train (or resume) the intrinsic VAE of a base and write it to `config.weights`. report: see `loop.train`."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    task = IntrinsicVaeTask(config, widened_vae(config.base), config.data.source())
+    history = train(task, config.loop, report=report, settings=config.task_settings())
+    return task.module.vae, history

@@ -1,0 +1,56 @@
+"""Both domains in one diffusers network: rows are all pictures, then their intrinsics; self-attention as eq. 1 of I-LDM, w = 1."""
+
+import torch
+from diffusers.models.attention_processor import Attention
+from einops import rearrange
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from ...kernels.cross_domain_attention import joint_attention
+
+TARGETS = r".*\.attn1\.(?:to_q|to_k|to_v|to_out\.0)"
+
+
+class JointSelfAttention:
+    """A diffusers attention processor. The picture's half goes through the base weights, the intrinsic half through base + LoRA."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        if encoder_hidden_states is not None or attention_mask is not None or hidden_states.ndim != 3:
+            raise ValueError("Joint self-attention was put where attention has another context or a mask: set it on attn1 only.")
+        query, key, value = (
+            rearrange(_by_domain(layer, hidden_states), "row token (head dim) -> row head token dim", head=attn.heads)
+            for layer in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        rows = hidden_states.shape[0]
+        partner = [(row + rows // 2) % rows for row in range(rows)]
+        output = joint_attention(query, key, value, [1.0] * rows, partner=partner)
+        return attn.to_out[1](_by_domain(attn.to_out[0], rearrange(output, "row head token dim -> row token (head dim)")))
+
+
+def _by_domain(layer: nn.Module, x: Tensor) -> Tensor:
+    picture, intrinsic = x.chunk(2)
+    return torch.cat([layer.base_layer(picture), layer(intrinsic)])
+
+
+def add_joint_adapter(network: nn.Module, rank: int, seed: int, image_domain: bool = True) -> None:
+    """Freeze `network` and give its self-attentions a trainable LoRA for the intrinsic domain, in place; it changes nothing yet.
+
+    image_domain False: no picture beside the intrinsics, plain self-attention (the paper's LoRA-only ablation). Raises ValueError for
+    an impossible rank.
+    """
+    if rank < 1:
+        raise ValueError(f"the rank is {rank}: it must be at least 1.")
+    network.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS, init_lora_weights=True), network)
+    if image_domain:
+        joint = JointSelfAttention()
+        network.set_attn_processor({name: joint if ".attn1." in name else processor for name, processor in network.attn_processors.items()})

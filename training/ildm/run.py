@@ -1,0 +1,198 @@
+"""Training the LoRA of the intrinsic domain (I-LDM, eq. 5): both domains denoised side by side, only the LoRA learns."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from diffusers import AutoencoderKL, DDPMScheduler, PixArtTransformer2DModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ...methods.ildm.intrinsic_vae import INTRINSICS, TOTAL_CHANNELS
+from ...methods.intrinsic_lora.lora_file import kohya_state_dict
+from ..intrinsic_lora.adapter import lora_layers
+from ..intrinsic_lora.latents import encode_kind
+from ..loop import History, LoopConfig, train, write_atomically
+from ..losses import latent_loss
+from ..pairs import IMAGE
+from .data import INTRINSICS_KIND, JointFolderData, JointSceneData
+from .joint_attention import add_joint_adapter
+from .network import TextEmbeddings, conditions, encode_captions, load_diffusion_base
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """One training. Rank and schedule-free exchange (w = 1) are the paper's; it does not say lambda (`balance`).
+
+    base: diffusers folder; intrinsic_vae: folder that `train_intrinsic_vae` wrote for it. empty_prompt: share of captions left out, for
+    guidance. image_domain False: the paper's LoRA-only ablation, intrinsics alone. Raises ValueError for impossible values.
+    """
+
+    base: Path
+    intrinsic_vae: Path
+    loop: LoopConfig
+    data: JointSceneData | JointFolderData = field(default_factory=JointSceneData)
+    rank: int = 32
+    batch: int = 4
+    balance: float = 1.0
+    empty_prompt: float = 0.1
+    image_domain: bool = True
+    save_dtype: str = "float32"
+    gradient_checkpointing: bool = False
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.batch < 1 or self.threads < 0:
+            raise ValueError(f"rank {self.rank}, batch {self.batch}, threads {self.threads}: rank and batch must be at least 1, threads 0.")
+        if self.balance < 0 or not 0 <= self.empty_prompt <= 1:
+            raise ValueError(f"balance {self.balance}, empty_prompt {self.empty_prompt}: at least 0, and a share of 0 to 1, are wanted.")
+        if self.save_dtype not in ("float32", "float16"):
+            raise ValueError(f"save_dtype is {self.save_dtype!r}: choose float32 or float16.")
+
+    @property
+    def weights(self) -> Path:
+        """Where the LoRA is written."""
+        return self.loop.output / "ildm.safetensors"
+
+    def task_settings(self) -> dict[str, Any]:
+        """What the weights depend on besides the loop's settings, in JSON's types."""
+        left_out = ("loop", "threads", "save_dtype", "gradient_checkpointing")
+        return {name: value for name, value in json.loads(json.dumps(asdict(self), default=str)).items() if name not in left_out}
+
+    def metadata(self) -> dict[str, str]:
+        """The LoRA file's header; names of folders only."""
+        record = {"method": "i-ldm", "base": self.base.name, "intrinsic_vae": self.intrinsic_vae.name, "rank": str(self.rank)}
+        record |= {"resolution": str(self.data.size), "intrinsics": ", ".join(INTRINSICS), "balance": str(self.balance)}
+        return {f"intrinsic_lab.{name}": value for name, value in record.items()}
+
+
+class JointDenoiser(nn.Module):
+    """One forward over pictures followed by intrinsics (or intrinsics alone); `size`: of the pictures, in pixels."""
+
+    def __init__(self, network: nn.Module, size: int):
+        super().__init__()
+        self.network, self.size = network, size
+
+    def forward(self, noisy_bchw: Tensor, timestep_b: Tensor, text: TextEmbeddings) -> Tensor:
+        output = self.network(noisy_bchw, timestep=timestep_b, return_dict=False, **conditions(self.network, text, self.size))[0]
+        # PixArt also predicts a variance, in further channels.
+        return output[:, : noisy_bchw.shape[1]]
+
+
+@dataclass(frozen=True)
+class JointLatents:
+    """Means and deviations of the latents of pictures and of intrinsics, `[n, c, h, w]`, in the model's scale."""
+
+    image: tuple[Tensor, Tensor]
+    intrinsic: tuple[Tensor, Tensor]
+
+    def draw(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Samples of both latents of some rows."""
+        drawn = []
+        for mean, deviation in (self.image, self.intrinsic):
+            drawn.append(mean[rows] + deviation[rows] * torch.randn(mean[rows].shape, generator=generator))
+        return drawn[0], drawn[1]
+
+
+class JointTask:
+    """A `loop.Task`. text: embeddings of every row's caption, and last that of the empty prompt."""
+
+    def __init__(self, config: JointConfig, denoiser: JointDenoiser, scheduler: DDPMScheduler, latents: JointLatents, text: TextEmbeddings):
+        self.config, self.module, self.scheduler, self.latents, self.text = config, denoiser, scheduler, latents, text
+
+    def loss(self, module: nn.Module, draw: torch.Generator) -> Tensor:
+        config, count = self.config, len(self.latents.image[0])
+        rows = torch.randint(count, (config.batch,), generator=draw)
+        texts = torch.where(torch.rand(config.batch, generator=draw) < config.empty_prompt, count, rows)
+        timestep = torch.randint(self.scheduler.config.num_train_timesteps, (config.batch,), generator=draw)
+        image, intrinsic = self.latents.draw(rows, draw)
+        # Independent noise for the two domains in training; sampling starts both from the same.
+        image_noise, intrinsic_noise = torch.randn(image.shape, generator=draw), torch.randn(intrinsic.shape, generator=draw)
+        if config.image_domain:
+            clean, noise = torch.cat([image, intrinsic]), torch.cat([image_noise, intrinsic_noise])
+            timestep, texts = timestep.repeat(2), texts.repeat(2)
+        else:
+            clean, noise = intrinsic, intrinsic_noise
+        device = next(module.parameters()).device
+        clean, noise, timestep = clean.to(device), noise.to(device), timestep.to(device)
+        predicted = module(self.scheduler.add_noise(clean, noise, timestep), timestep, self.text.rows(texts).to(device))
+        target = noise if self.scheduler.config.prediction_type == "epsilon" else self.scheduler.get_velocity(clean, noise, timestep)
+        if not config.image_domain:
+            return config.balance * latent_loss(predicted, target)
+        (predicted_image, predicted_intrinsic), (target_image, target_intrinsic) = predicted.chunk(2), target.chunk(2)
+        return latent_loss(predicted_image, target_image) + config.balance * latent_loss(predicted_intrinsic, target_intrinsic)
+
+    def save(self, folder: Path) -> None:
+        save_joint_lora(self.module.network, self.config)
+
+
+def save_joint_lora(network: nn.Module, config: JointConfig) -> None:
+    """Write the LoRA in the keys ComfyUI's LoraLoader and diffusers or peft read for this kind of base, atomically."""
+    layers = lora_layers(network)
+    if isinstance(network, PixArtTransformer2DModel):
+        state = {}
+        for name, layer in layers.items():
+            # peft's own spelling has no place for a scale.
+            state[f"base_model.model.{name}.lora_A.weight"] = layer.down.contiguous()
+            state[f"base_model.model.{name}.lora_B.weight"] = (layer.scale * layer.up).contiguous()
+    else:
+        state = kohya_state_dict(layers)
+    dtype = getattr(torch, config.save_dtype)
+    state = {key: tensor.to(dtype) for key, tensor in state.items()}
+    write_atomically(config.weights, lambda path: save_file(state, path, config.metadata()))
+
+
+def load_intrinsic_autoencoder(folder: Path) -> AutoencoderKL:
+    """The intrinsic VAE in float32, frozen. Raises ValueError for a VAE of another number of channels."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no VAE in diffusers format: make one with `python -m intrinsic_lab.training.ildm vae`.")
+    vae = AutoencoderKL.from_pretrained(folder, local_files_only=True).float()
+    if vae.config.in_channels != TOTAL_CHANNELS:
+        raise ValueError(f"the VAE in {folder} takes {vae.config.in_channels} channels, an intrinsic VAE {TOTAL_CHANNELS}: choose another.")
+    return vae.requires_grad_(False).eval()
+
+
+@dataclass(frozen=True)
+class TrainedJointLora:
+    """weights: the LoRA file written."""
+
+    weights: Path
+    history: History
+
+
+def train_joint_lora(
+    config: JointConfig, *, cache: Path | None = None, report: Callable[[int, float, float], None] | None = None
+) -> TrainedJointLora:
+    """Train (or resume) the LoRA of the intrinsic domain and write it to `config.weights`.
+
+    cache: folder of encoded latents (the output folder by default). report: see `loop.train`. Raises ValueError for bases, VAEs and data
+    that do not fit together.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    state = PartialState(cpu=not torch.cuda.is_available())
+    source = config.data.source()
+    base = load_diffusion_base(config.base)
+    intrinsic_vae = load_intrinsic_autoencoder(config.intrinsic_vae)
+    if intrinsic_vae.config.latent_channels != base.vae.config.latent_channels:
+        raise ValueError(
+            f"the intrinsic VAE's latents have {intrinsic_vae.config.latent_channels} channels, the base's "
+            f"{base.vae.config.latent_channels}: use the intrinsic VAE that was made from this base."
+        )
+    base.pipeline.to(state.device)
+    with state.main_process_first():
+        kept = cache or config.loop.output
+        latents = JointLatents(
+            encode_kind(base.vae, source, IMAGE, kept), encode_kind(intrinsic_vae.to(state.device), source, INTRINSICS_KIND, kept)
+        )
+    text = encode_captions(base.pipeline, [*source.captions, ""])
+    add_joint_adapter(base.network, config.rank, config.loop.seed, config.image_domain)
+    if config.gradient_checkpointing:
+        base.network.enable_gradient_checkpointing()
+    task = JointTask(config, JointDenoiser(base.network, config.data.size), base.scheduler, latents, text)
+    history = train(task, config.loop, report=report, settings=config.task_settings())
+    return TrainedJointLora(config.weights, history)
