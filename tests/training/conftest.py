@@ -70,11 +70,12 @@ def tiny_base(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def start_trainer():
-    """Starts `python -m intrinsic_lab.training.intrinsic_lora` with the given words; ended with the test."""
+    """Starts `python -m intrinsic_lab.training.intrinsic_lora` with the given options; ended with the test."""
     started: list[subprocess.Popen] = []
 
-    def start(*words) -> subprocess.Popen:
-        command = [sys.executable, "-m", "intrinsic_lab.training.intrinsic_lora", *map(str, words)]
+    def start(base: Path, output: Path, options: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "intrinsic_lab.training.intrinsic_lora"]
+        command += ["--base", str(base), "--output", str(output), *options.split()]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
         return started[-1]

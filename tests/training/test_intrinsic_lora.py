@@ -251,28 +251,9 @@ def test_a_killed_run_resumes_to_the_same_weights(tiny_base, pairs, tmp_path, st
     loop = {"checkpoint_every": 3, "ema_decay": 0.9, "schedule": "cosine", "warmup": 5, "learning_rate": 1e-2}
     whole = train_intrinsic_lora(config_of(tiny_base, tmp_path / "whole", steps=24, loop=loop), pairs=pairs)
     config = config_of(tiny_base, tmp_path / "killed", steps=24, loop=loop)
-    words = [
-        "--map",
-        "normal",
-        "--scenes",
-        "12",
-        "--size",
-        "32",
-        "--steps",
-        "40",
-        "--rank",
-        "4",
-        "--batch",
-        "2",
-        "--threads",
-        "1",
-        "--log-every",
-        "1",
-        "--learning-rate",
-        "1e-2",
-    ]
-    words += ["--checkpoint-every", "3", "--ema-decay", "0.9", "--schedule", "cosine", "--warmup", "5"]
-    process = start_trainer("--base", tiny_base, "--output", config.loop.output, *words)
+    options = "--map normal --scenes 12 --size 32 --steps 24 --rank 4 --batch 2 --threads 1 --log-every 1"
+    options += " --learning-rate 1e-2 --checkpoint-every 3 --ema-decay 0.9 --schedule cosine --warmup 5"
+    process = start_trainer(tiny_base, config.loop.output, options)
     said = []
     for line in process.stdout:
         said.append(line)
