@@ -48,7 +48,8 @@ class Build:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Resources of a build on an architecture. spill_bytes: stores plus loads, as ptxas counts them; shared_bytes: per program."""
+    """Resources of a build on an architecture. spill_bytes: stack of a thread, which these kernels use for
+    spilled registers alone; shared_bytes: per program."""
 
     build: Build
     architecture: int
@@ -129,21 +130,18 @@ def compile_build(build: Build, architecture: int) -> Compiled:
         target=GPUTarget("cuda", architecture, 32),
         options={"num_warps": build.num_warps, "num_stages": build.num_stages},
     )
-    ptx = compiled.asm["ptx"]
-    registers, spill_bytes = _ptxas_usage(triton.knobs.nvidia.ptxas.path, ptx)
-    tensor_core = next((name for name in ("wgmma", "mma.sync") if name in ptx), "none")
+    registers, spill_bytes = _resources(triton.knobs.nvidia.cuobjdump.path, compiled.asm["cubin"])
+    tensor_core = next((name for name in ("wgmma", "mma.sync") if name in compiled.asm["ptx"]), "none")
     return Compiled(build, architecture, registers, spill_bytes, compiled.metadata.shared, tensor_core)
 
 
-def _ptxas_usage(ptxas: str, ptx: str) -> tuple[int, int]:
-    target = re.search(r"\.target\s+(sm_\w+)", ptx).group(1)
+def _resources(cuobjdump: str, cubin: bytes) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "kernel.ptx")
-        source.write_text(ptx, encoding="utf-8")
-        command = [ptxas, "-v", f"--gpu-name={target}", str(source), "-o", str(source.with_suffix(".cubin"))]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    registers = int(re.search(r"Used (\d+) registers", report).group(1))
-    return registers, sum(int(size) for size in re.findall(r"(\d+) bytes spill", report))
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        report = subprocess.run([cuobjdump, "-res-usage", str(path)], capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", report).groups()
+    return int(registers), int(stack)
 
 
 def table(results: list[Compiled]) -> str:
@@ -151,7 +149,7 @@ def table(results: list[Compiled]) -> str:
     import triton
 
     lines = [
-        f"Triton {triton.__version__}, compiled without a GPU; spills are bytes stored plus loaded.",
+        f"Triton {triton.__version__}, compiled without a GPU; spills are bytes of stack per thread.",
         "",
         "| specialisation | dtype | target | tile (warps, stages) | registers | spills | shared | tensor core |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
