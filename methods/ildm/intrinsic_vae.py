@@ -119,4 +119,6 @@ def widen(weights: Mapping[str, Tensor], config: Mapping) -> tuple[dict[str, Ten
         "decoder.conv_out.weight": torch.cat(rows),
         "decoder.conv_out.bias": torch.cat(biases),
     }
-    return {**weights, **widened}, {**config, "in_channels": TOTAL_CHANNELS, "out_channels": TOTAL_CHANNELS}
+    # diffusers forgets what this list names when it builds a model from a config.
+    kept = {name: value for name, value in config.items() if name != "_use_default_values"}
+    return {**weights, **widened}, {**kept, "in_channels": TOTAL_CHANNELS, "out_channels": TOTAL_CHANNELS}

@@ -1,10 +1,13 @@
 """Intrinsic VAEs as native VAE objects: core manages their memory, tiles them and batches them like any other."""
 
+from functools import partial
 from pathlib import Path
 
 import comfy.sd
+import comfy.utils
 import folder_paths
 import torch
+from torch import Tensor
 
 from ...methods.ildm.intrinsic_vae import INTRINSICS, TOTAL_CHANNELS
 from .folder_files import ModelFolderError, read_config
@@ -36,8 +39,27 @@ def load_intrinsic_vae(folder: Path, dtype: torch.dtype | None = None) -> comfy.
         )
     vae = load_vae(folder, config, dtype, pixel_channels=TOTAL_CHANNELS)
     vae.process_input = vae.process_output = _unchanged
+    vae.decode_tiled_ = partial(_decode_tiles, vae)
     return vae
 
 
-def _unchanged(pixels: torch.Tensor) -> torch.Tensor:
+def _unchanged(pixels: Tensor) -> Tensor:
     return pixels
+
+
+def _decode_tiles(vae: comfy.sd.VAE, latent_bchw: Tensor, tile_x: int = 64, tile_y: int = 64, overlap: int = 16) -> Tensor:
+    """Core's tiles for large pictures; its own method for them has room for three channels only. Returns [b, channel, h, w]."""
+
+    def decode(tile: Tensor) -> Tensor:
+        return vae.first_stage_model.decode(tile.to(vae.device, vae.vae_dtype)).float()
+
+    return comfy.utils.tiled_scale(
+        latent_bchw,
+        decode,
+        tile_x,
+        tile_y,
+        overlap,
+        upscale_amount=vae.upscale_ratio,
+        out_channels=TOTAL_CHANNELS,
+        output_device=vae.output_device,
+    )

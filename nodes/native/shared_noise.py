@@ -45,7 +45,8 @@ def sharing_noise(sampler: comfy.samplers.Sampler) -> comfy.samplers.Sampler:
     inpaint_options = {**sampler.inpaint_options, "random": False}
     if "noise_sampler" in inspect.signature(function).parameters:
         return comfy.samplers.KSAMPLER(_with_shared_noise(function), options, inpaint_options)
-    names = getattr(getattr(function, "__code__", None), "co_names", ())
+    # Core's samplers are wrapped in torch.no_grad.
+    names = getattr(getattr(inspect.unwrap(function), "__code__", None), "co_names", ())
     # Of core's samplers that draw noise themselves, these do so only for s_churn > 0.
     churns = options.get("s_churn", 0) > 0 if "s_churn" in inspect.signature(function).parameters else True
     if churns and any(name.startswith("randn") for name in names):

@@ -44,9 +44,7 @@ def load_diffusion_base(folder: Path) -> DiffusionBase:
         raise ValueError(f"{folder} has no model_index.json: give a model in diffusers format (SD 1.x, SD 2.x, SDXL or PixArt-alpha).")
     files = [path.name for path in folder.glob("*/diffusion_pytorch_model*.safetensors")]
     only_half = bool(files) and all(".fp16." in name for name in files)
-    pipeline = DiffusionPipeline.from_pretrained(
-        folder, local_files_only=True, torch_dtype=torch.float32, variant="fp16" if only_half else None
-    )
+    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, variant="fp16" if only_half else None).to(torch.float32)
     network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     if not isinstance(network, (UNet2DConditionModel, PixArtTransformer2DModel)):
         raise ValueError(f"{folder.name} is a {type(pipeline).__name__}: SD 1.x, SD 2.x, SDXL or PixArt-alpha was expected.")
