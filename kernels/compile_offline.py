@@ -89,7 +89,8 @@ def builds(architecture: int, dtypes: tuple[str, ...] = DTYPES) -> Iterator[Buil
         )  # fmt: skip
         yield Build(
             "tensor_lora", "shrink, 40 columns", dtype, lora.shrink_kernel,
-            {"stride_xd": 1, "BLOCK_TOKENS": lora.SHRINK_BLOCK_TOKENS, "BLOCK_K": lora.shrink_block_k(torch_dtype), "COLUMNS": 64,
+            {"stride_xd": 1, "stride_wd": 1, "BLOCK_TOKENS": lora.SHRINK_BLOCK_TOKENS, "BLOCK_K": lora.shrink_block_k(torch_dtype),
+             "COLUMNS": 64,
              "PRECISION": precision},
             {"partial_ptr": "fp32"}, (), lora.NUM_WARPS, 3,
         )  # fmt: skip

@@ -19,7 +19,7 @@ NUM_WARPS, ROTARY_WARPS = 4, 8
 @triton.jit
 def shrink_kernel(
     x_ptr, merged_ptr, partial_ptr,
-    stride_xg, stride_xm, stride_xl, stride_xd, maps, tokens, d_in, columns,
+    stride_xg, stride_xm, stride_xl, stride_xd, stride_wm, stride_wd, stride_wc, maps, tokens, d_in, columns,
     BLOCK_TOKENS: tl.constexpr, BLOCK_K: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     group = (tl.program_id(1) // maps).to(tl.int64)
@@ -27,12 +27,12 @@ def shrink_kernel(
     rows = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     cols = tl.arange(0, COLUMNS)
     x_rows = x_ptr + group * stride_xg + map_in * stride_xm + rows[:, None].to(tl.int64) * stride_xl
-    weight = merged_ptr + map_in * d_in * columns + cols[None, :]
+    weight = merged_ptr + map_in * stride_wm + cols[None, :] * stride_wc
     acc = tl.zeros([BLOCK_TOKENS, COLUMNS], dtype=tl.float32)
     for start in tl.range(0, d_in, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         x_tile = tl.load(x_rows + k[None, :] * stride_xd, mask=(rows[:, None] < tokens) & (k[None, :] < d_in), other=0.0)
-        w_tile = tl.load(weight + k[:, None] * columns, mask=(k[:, None] < d_in) & (cols[None, :] < columns), other=0.0)
+        w_tile = tl.load(weight + k[:, None] * stride_wd, mask=(k[:, None] < d_in) & (cols[None, :] < columns), other=0.0)
         acc = tl.dot(x_tile, w_tile, acc, input_precision=PRECISION)
     target = partial_ptr + ((group * maps + map_in) * tokens + rows[:, None]) * columns + cols[None, :]
     tl.store(target, acc, mask=(rows[:, None] < tokens) & (cols[None, :] < columns))
@@ -124,10 +124,11 @@ def shrink_triton(x: Tensor, merged: Tensor) -> Tensor:
     groups, maps, tokens, d_in = grouped.shape
     map_out, rank = merged.shape[-2:]
     columns = map_out * rank
+    weight = merged.flatten(-2)  # a view of what `merge_cores` returns
     partial = x.new_empty(groups, maps, tokens, columns, dtype=torch.float32)
     grid = (triton.cdiv(tokens, SHRINK_BLOCK_TOKENS), groups * maps)
     shrink_kernel[grid](
-        grouped, merged.contiguous(), partial, *grouped.stride(), maps, tokens, d_in, columns,
+        grouped, weight, partial, *grouped.stride(), *weight.stride(), maps, tokens, d_in, columns,
         BLOCK_TOKENS=SHRINK_BLOCK_TOKENS, BLOCK_K=shrink_block_k(x.dtype),
         COLUMNS=max(16, triton.next_power_of_2(columns)), PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32",
         num_warps=NUM_WARPS, num_stages=3,
