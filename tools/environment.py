@@ -64,7 +64,7 @@ def set_up(browser: bool = True) -> Path:
         if STAMP.exists() and json.loads(STAMP.read_text(encoding="utf-8")).get("fingerprint") == fingerprint:
             say("- Python packages are as pinned")
         else:
-            with step("Installing the pinned Python packages (about 5.5 GB on first use)") as notes:
+            with step("Installing the pinned Python packages (about 7 GB on first use)") as notes:
                 _install_packages(comfyui)
                 STAMP.write_text(json.dumps({"fingerprint": fingerprint}), encoding="utf-8")
                 notes.append(f"details in {LOG.relative_to(ROOT)}")
@@ -149,7 +149,7 @@ def _fingerprint(comfyui: Path) -> str:
 
 
 def _install_packages(comfyui: Path) -> None:
-    remedy = f"read {LOG}, check the network and the free disk space (8 GB), then run `make setup` again: it goes on where it stopped."
+    remedy = f"read {LOG}, check the network and the free disk space (10 GB), then run `make setup` again: it goes on where it stopped."
     wanted = (comfyui / "requirements.txt").read_text(encoding="utf-8").splitlines()
     requirements = WORKSPACE / "comfyui-requirements.txt"
     # torch and torchvision come pinned; torchaudio's releases name an older torch, it is installed by itself below.

@@ -5,6 +5,7 @@ Everything that needs more than the standard library runs in .venv, as `python -
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,10 @@ def in_environment(comfyui: Path, *arguments: str, **variables: str) -> int:
     """Runs Python with `arguments` in .venv, with COMFYUI_PATH set; returns its exit code."""
     environment = {**os.environ, "COMFYUI_PATH": str(comfyui), **variables}
     process = subprocess.Popen([str(venv_python()), *arguments], cwd=ROOT, env=environment)
+    # Whoever ends this process means the child too, which may hold a server.
+    for name in ("SIGTERM", "SIGHUP"):
+        if number := getattr(signal, name, None):
+            signal.signal(number, lambda number, _frame: process.send_signal(number))
     while True:
         try:
             return process.wait()
