@@ -2,14 +2,16 @@
 
     python -m intrinsic_lab.benchmarks.scenes_table [--part K/N] [--report]
 
-Trains what is missing (each run resumes where it stopped), scores all rows and prints the table. `--part 1/2` and
-`--part 2/2` share the trainings between two processes and print nothing; `--report` trains nothing.
+Trains what has no score yet (each run resumes where it stopped), scores it and prints the table. Scores are kept beside the table,
+one file per run and state of the base: delete one to have its run trained and scored again. `--part 1/2` and `--part 2/2` share
+the trainings between two processes and print nothing; `--report` trains nothing.
 """
 
 import argparse
 import hashlib
 import json
 import logging
+import os
 import platform
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +33,7 @@ from ..training.nano.adapters import ADAPTER_DATA, KIND, RANK
 from ..training.nano.data import HELD_OUT_SEEDS
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 SCENES = HELD_OUT_SEEDS[:200]
 SIZE = 128
 STEPS = 1000
@@ -103,10 +106,8 @@ def run_config(run: Run, base: Path, runs: Path) -> IntrinsicLoraConfig:
 
 
 def trained_unet(run: Run, base: Path, runs: Path):
-    """The UNet of a finished row, ready to predict; None if the row is not trained yet."""
+    """The UNet of a finished run, ready to predict."""
     config = run_config(run, base, runs)
-    if not config.weights.exists():
-        return None
     if run.kind == "full":
         return UNet2DConditionModel.from_pretrained(config.weights).eval()
     return with_adapter(load_base(base, run.init, run.seed).unet, config.weights)
@@ -140,34 +141,41 @@ def score_vae_bound(map_name: str, vae) -> dict[str, float]:
     return score(map_name, decode(vae, latents, map_name), exact)
 
 
+def score_file(base: Path, name: str) -> Path:
+    """Where a row's scores are kept: they hold for one state of the base's VAE and UNet."""
+    state = [digest(base / part / "diffusion_pytorch_model.safetensors") for part in ("vae", "unet")]
+    return RESULTS / "scenes_scores" / "-".join(state) / f"{name}.json"
+
+
 def once(path: Path, compute) -> dict[str, float]:
     """Scores kept in `path`, computed if they are not there."""
     if not path.exists():
         values = compute()
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda temporary: temporary.write_text(json.dumps(values)))
     return json.loads(path.read_text())
 
 
 def table(base: Path, assets: Path, runs: Path) -> dict:
-    """All rows that exist, per map: `{map: {row: {metric: [values over seeds]}}}`. Scores are kept per state of the VAE."""
+    """All rows that exist, per map: `{map: {row: {metric: [values over seeds]}}}`."""
     loaded = load_base(base)
     latents = encode(loaded.vae, references("normal")[0])
-    scores = runs / f"scores-{digest(base / 'vae' / 'diffusion_pytorch_model.safetensors')}"
     result = {}
     for name in MAPS:
-        rows = {"VAE bound": [once(scores / f"{name}-bound.json", partial(score_vae_bound, name, loaded.vae))]}
-        rows["mean map"] = [once(scores / f"{name}-mean.json", partial(score_mean_map, name, loaded.vae, runs))]
+        rows = {"VAE bound": [once(score_file(base, f"{name}-bound"), partial(score_vae_bound, name, loaded.vae))]}
+        rows["mean map"] = [once(score_file(base, f"{name}-mean"), partial(score_mean_map, name, loaded.vae, runs))]
         bundled = assets / f"nano_{name}.safetensors"
         if bundled.exists():
             unet = with_adapter(load_base(base).unet, bundled)
-            label = f"{name}-bundled-{digest(bundled)}-{digest(base / 'unet' / 'diffusion_pytorch_model.safetensors')}.json"
-            rows["bundled adapter"] = [once(scores / label, partial(evaluate, loaded, unet, name, latents))]
+            kept = score_file(base, f"{name}-bundled-{digest(bundled)}")
+            rows["bundled adapter"] = [once(kept, partial(evaluate, loaded, unet, name, latents))]
         for run in (run for run in planned_runs() if run.map == name):
-            if (unet := trained_unet(run, base, runs)) is None:
+            kept = score_file(base, run.name)
+            if not kept.exists() and not run_config(run, base, runs).weights.exists():
                 continue
-            kept = once(scores / f"{run.name}.json", partial(evaluate, loaded, unet, name, latents))
+            scores = once(kept, lambda run=run, name=name: evaluate(loaded, trained_unet(run, base, runs), name, latents))
             what = "full fine-tuning" if run.kind == "full" else f"LoRA {run.kind} r{8 if run.kind == 'attention' else RANK}"
-            rows.setdefault(f"{what}, {run.init} base, {STEPS} steps", []).append(kept)
+            rows.setdefault(f"{what}, {run.init} base, {STEPS} steps", []).append(scores)
         result[name] = {row: {key: [seed[key] for seed in kept] for key in kept[0]} for row, kept in rows.items()}
     return result
 
@@ -205,17 +213,17 @@ def main() -> None:
         part, parts = (int(number) for number in arguments.part.split("/"))
         for run in planned_runs()[part - 1 :: parts]:
             config = run_config(run, arguments.base, arguments.runs)
-            if not config.weights.exists():
+            if not (score_file(arguments.base, run.name).exists() or config.weights.exists()):
                 train_intrinsic_lora(config, cache=arguments.runs / "latents", report=console_report(run.name, every=250))
         if parts > 1:
             return
     result = table(arguments.base, arguments.assets, arguments.runs)
     text = print_table(result)
     print(text)
-    record = {"scenes": len(SCENES), "size": SIZE, "batch": BATCH, "machine": f"{platform.machine()}, CPU", "maps": result}
-    folder = ROOT / "benchmarks" / "results"
-    write_atomically(folder / "scenes_table.json", lambda path: path.write_text(json.dumps(record, indent=1)))
-    write_atomically(folder / "scenes_table.md", lambda path: path.write_text(text + "\n"))
+    machine = f"{platform.machine()}, CPU, {os.cpu_count()} cores"
+    record = {"scenes": len(SCENES), "size": SIZE, "batch": BATCH, "machine": machine, "maps": result}
+    write_atomically(RESULTS / "scenes_table.json", lambda path: path.write_text(json.dumps(record, indent=1)))
+    write_atomically(RESULTS / "scenes_table.md", lambda path: path.write_text(text + "\n"))
 
 
 if __name__ == "__main__":
