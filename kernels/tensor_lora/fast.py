@@ -1,6 +1,8 @@
 """Tensor LoRA in torch: two thin matrix products, the second one adding into the output in place."""
 
 import functools
+from collections.abc import Iterator
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -55,16 +57,17 @@ def expand_torch_(out: Tensor, hidden: Tensor, g3: Tensor, scale: float) -> Tens
 
 
 def _expand_converting_(out: Tensor, hidden: Tensor, rows: Tensor) -> Tensor:
-    for group_out, group_hidden in zip(_groups(out), _groups(hidden), strict=True):
-        for map_out, map_hidden, map_rows in zip(group_out, group_hidden, rows.contiguous(), strict=True):
-            for start in range(0, map_out.shape[0], TOKENS_PER_CONVERSION):
-                part = slice(start, start + TOKENS_PER_CONVERSION)
-                map_out[part] += map_hidden[part] @ map_rows
+    rows = rows.contiguous()
+    for place in product(*(range(size) for size in out.shape[:-2])):
+        for start in range(0, out.shape[-2], TOKENS_PER_CONVERSION):
+            part = (*place, slice(start, start + TOKENS_PER_CONVERSION))
+            out[part] += hidden[part] @ rows[place[-1]]
     return out
 
 
-def _groups(tensor: Tensor) -> list[Tensor]:
-    return list(tensor) if tensor.ndim == 4 else [tensor]
+def _groups(tensor: Tensor) -> Iterator[Tensor]:
+    """One at a time: autograd lets no view be written to that was taken before its sibling was."""
+    return (tensor[number] for number in range(len(tensor))) if tensor.ndim == 4 else iter((tensor,))
 
 
 def norm_lora_rotary_torch(

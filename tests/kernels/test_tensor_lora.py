@@ -185,3 +185,13 @@ def test_the_in_place_order_needs_almost_no_memory_beside_its_operands():
 def test_shapes_that_do_not_fit_are_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_groups_in_place_keep_the_graph_when_only_the_update_needs_a_gradient(dtype):
+    hidden, g3 = torch.randn(2, 3, 5, 4, dtype=dtype, requires_grad=True), torch.randn(3, 6, 4, dtype=dtype, requires_grad=True)
+    out = expand_(torch.zeros(2, 3, 5, 6, dtype=dtype), hidden, g3, 0.5, backend="torch")
+    grads = torch.autograd.grad(out.float().square().sum(), (hidden, g3))
+    plain = 0.5 * torch.einsum("gilr,ior->gilo", hidden.float(), g3.float())
+    for found, wanted in zip(grads, torch.autograd.grad(plain.square().sum(), (hidden, g3)), strict=True):
+        assert (found.float() - wanted.float()).norm() < 2e-2 * wanted.float().norm()

@@ -1,0 +1,30 @@
+"""Attention of the maps of one picture, in the three ways of the paper's design matrix (LumiX, section 3.2)."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ...kernels.query_broadcast import cross_intrinsic_attention, query_broadcast_attention
+from .design import CROSS_INTRINSIC, QUERY_BROADCAST, SEPARATE
+
+
+def attend_maps(attention: str, query: Tensor, key: Tensor, value: Tensor, *, text_query: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(dim)) v for the maps of each group; a group is the maps of one picture under one prompt.
+
+    key, value [group, map, head, token, dim]: text tokens first where there are any, rotary embedding applied.
+    query: for "query-broadcast" the colour map's alone, [group, head, token, dim]; else [group, map, head, token, dim].
+    text_query [group, map, head, text, dim]: queries of text tokens, which stay per map in FLUX's double-stream blocks; without it (in
+    single-stream blocks, and in the other two ways) `query` covers all tokens. Returns [group, map, head, (text +) token, dim].
+    Raises ValueError for an unknown `attention` and for shapes that do not fit.
+    """
+    if attention == QUERY_BROADCAST:
+        return query_broadcast_attention(query, key, value, text_query=text_query)
+    if text_query is not None:
+        query = torch.cat([text_query, query], dim=-2)
+    if attention == CROSS_INTRINSIC:
+        return cross_intrinsic_attention(query, key, value)
+    if attention != SEPARATE:
+        raise ValueError(f"attention is {attention!r}: choose one of {SEPARATE}, {CROSS_INTRINSIC}, {QUERY_BROADCAST}.")
+    rows = [rearrange(x, "group map head token dim -> (group map) head token dim") for x in (query, key, value)]
+    return rearrange(F.scaled_dot_product_attention(*rows), "(group map) head token dim -> group map head token dim", map=key.shape[1])
