@@ -1,4 +1,4 @@
-"""`python -m intrinsic_lab.training.nano [vae|base|decoder|export|adapters]`: the parts of `make nano`, in that order; all by default.
+"""`python -m intrinsic_lab.training.nano [vae|base|decoder|export|adapters|joint]`: the parts of `make nano` in order; all by default.
 
 Each part resumes where it stopped.
 """
@@ -17,6 +17,7 @@ from ..loop import LoopConfig, console_report, train
 from .adapters import train_adapters
 from .base import BaseTask, LatentCaptions, build_scheduler, build_unet, encode_pictures, tokenize
 from .data import BASE_SEEDS, PicturePool
+from .joint import train_joint
 from .text import build_text_encoder, write_tokenizer
 from .vae import VaeTask, build_vae, reconstruction_psnr, save_record, whiten
 
@@ -104,7 +105,7 @@ def export(runs: Path, assets: Path) -> None:
     save_record(assets / "nano", records)
 
 
-PARTS = ("vae", "base", "decoder", "export", "adapters")
+PARTS = ("vae", "base", "decoder", "export", "adapters", "joint")
 
 
 def run_part(part: str, arguments: argparse.Namespace) -> None:
@@ -113,6 +114,8 @@ def run_part(part: str, arguments: argparse.Namespace) -> None:
         export(arguments.runs, arguments.assets)
     elif part == "adapters":
         train_adapters(arguments.runs, arguments.assets, arguments.maps)
+    elif part == "joint":
+        train_joint(arguments.runs, arguments.assets)
     else:
         {"vae": train_vae, "base": train_base, "decoder": train_decoder}[part](arguments.runs, arguments.steps)
 

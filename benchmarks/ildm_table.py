@@ -1,0 +1,323 @@
+"""What the exchange between picture and maps does (I-LDM), on the nano base: schedules side by side on the same prompts and noise.
+
+    python -m intrinsic_lab.benchmarks.ildm_table [--report] [--sheet FILE]
+
+Samples through the pack's own patch of ComfyUI's model. Consistency is judged on what was generated, without ground truth: generated
+normals against those of the generated depth and against those the bundled I-LoRA sees in the picture (median degrees), line map and
+segment boundaries against the picture's edges (correlation). Fidelity: the Fréchet distance of the nano encoder's features to the
+base's pictures of the other seeds (so the base itself is not at 0), and the mean change of the same seed's picture, in 8-bit levels.
+
+Scores are kept in the runs folder, one file per row and seed, so a run that is stopped goes on where it was; --report samples nothing.
+--sheet also writes pictures and maps of the first prompts.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..methods.ildm import schedules
+from ..methods.ildm.consistency import depth_normal_degrees, edge_agreement, edge_strength, frechet_distance
+from ..methods.ildm.intrinsic_vae import join_intrinsics, split_intrinsics
+from ..methods.intrinsic_lora.lora_file import read_lora
+from ..methods.metrics import normal_angle_degrees
+from ..scenes import SceneMaps, render_scenes, segmentation_colors
+from ..training.loop import write_atomically
+from ..training.nano.data import HELD_OUT_SEEDS
+from ..training.nano.joint import train_lora
+from .extraction_cost import start_comfyui
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PROMPTS = 102
+BATCH = 17
+SEEDS = (0, 1, 2)
+SIZE, LATENT_SIDE = 128, 16
+STEPS, CFG = 12, 4.0
+SAMPLER, SCHEDULER = "dpmpp_2m", "karras"
+# Of the scenes the base was trained on: a generated picture does not tell its own.
+VERTICAL_FOV_DEGREES = 48.0
+# The paper's stages 3 to 7 of nine, at the same relative depth of the nano UNet's seven.
+DROP_STAGES = (2, 3, 4, 5)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to sample. image_domain: of the LoRA's training."""
+
+    name: str
+    schedule: schedules.WeightSchedule
+    image_domain: bool = True
+
+
+ROWS = (
+    Row("no exchange (w = 0)", schedules.constant_schedule(0.0)),
+    Row("Drop", schedules.drop_schedule(schedules.at_stages(DROP_STAGES))),
+    Row("Gaussian", schedules.gaussian_schedule()),
+    Row("always (w = 1)", schedules.constant_schedule(1.0)),
+    Row("Gaussian, LoRA trained without pictures", schedules.gaussian_schedule(), image_domain=False),
+)
+BASE = ROWS[0]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Pictures `[b, h, w, 3]` in 0..1 and their maps as data, by name."""
+
+    image: Tensor
+    maps: dict[str, Tensor]
+
+
+@dataclass
+class World:
+    """The nano base in ComfyUI with its intrinsic VAE; `loras`: of the intrinsic domain, by whether it saw pictures in training."""
+
+    base: Path
+    loras: dict[bool, Path]
+    models: dict[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        from ..nodes.native.diffusers_folder import load_pipeline
+        from ..nodes.native.intrinsic_vae import load_intrinsic_vae
+
+        self.pipeline = load_pipeline(self.base, dtype=torch.float32, text_dtype=torch.float32)
+        self.intrinsic_vae = load_intrinsic_vae(self.base / "intrinsic_vae", torch.float32)
+
+    def model(self, row: Row):
+        """The base, patched as the node does it."""
+        from ..nodes.native import cross_domain
+
+        if row.name not in self.models:
+            lora = cross_domain.bind_lora(self.pipeline.model, read_lora(self.loras[row.image_domain]), 1.0, "the LoRA")
+            self.models[row.name], _ = cross_domain.exchange_domains(self.pipeline.model, row.schedule, {"intrinsic": lora})
+        return self.models[row.name]
+
+    def text(self, prompts: list[str]) -> list:
+        """CONDITIONING with one context per prompt."""
+        clip = self.pipeline.clip
+        contexts = [clip.encode_from_tokens(clip.tokenize(prompt)) for prompt in prompts]
+        return [[torch.cat(contexts), {}]]
+
+    def generate(self, row: Row, prompts: list[str], first: int, seed: int) -> Generated:
+        """Samples of `prompts`, the first of which is number `first`: a prompt's noise depends on its number and the seed alone."""
+        import comfy.sample
+
+        numbers = list(range(first, first + len(prompts))) * 2
+        latent = torch.zeros(len(numbers), self.pipeline.vae.latent_channels, LATENT_SIDE, LATENT_SIDE)
+        noise = comfy.sample.prepare_noise(latent, seed, numbers)
+        options = dict(denoise=1.0, disable_pbar=True, seed=seed)
+        joint = comfy.sample.sample(
+            self.model(row), noise, STEPS, CFG, SAMPLER, SCHEDULER, self.text(prompts), self.text([""]), latent, **options
+        )
+        picture, intrinsic = joint.chunk(2)
+        return Generated(self.pipeline.vae.decode(picture), split_intrinsics(self.intrinsic_vae.decode(intrinsic).float()))
+
+
+class PictureNormals:
+    """What the bundled I-LoRA sees in a picture, by diffusers: a second opinion that has nothing to do with I-LDM."""
+
+    def __init__(self, base: Path, adapter: Path):
+        from ..training.intrinsic_lora import load_base
+        from .scenes_table import with_adapter
+
+        self.base = load_base(base)
+        self.unet = with_adapter(load_base(base).unet, adapter)
+
+    def __call__(self, image_bhwc: Tensor) -> Tensor:
+        from ..training.intrinsic_lora import map_latent
+        from .scenes_table import decode, encode
+
+        latents = encode(self.base.vae, rearrange(image_bhwc, "b h w c -> b c h w"))
+        return decode(self.base.vae, map_latent(self.unet, latents, self.base.embed("surface normal")), "normal")
+
+    def features(self, image_bhwc: Tensor) -> Tensor:
+        """Mean and deviation of each channel of the nano encoder's latents, `[b, 32]`."""
+        from .scenes_table import encode
+
+        latents = encode(self.base.vae, rearrange(image_bhwc, "b h w c -> b c h w"))
+        return torch.cat([latents.mean((2, 3)), latents.std((2, 3))], 1)
+
+
+def judge(generated: Generated, picture_normals: PictureNormals) -> dict[str, list]:
+    """Scores per picture, and its features."""
+    image, maps = generated.image, generated.maps
+    edges = edge_strength(image)
+    seen = normal_angle_degrees(picture_normals(image), maps["normal"]).flatten(1).median(1).values
+    scores = {
+        "normal of depth": depth_normal_degrees(maps["depth"], maps["normal"], VERTICAL_FOV_DEGREES),
+        "normal of picture": seen,
+        "lines": edge_agreement(maps["line"][..., 0].clamp(0, 1), edges),
+        "segments": edge_agreement(edge_strength(maps["segmentation"].clamp(0, 1)), edges),
+        "features": picture_normals.features(image),
+    }
+    return {name: values.tolist() for name, values in scores.items()}
+
+
+COLUMNS = {
+    "normal of depth": "normals: of depth, °",
+    "normal of picture": "normals: of picture, °",
+    "lines": "lines on edges",
+    "segments": "segments on edges",
+    "distance": "Fréchet distance",
+    "change": "change of picture",
+}
+
+
+def batches(prompts: list[str]) -> Iterator[tuple[int, list[str]]]:
+    for first in range(0, len(prompts), BATCH):
+        yield first, prompts[first : first + BATCH]
+
+
+def scored(world: World, picture_normals: PictureNormals, prompts: list[str], row: Row, seed: int, folder: Path) -> dict[str, list]:
+    """Scores of one row and seed, from its file if it is there; pictures stay as bytes beside it, to be compared."""
+    path = folder / f"{ROWS.index(row)}-{seed}.json"
+    if not path.exists():
+        started, scores, pictures = time.monotonic(), {}, []
+        for first, some in batches(prompts):
+            generated = world.generate(row, some, first, seed)
+            pictures.append((generated.image.clamp(0, 1) * 255).round().to(torch.uint8))
+            for name, values in judge(generated, picture_normals).items():
+                scores.setdefault(name, []).extend(values)
+        base = torch.cat(pictures) if row is BASE else read_pictures(folder, seed)
+        change = (torch.cat(pictures).float() - base.float()).abs().mean((1, 2, 3))
+        scores["change"] = change.tolist()
+        if row is BASE:
+            write_atomically(folder / f"base-{seed}.bin", lambda partial: partial.write_bytes(base.numpy().tobytes()))
+        text = json.dumps(scores | {"seconds": time.monotonic() - started})
+        write_atomically(path, lambda partial: partial.write_text(text))
+        logging.info("%s, seed %d: %.0f s", row.name, seed, time.monotonic() - started)
+    return json.loads(path.read_text())
+
+
+def read_pictures(folder: Path, seed: int) -> Tensor:
+    data = bytearray((folder / f"base-{seed}.bin").read_bytes())
+    return torch.frombuffer(data, dtype=torch.uint8).view(-1, SIZE, SIZE, 3)
+
+
+def exact(scenes: SceneMaps) -> Generated:
+    """Rendered scenes in the place of generated ones."""
+    segmentation = segmentation_colors(scenes.segmentation_bhw)
+    maps = {"depth": scenes.depth_bhw1, "normal": scenes.normal_bhwc, "segmentation": segmentation, "line": scenes.line_bhw1}
+    return Generated(scenes.image_bhwc, maps)
+
+
+def references(world: World, picture_normals: PictureNormals, scenes: SceneMaps) -> dict[str, dict[str, list]]:
+    """What the measures give for rendered scenes: the ends of their scales, and what the intrinsic VAE leaves of exact maps."""
+    true = exact(scenes)
+    rebuilt = world.intrinsic_vae.decode(world.intrinsic_vae.encode(join_intrinsics(true.maps))).float()
+    shuffled = {name: values.roll(1, 0) for name, values in true.maps.items()}
+    cases = {
+        "rendered scenes, exact maps": true,
+        "rendered scenes, maps through the intrinsic VAE": Generated(true.image, split_intrinsics(rebuilt)),
+        "rendered scenes, maps of another scene": Generated(true.image, shuffled),
+    }
+    return {name: judge(case, picture_normals) for name, case in cases.items()}
+
+
+def table(scores: dict[str, list[dict[str, list]]]) -> dict[str, dict[str, list[float]]]:
+    """`{row: {column: [value of each seed]}}`; a distance is to the base's pictures of all other seeds."""
+    base = [torch.tensor(seed["features"]) for seed in scores[BASE.name]]
+    result = {}
+    for name, seeds in scores.items():
+        values: dict[str, list[float]] = {}
+        for number, seed in enumerate(seeds):
+            for column in COLUMNS:
+                if column in seed:
+                    values.setdefault(column, []).append(mean(seed[column]))
+            others = torch.cat([features for other, features in enumerate(base) if other != number or len(seeds) != len(base)])
+            if len(seeds) == len(base):
+                values.setdefault("distance", []).append(frechet_distance(torch.tensor(seed["features"]), others))
+        result[name] = values
+    return result
+
+
+def as_markdown(result: dict[str, dict[str, list[float]]]) -> str:
+    lines = ["| row | " + " | ".join(COLUMNS.values()) + " |", "| --- |" + " --- |" * len(COLUMNS)]
+    for name, values in result.items():
+        cells = []
+        for column in COLUMNS:
+            numbers = values.get(column)
+            digits = 3 if column in ("lines", "segments") else 2
+            spread = f" ± {stdev(numbers):.{digits}f}" if numbers and len(numbers) > 1 else ""
+            cells.append(f"{mean(numbers):.{digits}f}{spread}" if numbers else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def contact_sheet(world: World, prompts: list[str], path: Path, seed: int = 0, scale: int = 1) -> None:
+    """Rows of the table from top to bottom; of each prompt the picture, then depth, normal, segmentation and line."""
+    from PIL import Image
+
+    rows = []
+    for row in ROWS:
+        generated = world.generate(row, prompts, 0, seed)
+        looks = [generated.image] + [
+            ((values + 1) / 2 if name == "normal" else values).expand(*values.shape[:3], 3) for name, values in generated.maps.items()
+        ]
+        rows.append(rearrange(torch.stack(looks), "look b h w c -> h (b look w) c"))
+    pixels = (torch.cat(rows).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    picture = Image.fromarray(pixels)
+    picture = picture.resize((picture.width // scale, picture.height // scale), Image.Resampling.LANCZOS)
+    write_atomically(path, lambda partial: picture.save(partial, "JPEG", quality=90))
+
+
+def digest(paths: list[Path]) -> str:
+    """Names the state of all weights and settings that the scores depend on."""
+    content = hashlib.sha256(json.dumps([PROMPTS, BATCH, STEPS, CFG, SAMPLER, SCHEDULER, DROP_STAGES]).encode())
+    for path in paths:
+        content.update(path.read_bytes())
+    return content.hexdigest()[:12]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, default=ROOT / "assets" / "nano")
+    parser.add_argument("--lora", type=Path, default=ROOT / "assets" / "nano_ildm.safetensors")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "nano")
+    parser.add_argument("--sheet", type=Path, help="write pictures and maps of the first prompts to this JPEG, and nothing else")
+    parser.add_argument("--report", action="store_true", help="sample nothing, print what is there")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    start_comfyui()
+    scenes = render_scenes(HELD_OUT_SEEDS[:PROMPTS], SIZE, SIZE)
+    prompts = list(scenes.captions)
+    without = train_lora(arguments.base, arguments.runs, image_domain=False)
+    weights = [arguments.base / part / "diffusion_pytorch_model.safetensors" for part in ("unet", "vae", "intrinsic_vae")]
+    folder = arguments.runs / "ildm_table" / digest([*weights, arguments.lora, without])
+    folder.mkdir(parents=True, exist_ok=True)
+    world = World(arguments.base, {True: arguments.lora, False: without})
+    with torch.inference_mode():
+        if arguments.sheet:
+            contact_sheet(world, prompts[:3], arguments.sheet)
+            return
+        picture_normals = PictureNormals(arguments.base, ROOT / "assets" / "nano_normal.safetensors")
+        scores: dict[str, list[dict[str, list]]] = {}
+        for seed in SEEDS:
+            for row in ROWS:
+                if not arguments.report or (folder / f"{ROWS.index(row)}-{seed}.json").exists():
+                    scores.setdefault(row.name, []).append(scored(world, picture_normals, prompts, row, seed, folder))
+        scores |= {name: [values] for name, values in references(world, picture_normals, scenes).items()}
+    result = table(scores)
+    text = as_markdown(result)
+    print(text)
+    settings = {"prompts": PROMPTS, "seeds": len(SEEDS), "steps": STEPS, "cfg": CFG, "sampler": SAMPLER, "scheduler": SCHEDULER}
+    record = settings | {"drop stages": DROP_STAGES, "machine": f"CPU, {os.cpu_count()} cores", "rows": result}
+    write_atomically(RESULTS / "ildm_table.md", lambda path: path.write_text(text + "\n"))
+    if kept := os.environ.get("INTRINSIC_LAB_RESULT"):
+        Path(kept).write_text(json.dumps(record), encoding="utf-8")
+    else:
+        write_atomically(RESULTS / "ildm_table.json", lambda path: path.write_text(json.dumps(record, indent=1)))
+
+
+if __name__ == "__main__":
+    main()
