@@ -5,7 +5,7 @@ Two layouts, told apart by whether the map has a folder of its own; pairs share 
     image/kitchen.jpg  normal/kitchen.png  depth/kitchen.png       or       kitchen.jpg  kitchen_normal.png  kitchen_depth.png
 
 Pictures: anything Pillow reads. Maps: 8- or 16-bit PNG (or anything Pillow reads), in the conventions that `FolderData` names.
-Captions are not used: the prompt is the map's name.
+Captions, for trainers that use them: NAME.txt beside the picture. Where one map is learnt, the prompt is its name.
 """
 
 import logging
@@ -75,6 +75,20 @@ class FolderData:
             _LOG.warning("%d files in %s have no partner for %s and are left out (%d pairs)", alone, self.folder, map_name, len(names))
         return FolderPairs(self, map_name, tuple(pictures[name] for name in names), tuple(maps[name] for name in names))
 
+    def aligned(self, map_names: Sequence[str]) -> "dict[str, FolderPairs]":
+        """The same pictures with each of several maps. Raises ValueError if no picture has all of them, or none is asked for."""
+        if not map_names:
+            raise ValueError("no map was asked for: name at least one beside the picture.")
+        sources = {name: self.source(name) for name in map_names}
+        pictures = sorted(set.intersection(*(set(source.pictures) for source in sources.values())))
+        if not pictures:
+            raise ValueError(f"no picture in {self.folder} has all of {', '.join(map_names)}: leave out those you do not have.")
+        aligned = {}
+        for name, source in sources.items():
+            maps = dict(zip(source.pictures, source.maps, strict=True))
+            aligned[name] = FolderPairs(self, name, tuple(pictures), tuple(maps[picture] for picture in pictures))
+        return aligned
+
 
 @dataclass(frozen=True)
 class FolderPairs:
@@ -122,6 +136,15 @@ class FolderPairs:
             grey = values.mean(0)
             return relative_depth((1 - grey if self.data.depth == "near_bright" else grey)[None, :, :, None])[..., 0].expand(3, -1, -1)
         return (srgb_from_linear(values) if self.data.colors == "linear" else values).clamp(0, 1)
+
+
+def captions_of(pictures: Sequence[Path]) -> tuple[str, ...]:
+    """The text in NAME.txt beside each picture, on one line; empty where there is none, which is logged."""
+    texts = [path.with_suffix(".txt") for path in pictures]
+    captions = tuple(" ".join(path.read_text(encoding="utf-8").split()) if path.is_file() else "" for path in texts)
+    if empty := captions.count(""):
+        _LOG.warning("%d of %d pictures in %s have no caption (NAME.txt)", empty, len(captions), pictures[0].parent)
+    return captions
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

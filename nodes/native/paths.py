@@ -7,7 +7,7 @@ import folder_paths
 
 MODEL_INDEX = "model_index.json"
 BUNDLED = Path(__file__).resolve().parents[2] / "assets"
-BUNDLED_NAMES = {"nano (bundled)": "nano"}
+BUNDLED_NAMES = {"nano (bundled)": "nano", "nano FLUX (bundled)": "nano_flux"}
 
 
 def bundled_file(name: str) -> Path:

@@ -15,10 +15,12 @@ import torch
 from comfy.supported_models_base import ClipTarget
 from torch import Tensor, nn
 
-from .folder_files import ModelFolderError, read_config, read_weights, require_options, require_same_weights
+from .folder_files import ModelFolderError, read_config, read_json, read_weights, require_options, require_same_weights
 
 CLIP_VOCABULARY = 49408
 T5_VOCABULARY = 32100
+# As ComfyUI's own T5 tokenizers: prompts are never cut, and padded to this.
+T5_ANY_LENGTH, T5_PADDED_LENGTH = 99999999, 256
 CLIP_OPTIONS = {
     "layer_norm_eps": (1e-5,),
     "hidden_act": ("quick_gelu", "gelu", "gelu_pytorch_tanh"),
@@ -105,8 +107,6 @@ def t5_config(config: dict, part: str) -> dict:
     if activation not in T5_ACTIVATIONS:
         raise ModelFolderError(f"The {part} uses {activation}; {' or '.join(T5_ACTIVATIONS)} was expected: it cannot be loaded natively.")
     sizes = {name: config[name] for name in T5_SIZES}
-    if sizes["vocab_size"] < T5_VOCABULARY:
-        raise ModelFolderError(f"The {part} knows {sizes['vocab_size']} tokens; ComfyUI's T5 tokenizer needs {T5_VOCABULARY}.")
     return {"dense_act_fn": T5_ACTIVATIONS[activation], "is_gated_act": bool(gated), "model_type": "t5", **sizes}
 
 
@@ -135,14 +135,46 @@ def own_tokenizer(folder: Path, part: TextPart, config: dict, embeddings: list[s
         embedding_key=part.name,
         tokenizer_args={"local_files_only": True},
     )
+    _require_known(tokenizer, folder, part, config)
+    if tokenizer.tokenizer.pad_token_id is not None:
+        tokenizer.pad_token = tokenizer.tokenizer.pad_token_id
+    return tokenizer
+
+
+def own_t5_tokenizer(folder: Path, part: TextPart, config: dict, embeddings: list[str]) -> comfy.sd1_clip.SDTokenizer:
+    """Tokenizer of a T5 with a vocabulary of its own, from the folder's tokenizer.json; prompts are padded to its model_max_length
+    where that is less than ComfyUI's."""
+    from transformers import T5TokenizerFast
+
+    path = folder / part.tokenizer
+    if not (path / "tokenizer.json").is_file():
+        raise ModelFolderError(
+            f"{part.folder} has a vocabulary of {config['vocab_size']} tokens, fewer than T5's {T5_VOCABULARY}, so "
+            f"{folder.name}/{part.tokenizer} must hold its own tokenizer.json: copy the folder again."
+        )
+    tokenizer = comfy.sd1_clip.SDTokenizer(
+        str(path),
+        max_length=T5_ANY_LENGTH,
+        min_length=min(T5_PADDED_LENGTH, read_json(path / "tokenizer_config.json").get("model_max_length", T5_PADDED_LENGTH)),
+        pad_with_end=False,
+        has_start_token=False,
+        pad_to_max_length=False,
+        embedding_directory=embeddings,
+        embedding_size=config["d_model"],
+        embedding_key=part.name,
+        tokenizer_class=T5TokenizerFast,
+        tokenizer_args={"local_files_only": True},
+    )
+    _require_known(tokenizer, folder, part, config)
+    return tokenizer
+
+
+def _require_known(tokenizer: comfy.sd1_clip.SDTokenizer, folder: Path, part: TextPart, config: dict) -> None:
     if max(tokenizer.inv_vocab) >= config["vocab_size"]:
         raise ModelFolderError(
             f"{folder.name}/{part.tokenizer} has token {max(tokenizer.inv_vocab)}, {part.folder} knows {config['vocab_size']}: "
             "they do not belong together."
         )
-    if tokenizer.tokenizer.pad_token_id is not None:
-        tokenizer.pad_token = tokenizer.tokenizer.pad_token_id
-    return tokenizer
 
 
 def _fit_clip(
@@ -173,6 +205,8 @@ def load_clip(
         weights[part] = _native_weights(read_weights(folder / part.folder), part.is_clip)
         if part.is_clip and configs[part]["vocab_size"] != CLIP_VOCABULARY:
             tokenizers[part] = own_tokenizer(folder, part, configs[part], embeddings)
+        if not part.is_clip and configs[part]["vocab_size"] < T5_VOCABULARY:
+            tokenizers[part] = own_t5_tokenizer(folder, part, configs[part], embeddings)
     if family == "sdxl" and min(config["num_hidden_layers"] for config in configs.values()) < 3:
         raise ModelFolderError("SDXL takes its text encoders' last layer but one: each must have 3 layers or more.")
 
@@ -191,7 +225,7 @@ def load_clip(
             encoder = getattr(model, part.name)
             if part.is_clip:
                 _fit_clip(encoder, configs[part], weights[part].get("text_projection.weight"), dtype, device)
-            if part in tokenizers:
+            if part.is_clip and part in tokenizers:
                 own = tokenizers[part]
                 encoder.special_tokens = {"start": own.start_token, "end": own.end_token, "pad": own.pad_token}
         return model

@@ -1,9 +1,7 @@
 """Pictures with all their intrinsics and a caption: rendered scenes, or a folder."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from einops import rearrange
@@ -11,10 +9,9 @@ from torch import Tensor
 
 from ...methods.ildm.intrinsic_vae import INTRINSICS, intrinsics_from_pictures, join_intrinsics
 from ...scenes import render_scenes, sample_scenes, segmentation_colors
-from ..folder_data import FolderData, FolderPairs
+from ..folder_data import FolderData, FolderPairs, captions_of
 from ..pairs import IMAGE, SceneData
 
-_LOG = logging.getLogger(__name__)
 INTRINSICS_KIND = "intrinsics"
 
 
@@ -100,26 +97,8 @@ class JointFolderData:
 
     def source(self) -> "JointFolder":
         """Pictures that have every one of the intrinsics. Raises ValueError if there are none."""
-        sources = {name: self.folder.source(name) for name in self.intrinsics}
-        common = set.intersection(*(set(source.pictures) for source in sources.values()))
-        if not common:
-            raise ValueError(
-                f"no picture in {self.folder.folder} has all of {', '.join(self.intrinsics)}: leave out those you do not have."
-            )
-        pictures = sorted(common)
-        aligned = {}
-        for name, source in sources.items():
-            maps = dict(zip(source.pictures, source.maps, strict=True))
-            aligned[name] = FolderPairs(self.folder, name, tuple(pictures), tuple(maps[picture] for picture in pictures))
-        captions = tuple(_caption(picture) for picture in pictures)
-        if empty := captions.count(""):
-            _LOG.warning("%d of %d pictures in %s have no caption (NAME.txt)", empty, len(captions), self.folder.folder)
-        return JointFolder(aligned, captions)
-
-
-def _caption(picture: Path) -> str:
-    path = picture.with_suffix(".txt")
-    return " ".join(path.read_text(encoding="utf-8").split()) if path.is_file() else ""
+        aligned = self.folder.aligned(self.intrinsics)
+        return JointFolder(aligned, captions_of(next(iter(aligned.values())).pictures))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,125 @@
+"""LumiX training: flow matching of all maps of a picture at once, every map at a timestep of its own; only the adapter learns."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ...methods.lumix.tensor_lora.file import file_state
+from ..flux import PATCH, FluxText, draw_times, encode_texts, load_flux_base
+from ..intrinsic_lora.latents import encode_kind
+from ..loop import History, train, write_atomically
+from .config import LumixConfig
+from .data import KINDS, MapSource, map_source
+from .network import MapDenoiser, make_adapter
+
+
+@dataclass(frozen=True)
+class MapLatents:
+    """Mean and deviation of the latents of every map, in the design's order, `[map, n, c, h, w]` in the model's scale."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def encode(cls, vae: AutoencoderKL, source: MapSource, maps: Sequence[str], cache: Path) -> "MapLatents":
+        """Encode all of `source`; `cache`: a folder to keep the latents in, and to find them."""
+        encoded = [encode_kind(vae, source, KINDS[name], cache) for name in maps]
+        shift = (vae.config.shift_factor or 0.0) * vae.config.scaling_factor
+        return cls(torch.stack([mean for mean, _ in encoded]) - shift, torch.stack([deviation for _, deviation in encoded]))
+
+    def __len__(self) -> int:
+        return self.mean.shape[1]
+
+    def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """A sample of the latents of some rows, `[group, map, c, h, w]`."""
+        mean = self.mean[:, rows]
+        return (mean + self.deviation[:, rows] * torch.randn(mean.shape, generator=generator)).transpose(0, 1)
+
+
+class LumixTask:
+    """A `loop.Task`. text: of every row's caption, and last of the empty prompt."""
+
+    def __init__(self, config: LumixConfig, denoiser: MapDenoiser, latents: MapLatents, text: FluxText):
+        self.config, self.module, self.latents, self.text = config, denoiser, latents, text
+
+    def loss(self, module: nn.Module, draw: torch.Generator) -> Tensor:
+        config, count, shape = self.config, len(self.latents), (self.config.batch, len(self.config.design.maps))
+        rows = torch.randint(count, (config.batch,), generator=draw)
+        texts = torch.where(torch.rand(config.batch, generator=draw) < config.empty_prompt, count, rows)
+        clean = self.latents.draw(rows, draw)
+        # One noise for all maps of a picture, as sampling starts.
+        noise = torch.randn(clean[:, :1].shape, generator=draw).expand_as(clean)
+        time = draw_times(shape[0] * shape[1], draw).view(shape)
+        given = torch.rand(shape, generator=draw) < config.clean_share
+        # Nothing could be learnt from a picture whose maps are all given.
+        given &= ~given.all(dim=1, keepdim=True)
+        time = time.masked_fill(given, 0.0)
+        device = next(module.parameters()).device
+        clean, noise, time, learnt = clean.to(device), noise.to(device), time.to(device), (~given).to(device)
+        noisy = torch.lerp(clean, noise, time[:, :, None, None, None])
+        error = module(noisy, time, self.text.rows(texts).to(device)).float() - (noise - clean)
+        return error.square().mean(dim=(2, 3, 4))[learnt].mean()
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter in the published format."""
+        tensors, header = file_state(self.module.adapter)
+        state = {key: tensor.cpu().to(getattr(torch, self.config.save_dtype)) for key, tensor in tensors.items()}
+        write_atomically(self.config.weights, lambda path: save_file(state, path, header | self.config.metadata()))
+
+
+def make_optimizer(config: LumixConfig) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None:
+    """What `loop.train` takes: None for its own AdamW. Raises ValueError where Prodigy is not installed."""
+    if config.optimizer == "adamw":
+        return None
+    try:
+        from prodigyopt import Prodigy
+    except ImportError as error:
+        raise ValueError("the optimizer prodigy needs the package prodigyopt: `pip install prodigyopt`, or choose adamw.") from error
+    loop = config.loop
+    return lambda parameters: Prodigy(parameters, lr=loop.learning_rate, betas=loop.betas, weight_decay=loop.weight_decay)
+
+
+@dataclass(frozen=True)
+class TrainedLumix:
+    """denoiser: with the trained adapter (averaged where there is an average); weights: the file written."""
+
+    denoiser: MapDenoiser
+    weights: Path
+    history: History
+
+
+def train_lumix(
+    config: LumixConfig, *, cache: Path | None = None, report: Callable[[int, float, float], None] | None = None
+) -> TrainedLumix:
+    """Train (or resume) one adapter and write it to `config.weights`.
+
+    cache: folder of encoded latents (the output folder by default). report: see `loop.train`. Raises ValueError for bases and data that
+    do not fit.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    state = PartialState(cpu=not torch.cuda.is_available())
+    source = map_source(config.data, config.design.maps)
+    base = load_flux_base(config.base, getattr(torch, config.base_dtype))
+    factor = 2 ** (len(base.vae.config.block_out_channels) - 1) * PATCH
+    if config.data.size % factor:
+        raise ValueError(f"the training size is {config.data.size} pixels, this base needs a multiple of {factor}: choose another size.")
+    optimizer = make_optimizer(config)
+    text = encode_texts(config.base, [*source.captions, ""], config.text_tokens, state.device)
+    # Of several processes the first encodes, the others read what it kept.
+    with state.main_process_first():
+        latents = MapLatents.encode(base.vae.to(state.device), source, config.design.maps, cache or config.loop.output)
+    base.vae.to("cpu")
+    adapter = make_adapter(base.transformer, config.design, config.rank, config.other_rank, config.loop.seed)
+    denoiser = MapDenoiser(base.transformer.to(state.device), adapter.to(state.device), config.guidance)
+    if config.gradient_checkpointing:
+        base.transformer.enable_gradient_checkpointing()
+    task = LumixTask(config, denoiser, latents, text)
+    history = train(task, config.loop, optimizer=optimizer, report=report, settings=config.task_settings())
+    return TrainedLumix(denoiser, config.weights, history)

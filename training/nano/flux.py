@@ -1,0 +1,226 @@
+"""The nano FLUX base: a FLUX.1 transformer and a T5 encoder of the `scenes` world, small enough to travel in the repository.
+
+    python -m intrinsic_lab.training.nano.flux [base|export]
+
+VAE, CLIP and CLIP's vocabulary are those of the nano base (`assets/nano`); trained here are the transformer and the T5, on pictures
+and their captions, never on maps. Each part resumes where it stopped.
+"""
+
+import argparse
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..flux import PATCH, FluxText, draw_times, predict_velocity
+from ..loop import LoopConfig, console_report, train, write_atomically
+from .base import EMPTY_PROMPT_SHARE, encode_pictures, tokenize
+from .data import BASE_SEEDS
+from .text import caption_words
+from .vae import LATENT_CHANNELS, save_record
+
+TEXT_TOKENS = 48
+TEXT_WIDTH = 64
+SCENES = 6_000
+BATCH = 32
+BASE = LoopConfig(
+    Path("flux"), steps=2400, learning_rate=1.5e-3, schedule="cosine", warmup=100, ema_decay=0.999, checkpoint_every=100, betas=(0.9, 0.99)
+)
+# Sentence pieces: a word of the captions, a letter of any other word.
+WORD_SCORE, LETTER_SCORE, SPACE = -5.0, -12.0, "\u2581"
+
+
+def write_t5_tokenizer(folder: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json of a T5 that knows the captions' words as one piece each."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+    from tokenizers.models import Unigram
+
+    words = sorted(caption_words())
+    letters = sorted({chr(code) for code in range(33, 127)} - {"<", ">"})
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), (SPACE, LETTER_SCORE)]
+    pieces += [(SPACE + word, WORD_SCORE) for word in words] + [(letter, LETTER_SCORE) for letter in letters]
+    tokenizer = Tokenizer(Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    settings = {
+        "tokenizer_class": "T5TokenizerFast",
+        "model_max_length": TEXT_TOKENS,
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "extra_ids": 0,
+    }
+    for name, text in {"tokenizer.json": tokenizer.to_str(pretty=True), "tokenizer_config.json": json.dumps(settings, indent=1)}.items():
+        write_atomically(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+
+
+def build_t5(vocabulary: int):
+    """T5EncoderModel with random weights: 2 layers of 64."""
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=vocabulary,
+            d_model=TEXT_WIDTH,
+            d_kv=32,
+            d_ff=128,
+            num_layers=2,
+            num_heads=2,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+        )
+    )
+
+
+def build_transformer(pooled_width: int):
+    """FluxTransformer2DModel of 2.9 M parameters, 2 double-stream and 4 single-stream blocks of 144.
+
+    Every block's gates and the output begin at zero (adaLN-Zero, Peebles and Xie 2023).
+    """
+    from diffusers import FluxTransformer2DModel
+
+    transformer = FluxTransformer2DModel(
+        in_channels=LATENT_CHANNELS * PATCH**2,
+        num_layers=2,
+        num_single_layers=4,
+        num_attention_heads=4,
+        attention_head_dim=36,
+        axes_dims_rope=(4, 16, 16),
+        joint_attention_dim=TEXT_WIDTH,
+        pooled_projection_dim=pooled_width,
+        guidance_embeds=False,
+    )
+    for name, module in transformer.named_modules():
+        # The modulation layers; a single-stream block's own output is also called proj_out.
+        if name.endswith((".norm.linear", ".norm1.linear", ".norm1_context.linear")) or name in ("norm_out.linear", "proj_out"):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    return transformer
+
+
+def build_scheduler():
+    """FLUX.1's schedule, with the shift of its smallest pictures whatever the size."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=0.5)
+
+
+@dataclass(frozen=True)
+class LatentCaptions:
+    """Latents `[n, c, h, w]` of pictures, and of their captions the T5 tokens `[n, 48]` and the pooled CLIP embedding `[n, width]`.
+
+    The last row of tokens and pooled is the empty prompt's.
+    """
+
+    latents: Tensor
+    tokens: Tensor
+    pooled: Tensor
+
+
+@torch.no_grad()
+def pooled_embeddings(text_encoder, tokenizer, texts: Sequence[str]) -> Tensor:
+    """CLIP's state at the end of each text, `[n, width]`."""
+    tokens = tokenize(tokenizer, texts)
+    return torch.cat([text_encoder(part).pooler_output for part in tokens.split(256)]).float()
+
+
+class Velocity(nn.Module):
+    """Transformer and T5 as one module, so that one optimiser trains both."""
+
+    def __init__(self, transformer, text_encoder):
+        super().__init__()
+        self.transformer, self.text_encoder = transformer, text_encoder
+
+    def forward(self, latent_bchw: Tensor, time_b: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
+        context = self.text_encoder(tokens).last_hidden_state
+        return predict_velocity(self.transformer, latent_bchw, time_b, FluxText(context, pooled))
+
+
+class FluxTask:
+    """Flow matching (Lipman et al. 2023) towards noise - latent, with prompts left out one time in ten."""
+
+    def __init__(self, transformer, text_encoder, data: LatentCaptions, batch: int):
+        self.module, self.data, self.batch = Velocity(transformer, text_encoder), data, batch
+
+    def loss(self, module: nn.Module, draw: torch.Generator) -> Tensor:
+        rows = torch.randint(len(self.data.latents), (self.batch,), generator=draw)
+        texts = torch.where(torch.rand(self.batch, generator=draw) < EMPTY_PROMPT_SHARE, len(self.data.latents), rows)
+        latents = self.data.latents[rows]
+        time, noise = draw_times(self.batch, draw), torch.randn(latents.shape, generator=draw)
+        noisy = torch.lerp(latents, noise, time[:, None, None, None])
+        return functional.mse_loss(module(noisy, time, self.data.tokens[texts], self.data.pooled[texts]), noise - latents)
+
+    def save(self, folder: Path) -> None:
+        self.module.transformer.save_pretrained(folder / "transformer")
+        self.module.text_encoder.save_pretrained(folder / "text_encoder_2")
+
+
+def train_base(runs: Path, nano: Path, steps: int | None) -> None:
+    """Transformer and T5 on the latents of pictures."""
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextModel, CLIPTokenizer, T5TokenizerFast
+
+    config = replace(BASE, output=runs / "base", steps=steps or BASE.steps)
+    write_t5_tokenizer(config.output / "tokenizer_2")
+    vae = AutoencoderKL.from_pretrained(nano, subfolder="vae", torch_dtype=torch.float32).to(memory_format=torch.channels_last)
+    latents, captions = encode_pictures(vae, BASE_SEEDS[:SCENES], config.output / "latents.safetensors")
+    clip = CLIPTextModel.from_pretrained(nano, subfolder="text_encoder", torch_dtype=torch.float32).eval()
+    pooled = pooled_embeddings(clip, CLIPTokenizer.from_pretrained(nano, subfolder="tokenizer"), [*captions, ""])
+    tokenizer = T5TokenizerFast.from_pretrained(config.output / "tokenizer_2")
+    tokens = tokenizer([*captions, ""], padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt").input_ids
+    torch.manual_seed(0)
+    task = FluxTask(build_transformer(pooled.shape[1]), build_t5(len(tokenizer)), LatentCaptions(latents, tokens, pooled), BATCH)
+    history = train(task, config, report=console_report("flux"))
+    last = history.losses[-100:]
+    record = {"config": vars(config), "minutes": history.seconds / 60, "final_loss": sum(last) / len(last)}
+    save_record(config.output, record | {"batch": BATCH, "scenes": SCENES})
+
+
+def export(runs: Path, assets: Path) -> None:
+    """Write the parts as one diffusers folder of fp16 safetensors, `assets/nano_flux`, with the record of how it was made."""
+    from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+    nano, base, target = assets / "nano", runs / "base", assets / "nano_flux"
+    pipeline = FluxPipeline(
+        scheduler=build_scheduler(),
+        vae=AutoencoderKL.from_pretrained(nano, subfolder="vae"),
+        text_encoder=CLIPTextModel.from_pretrained(nano, subfolder="text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(nano, subfolder="tokenizer"),
+        text_encoder_2=T5EncoderModel.from_pretrained(base / "text_encoder_2"),
+        tokenizer_2=T5TokenizerFast.from_pretrained(base / "tokenizer_2"),
+        transformer=FluxTransformer2DModel.from_pretrained(base / "transformer"),
+    )
+    pipeline.to(torch.float16).save_pretrained(target)
+    # As they are, so that the repository holds them once.
+    for part in ("vae", "text_encoder", "tokenizer"):
+        shutil.copytree(nano / part, target / part, dirs_exist_ok=True)
+    shutil.copytree(base / "tokenizer_2", target / "tokenizer_2", dirs_exist_ok=True)
+    save_record(target, json.loads((base / "record.json").read_text()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m intrinsic_lab.training.nano.flux", description=__doc__.splitlines()[0])
+    parser.add_argument("part", nargs="?", choices=("all", "base", "export"), default="all")
+    parser.add_argument("--runs", type=Path, default=Path("runs/nano_flux"), help="folder of checkpoints and results")
+    parser.add_argument("--assets", type=Path, default=Path("assets"), help="where the nano base is, and where export writes")
+    parser.add_argument("--steps", type=int, help="optimiser steps, if not the recipe's")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(arguments.threads)
+    if arguments.part != "export":
+        train_base(arguments.runs, arguments.assets / "nano", arguments.steps)
+    if arguments.part != "base":
+        export(arguments.runs, arguments.assets)
+
+
+if __name__ == "__main__":
+    main()
