@@ -14,7 +14,7 @@ Files are safetensors, or what `torch.load(weights_only=True)` accepts: a pickle
 import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,6 +117,13 @@ _OTHER_KINDS = {
 _PREFIXES = ("base_model.model.", "unet.", "model.diffusion_model.", "diffusion_model.")
 
 
+def split_key(key: str) -> tuple[str, str] | None:
+    """(module as the file spells it, "down" or "up") of a weight's name in any of the spellings above; None for other names."""
+    if match := _PART.match(key):
+        return match["module"], match["kohya"] or match["old"] or match["linear"] or {"A": "down", "B": "up"}[match["peft"]]
+    return None
+
+
 def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> LoraFile:
     """State dict to canonical form. Raises ValueError for other adapter kinds, broken pairs and values that are not finite."""
     metadata = dict(metadata or {})
@@ -128,13 +135,13 @@ def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
             ignored += 1
         elif key.endswith(".alpha") and tensor.numel() == 1:
             alphas[module_name(key.removesuffix(".alpha"))] = float(tensor)
-        elif match := _PART.match(key):
-            side = match["kohya"] or match["old"] or match["linear"] or {"A": "down", "B": "up"}[match["peft"]]
-            halves.setdefault(module_name(match["module"]), {})[side] = tensor
+        elif found := split_key(key):
+            module, side = found
+            halves.setdefault(module_name(module), {})[side] = tensor
         else:
             unknown.append(key)
     _refuse_unknown(unknown, found=len(halves), ignored=ignored)
-    scale_of = _peft_scales(metadata)
+    scale_of = peft_scales(metadata)
     layers = {}
     for name, pair in halves.items():
         _check_pair(name, pair)
@@ -177,13 +184,16 @@ def _check_pair(name: str, pair: Mapping[str, Tensor]) -> None:
             )
 
 
-def _peft_scales(metadata: Mapping[str, str]):
-    """Scale of layers without alpha: from the config diffusers writes into the header, else 1 (alpha = rank)."""
+def peft_scales(metadata: Mapping[str, str], component: str = "unet") -> Callable[[str, int], float]:
+    """(module, rank) -> scale of layers without alpha: from the config diffusers writes into the header, else 1 (alpha = rank).
+
+    component: whose config it is ("unet", "transformer", "text_encoder"...). Raises ValueError if the config is no JSON object.
+    """
     text = metadata.get("lora_adapter_metadata")
     if text is None:
         return lambda name, rank: 1.0
     try:
-        config = {key.removeprefix("unet."): value for key, value in json.loads(text).items()}
+        config = {key.removeprefix(f"{component}."): value for key, value in json.loads(text).items()}
         alpha, patterns = config.get("lora_alpha"), dict(config.get("alpha_pattern") or {})
     except (ValueError, AttributeError, TypeError):
         raise ValueError("its header's lora_adapter_metadata is not the JSON that diffusers writes: export it again.") from None

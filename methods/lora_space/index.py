@@ -1,0 +1,395 @@
+"""The index of a shelf of LoRAs: what is where, what it is for, and its sketches. SQLite is the truth; files are only read."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from .database import connect, snapshot, transaction
+from .names import SUBNETWORKS
+from .scan import Found, Inspection, inspect, list_files
+from .sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, Sketches, subnetwork_vectors
+from .space import DIMENSIONS, LEAST_FOR_PCA, Pca, Space, fit_pca, pack, unpack
+
+_COLUMNS = "id, path, root, name, size, mtime_ns, family, format, rank_min, rank_max, dtype, modules, approximate, tags, sketch_version"
+# Rows that the PCA is fitted on, at most; drawn evenly from the shelf.
+_FIT_ROWS = 20_000
+_CHUNK = 2_000
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a long work is. stage: "scan", "read", "compare" or "layout"; done of total; path: the file at hand, if any."""
+
+    stage: str
+    done: int
+    total: int
+    path: str = ""
+
+
+Report = Callable[[Progress], None]
+"""Called from the calling thread. Whatever it raises stops the work and is passed on; what is finished stays: this is how to cancel."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One readable LoRA; see `formats.Facts`. name: path below root. embedded: its sketches are in the index."""
+
+    id: int
+    path: str
+    root: str
+    name: str
+    size: int
+    mtime_ns: int
+    family: str
+    format: str
+    rank_min: int
+    rank_max: int
+    dtype: str
+    modules: int
+    approximate: bool
+    tags: tuple[str, ...]
+    embedded: bool
+
+    @property
+    def folder(self) -> str:
+        """Folder below root, "" for root itself."""
+        return os.path.dirname(self.name)
+
+    def as_json(self) -> dict[str, Any]:
+        """What the command line and the nodes show of it."""
+        rank = str(self.rank_min) if self.rank_min == self.rank_max else f"{self.rank_min}-{self.rank_max}"
+        about = {"name": self.name, "path": self.path, "family": self.family, "format": self.format, "rank": rank, "dtype": self.dtype}
+        return about | {"approximate": True} if self.approximate else about
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file or folder that is not in the index, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an update did, in files."""
+
+    files: int
+    added: int
+    changed: int
+    moved: int
+    removed: int
+    unchanged: int
+    embedded: int
+    problems: tuple[Problem, ...]
+    seconds: float
+
+    def text(self) -> str:
+        """For a person, one line and one per problem."""
+        counts = f"{self.added} new, {self.changed} changed, {self.moved} moved, {self.removed} removed, {self.unchanged} unchanged"
+        lines = [f"{self.files} LoRA files in {self.seconds:.1f} s: {counts}; {self.embedded} read; {len(self.problems)} problems."]
+        return "\n".join(lines + [f"{problem.path}: {problem.reason}" for problem in self.problems])
+
+
+class LoraIndex:
+    """An open index; close it, or use it in a `with`. Several processes may work on one database; give each thread its own object."""
+
+    def __init__(self, database: str | Path) -> None:
+        """Opens the index, making it if it is not there. Raises ValueError if a newer version made it, or it is no index."""
+        self.database = Path(database)
+        self._connection = connect(self.database)
+        self._spaces: dict[tuple[str, str], tuple[tuple[int, int], Space]] = {}
+
+    def __enter__(self) -> "LoraIndex":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def update(self, roots: Sequence[str | Path], *, embed: bool = True, workers: int = 2, report: Report | None = None) -> Summary:
+        """Brings the index in step with the folders: new and changed files are read, moved ones recognised, missing ones dropped.
+
+        A file whose size and time are unchanged costs one stat. Files outside `roots` stay as they are, and so does what lay below
+        a folder that cannot be listed (an unplugged disk is no deletion). embed=False reads headers only; the sketches follow
+        with the next full update. Work is committed a few files at a time.
+        """
+        started = time.monotonic()
+        roots = [os.path.abspath(root) for root in roots]
+        listing = list_files(roots)
+        known = {row["path"]: row for row in self._rows("SELECT id, path, size, mtime_ns, state, sketch_version, fingerprint FROM files")}
+        work = [found for found in listing.files if _needs_reading(found, known.get(found.path), embed)]
+        present = {found.path for found in listing.files}
+        gone = {
+            path: row for path, row in known.items() if path not in present and _below(path, roots) and not _below(path, listing.closed)
+        }
+        origins = _origins(work, known, [row for row in gone.values() if row["state"] == "good"], embed)
+
+        counts = dict.fromkeys(("added", "changed", "moved", "embedded"), 0)
+        batch: list[tuple[Found, Inspection, dict | None]] = []
+        flushed = time.monotonic()
+
+        def job(found: Found) -> tuple[Found, Inspection, dict | None]:
+            origin = origins.get(found.path)
+            return found, inspect(found.path, embed, origin["fingerprint"] if origin else None), origin
+
+        try:
+            for done, result in enumerate(_in_parallel(job, work, workers), 1):
+                batch.append(result)
+                if len(batch) >= 64 or time.monotonic() - flushed > 1:
+                    self._write(batch, known, counts)
+                    batch, flushed = [], time.monotonic()
+                if report:
+                    report(Progress("read" if embed else "scan", done, len(work), result[0].path))
+        finally:
+            self._write(batch, known, counts)
+        with self._writing():
+            # A moved file's row has its new path by now.
+            self._connection.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in gone])
+        still_bad = [Problem(row["path"], row["reason"]) for row in self._rows("SELECT path, reason FROM files WHERE state != 'good'")]
+        problems = [Problem(path, reason) for path, reason in listing.problems]
+        problems += [problem for problem in still_bad if problem.path in present]
+        removed, unchanged = len(gone) - counts["moved"], len(listing.files) - len(work)
+        return Summary(
+            files=len(listing.files), removed=removed, unchanged=unchanged, problems=tuple(problems),
+            seconds=time.monotonic() - started, **counts,
+        )  # fmt: skip
+
+    def entries(self, *, family: str | None = None, folder: str | None = None) -> list[Entry]:
+        """Readable LoRAs, by name; of a family, and of a folder below its root (all below it included), where these are given."""
+        conditions, values = ["state = 'good'"], []
+        if family is not None:
+            conditions, values = [*conditions, "family = ?"], [*values, family]
+        if folder:
+            prefix = folder.rstrip("/\\") + os.sep
+            conditions, values = [*conditions, "substr(name, 1, ?) = ?"], [*values, len(prefix), prefix]
+        rows = self._rows(f"SELECT {_COLUMNS} FROM files WHERE {' AND '.join(conditions)} ORDER BY name", values)
+        return [_entry(row) for row in rows]
+
+    def entry(self, path: str | Path) -> Entry:
+        """The LoRA at `path`. Raises ValueError if it is not in the index, with the reason where there is one."""
+        rows = list(self._rows(f"SELECT {_COLUMNS}, state, reason FROM files WHERE path = ?", [os.path.abspath(path)]))
+        if not rows:
+            raise ValueError(f"{path} is not in the index: update the index first.")
+        if rows[0]["state"] != "good":
+            raise ValueError(f"{path}: {rows[0]['reason']}")
+        return _entry(rows[0])
+
+    def entries_of(self, ids: Iterable[int]) -> dict[int, Entry]:
+        """id -> entry, of those that are there."""
+        found = {}
+        for number in ids:
+            found.update({row["id"]: _entry(row) for row in self._rows(f"SELECT {_COLUMNS} FROM files WHERE id = ?", [int(number)])})
+        return found
+
+    def families(self) -> dict[str, int]:
+        """Family -> number of readable LoRAs, most first."""
+        rows = self._rows("SELECT family, count(*) AS many FROM files WHERE state = 'good' GROUP BY family ORDER BY many DESC, family")
+        return {row["family"]: row["many"] for row in rows}
+
+    def problems(self) -> list[Problem]:
+        """Files that could not be used when they were last read."""
+        return [
+            Problem(row["path"], row["reason"]) for row in self._rows("SELECT path, reason FROM files WHERE state != 'good' ORDER BY path")
+        ]
+
+    def statistics(self) -> dict[str, Any]:
+        """Counts for a person: files, embedded, bytes, problems, families, formats, ranks."""
+        one = "SELECT count(*) AS files, coalesce(sum(size), 0) AS bytes, coalesce(sum(sketch_version = ?), 0) AS embedded FROM files"
+        total = next(iter(self._rows(f"{one} WHERE state = 'good'", [SKETCH_VERSION])))
+        group = "SELECT {0} AS value, count(*) AS many FROM files WHERE state = 'good' GROUP BY {0} ORDER BY many DESC"
+        counts = {
+            name: {str(row["value"]): row["many"] for row in self._rows(group.format(name))} for name in ("format", "rank_max", "dtype")
+        }
+        about = {"files": total["files"], "embedded": total["embedded"], "bytes": total["bytes"], "problems": len(self.problems())}
+        return about | {"families": self.families(), "formats": counts["format"], "ranks": counts["rank_max"], "dtypes": counts["dtype"]}
+
+    def sketches(self, file_id: int) -> Sketches:
+        """The stored sketches of a file, part -> kind -> vector; empty if there are none."""
+        rows = self._rows("SELECT part, vectors FROM sketches WHERE file_id = ?", [int(file_id)])
+        return {row["part"]: dict(zip(KINDS, numpy.frombuffer(row["vectors"], "<f4").reshape(2, -1), strict=True)) for row in rows}
+
+    def space(self, family: str, subnetwork: str = "all") -> Space:
+        """All embedded LoRAs of a family as vectors; fitted when there is none, or the shelf has grown by a quarter or halved since.
+
+        Kept in memory until the index changes. LoRAs without the sub-network are left out; without any, the space is empty.
+        """
+        if subnetwork not in SUBNETWORKS:
+            raise ValueError(f"there is no sub-network {subnetwork!r}: choose one of {', '.join(SUBNETWORKS)}.")
+        state = self._state()
+        kept = self._spaces.get((family, subnetwork))
+        if kept and kept[0] == state:
+            return kept[1]
+        ids = self._members(family, subnetwork)
+        fitted = next(iter(self._rows("SELECT * FROM spaces WHERE family = ? AND subnetwork = ?", [family, subnetwork])), None)
+        if len(ids) < LEAST_FOR_PCA:
+            rows = numpy.concatenate([*self._unit_sketches(ids, subnetwork), numpy.empty((0, 2, SKETCH_SIZE), numpy.float32)])
+            space = Space(
+                family, subnetwork, ids, {kind: rows[:, place] for place, kind in enumerate(KINDS)}, {kind: Pca() for kind in KINDS}
+            )
+        else:
+            if fitted is None or fitted["sketch_version"] != SKETCH_VERSION or not 0.5 <= len(ids) / fitted["fitted_on"] <= 1.25:
+                fitted = self._fit(family, subnetwork, ids)
+            space = self._load(family, subnetwork, fitted)
+        self._spaces[family, subnetwork] = (self._state(), space)
+        return space
+
+    def _members(self, family: str, subnetwork: str) -> numpy.ndarray:
+        parts = SUBNETWORKS[subnetwork]
+        query = (
+            "SELECT DISTINCT files.id AS id FROM files JOIN sketches ON sketches.file_id = files.id WHERE family = ? AND state = 'good' "
+            f"AND sketch_version = ? AND part IN ({','.join('?' * len(parts))}) ORDER BY files.id"
+        )
+        return numpy.array([row["id"] for row in self._rows(query, [family, SKETCH_VERSION, *parts])], dtype=numpy.int64)
+
+    def _unit_sketches(self, ids: Sequence[int], subnetwork: str) -> Iterator[numpy.ndarray]:
+        """[m, 2, SKETCH_SIZE] unit sketches, a chunk of ids at a time."""
+        for start in range(0, len(ids), _CHUNK):
+            part = [self._unit_sketch(int(number), subnetwork) for number in ids[start : start + _CHUNK]]
+            yield numpy.stack(part)
+
+    def _unit_sketch(self, file_id: int, subnetwork: str) -> numpy.ndarray:
+        vectors = subnetwork_vectors(self.sketches(file_id), subnetwork)
+        # Removed by another process since it was listed: zeros, which are near nothing.
+        return numpy.zeros((2, SKETCH_SIZE), numpy.float32) if vectors is None else numpy.stack([vectors[kind] for kind in KINDS])
+
+    def _fit(self, family: str, subnetwork: str, ids: numpy.ndarray) -> dict:
+        chosen = ids[numpy.linspace(0, len(ids) - 1, min(len(ids), _FIT_ROWS)).astype(int)]
+        pca = {}
+        for place, kind in enumerate(KINDS):
+            pca[kind] = fit_pca((rows[:, place] for rows in self._unit_sketches(chosen, subnetwork)), DIMENSIONS)
+        dimensions, data = pack(pca)
+        with self._writing():
+            self._connection.execute("DELETE FROM spaces WHERE family = ? AND subnetwork = ?", [family, subnetwork])
+            self._connection.execute(
+                "INSERT INTO spaces (family, subnetwork, sketch_version, fitted_on, dimensions, pca) VALUES (?, ?, ?, ?, ?, ?)",
+                [family, subnetwork, SKETCH_VERSION, len(ids), dimensions, data],
+            )
+        return next(iter(self._rows("SELECT * FROM spaces WHERE family = ? AND subnetwork = ?", [family, subnetwork])))
+
+    def _load(self, family: str, subnetwork: str, fitted: dict) -> Space:
+        """The space `fitted`, after placing what has no place in it yet."""
+        pca = unpack(fitted["dimensions"], fitted["pca"])
+        placed = {row["file_id"] for row in self._rows("SELECT file_id FROM vectors WHERE space_id = ?", [fitted["id"]])}
+        missing = [int(number) for number in self._members(family, subnetwork) if int(number) not in placed]
+        for start in range(0, len(missing), _CHUNK):
+            ids = missing[start : start + _CHUNK]
+            rows = next(self._unit_sketches(ids, subnetwork))
+            vectors = numpy.stack([pca[kind].project(rows[:, place]) for place, kind in enumerate(KINDS)], axis=1).astype("<f4")
+            with self._writing():
+                # Only while both are still there: another process may have fitted anew, or dropped the file.
+                self._connection.executemany(
+                    "INSERT OR REPLACE INTO vectors SELECT spaces.id, files.id, ? FROM spaces, files WHERE spaces.id = ? AND files.id = ?",
+                    [(row.tobytes(), fitted["id"], number) for row, number in zip(vectors, ids, strict=True)],
+                )
+        with snapshot(self._connection):
+            found = list(
+                self._connection.execute("SELECT file_id, vectors FROM vectors WHERE space_id = ? ORDER BY file_id", [fitted["id"]])
+            )
+        rows = numpy.frombuffer(b"".join(data for _, data in found), "<f4").reshape(len(found), 2, fitted["dimensions"])
+        ids = numpy.array([number for number, _ in found], dtype=numpy.int64)
+        return Space(family, subnetwork, ids, {kind: numpy.ascontiguousarray(rows[:, place]) for place, kind in enumerate(KINDS)}, pca)
+
+    def _write(self, batch: list[tuple[Found, Inspection, dict | None]], known: dict[str, dict], counts: dict[str, int]) -> None:
+        if not batch:
+            return
+        with self._writing():
+            for found, seen, origin in batch:
+                if origin is not None and seen.facts is None and not seen.reason:
+                    counts["moved"] += self._move(found, origin)
+                    continue
+                counts["changed" if found.path in known else "added"] += 1
+                counts["embedded"] += seen.sketches is not None
+                self._store(found, seen)
+
+    def _move(self, found: Found, origin: dict) -> int:
+        self._connection.execute("DELETE FROM files WHERE path = ?", [found.path])
+        return self._connection.execute(
+            "UPDATE files SET path = ?, root = ?, name = ? WHERE id = ?", [found.path, found.root, found.name, origin["id"]]
+        ).rowcount
+
+    def _store(self, found: Found, seen: Inspection) -> None:
+        state = "good" if seen.facts else "unreadable" if seen.unreadable else "bad"
+        values: dict[str, Any] = {
+            "path": found.path, "root": found.root, "name": found.name, "size": found.size, "mtime_ns": found.mtime_ns,
+            "fingerprint": seen.fingerprint, "state": state, "reason": seen.reason,
+            "sketch_version": SKETCH_VERSION if seen.sketches is not None else 0,
+        }  # fmt: skip
+        if seen.facts:
+            values |= vars(seen.facts) | {"tags": json.dumps(seen.facts.tags)}
+        names = list(values)
+        changes = ", ".join(f"{name} = excluded.{name}" for name in names)
+        row = self._connection.execute(
+            f"INSERT INTO files ({', '.join(names)}) VALUES ({', '.join('?' * len(names))}) "
+            f"ON CONFLICT (path) DO UPDATE SET {changes} RETURNING id",
+            list(values.values()),
+        ).fetchone()
+        for table in ("sketches", "vectors"):
+            self._connection.execute(f"DELETE FROM {table} WHERE file_id = ?", row)
+        for part, kinds in (seen.sketches or {}).items():
+            data = numpy.concatenate([kinds[kind] for kind in KINDS]).astype("<f4").tobytes()
+            self._connection.execute("INSERT INTO sketches VALUES (?, ?, ?)", [row[0], part, data])
+
+    def _rows(self, query: str, values: Sequence[Any] = ()) -> Iterator[dict[str, Any]]:
+        cursor = self._connection.execute(query, values)
+        names = [column[0] for column in cursor.description]
+        return (dict(zip(names, row, strict=True)) for row in cursor.fetchall())
+
+    def _writing(self):
+        return transaction(self._connection) if not self._connection.in_transaction else nullcontext()
+
+    def _state(self) -> tuple[int, int]:
+        """Differs whenever the database has: by another connection's hand, or by this one's."""
+        return self._connection.execute("PRAGMA data_version").fetchone()[0], self._connection.total_changes
+
+
+def _entry(row: dict[str, Any]) -> Entry:
+    values = {name: row[name] for name in Entry.__dataclass_fields__ if name in row}
+    own = {"tags": tuple(json.loads(row["tags"])), "approximate": bool(row["approximate"])}
+    return Entry(**values | own, embedded=row["sketch_version"] == SKETCH_VERSION)
+
+
+def _needs_reading(found: Found, row: dict[str, Any] | None, embed: bool) -> bool:
+    if row is None or (row["size"], row["mtime_ns"]) != (found.size, found.mtime_ns) or row["state"] == "unreadable":
+        return True
+    return embed and row["state"] == "good" and row["sketch_version"] != SKETCH_VERSION
+
+
+def _origins(work: Iterable[Found], known: dict[str, dict], gone: Iterable[dict], embed: bool) -> dict[str, dict]:
+    """New path -> row of a vanished file of the same size and time, which may be the same file moved; each row is given once."""
+    rows = {(row["size"], row["mtime_ns"]): row for row in gone if not embed or row["sketch_version"] == SKETCH_VERSION}
+    new = [found for found in work if found.path not in known]
+    return {found.path: rows.pop((found.size, found.mtime_ns)) for found in new if (found.size, found.mtime_ns) in rows}
+
+
+def _below(path: str, folders: Iterable[str]) -> bool:
+    return any(path.startswith(folder.rstrip(os.sep) + os.sep) for folder in folders)
+
+
+def _in_parallel(job: Callable[[Found], Any], work: Sequence[Found], workers: int) -> Iterator[Any]:
+    """Results as they come, a few files ahead of the caller; leaving early stops what has not begun."""
+    remaining = iter(work)
+    with ThreadPoolExecutor(workers) as pool:
+        running: set[Future] = set()
+        try:
+            while True:
+                running |= {pool.submit(job, found) for found in islice(remaining, 4 * workers - len(running))}
+                if not running:
+                    return
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield future.result()
+        finally:
+            for future in running:
+                future.cancel()

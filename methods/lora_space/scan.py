@@ -1,0 +1,124 @@
+"""What lies in the folders, and what a single file holds. Nothing here knows the database."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .formats import Facts, deltas_of, describe
+from .sketch import Sketches, sketch
+from .weight_file import BadFile, Reader
+
+SUFFIXES = (".safetensors", ".sft")
+PICKLES = (".pt", ".pt2", ".pth", ".bin", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A weight file in a folder: name is its path below root."""
+
+    path: str
+    root: str
+    name: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass
+class Listing:
+    """What `list_files` found. problems: (path, reason). closed: folders that could not be listed, so nothing is known of them."""
+
+    files: list[Found] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
+
+
+def list_files(roots: Iterable[str | Path]) -> Listing:
+    """Every weight file below the roots: one stat each, links followed, every folder entered once."""
+    listing, entered, listed = Listing(), set(), set()
+    for root in map(os.path.abspath, roots):
+        pending = [root]
+        while pending:
+            folder = pending.pop()
+            try:
+                state = os.stat(folder)
+                # Links to folders may lead in circles.
+                if (state.st_dev, state.st_ino) in entered:
+                    continue
+                entered.add((state.st_dev, state.st_ino))
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        if not _add_file(entry, root, listing, listed) and _is_folder(entry):
+                            pending.append(entry.path)
+            except OSError as error:
+                listing.problems.append((folder, f"the folder cannot be listed ({error.strerror}): check that it is there and readable."))
+                listing.closed.append(folder)
+    return listing
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _add_file(entry: os.DirEntry, root: str, listing: Listing, listed: set[str]) -> bool:
+    """True if the entry has the name of a weight file."""
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix not in SUFFIXES and suffix not in PICKLES:
+        return False
+    try:
+        if entry.is_dir():
+            return False
+        if suffix in PICKLES:
+            listing.problems.append((entry.path, "it is a pickle, which could run code, so it was not opened: ask for safetensors."))
+            return True
+        state = entry.stat()
+        entry.path.encode()
+    except UnicodeEncodeError:
+        shown = entry.path.encode("utf-8", "backslashreplace").decode()
+        listing.problems.append((shown, "its name is not valid Unicode: rename it."))
+        return True
+    except OSError as error:
+        listing.problems.append((entry.path, f"it cannot be found ({error.strerror}): the link leads nowhere, delete it."))
+        return True
+    if entry.path not in listed:
+        listed.add(entry.path)
+        listing.files.append(Found(entry.path, root, os.path.relpath(entry.path, root), state.st_size, state.st_mtime_ns))
+    return True
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What one file holds. sketches: None if only the header was asked for. reason: "" or why the file cannot be used.
+
+    unreadable: the file was not to be had (permission, network), so it is worth asking again.
+    """
+
+    fingerprint: bytes | None = None
+    facts: Facts | None = None
+    sketches: Sketches | None = None
+    reason: str = ""
+    unreadable: bool = False
+
+
+def inspect(path: str, embed: bool, known: bytes | None = None) -> Inspection:
+    """Header, and with `embed` the sketches, of one file. A file whose fingerprint is `known` is not read further."""
+    fingerprint = None
+    try:
+        reader = Reader(path)
+    except BadFile as error:
+        return Inspection(reason=str(error), unreadable=not os.access(path, os.R_OK))
+    with reader:
+        fingerprint = reader.header.fingerprint
+        if known is not None and fingerprint == known:
+            return Inspection(fingerprint)
+        try:
+            facts = describe(reader.header)
+            return Inspection(fingerprint, facts, sketch(deltas_of(reader)) if embed else None)
+        except BadFile as error:
+            return Inspection(fingerprint, reason=str(error))
+        # One odd file among thousands must not end the work on the others; it is listed with what happened.
+        except Exception as error:
+            return Inspection(fingerprint, reason=f"it could not be understood ({type(error).__name__}: {error}).")
