@@ -20,6 +20,7 @@ export const LAYOUTS = {
     "SD 1.5 / SD 2.1": stageBlocks([2, 2, 2, 0, 1, 0, 3, 3, 3]),
     "SDXL": stageBlocks([0, 4, 20, 10, 30, 6, 0]),
     "PixArt-alpha": transformerBlocks(28),
+    "nano": stageBlocks([1, 1, 1, 1, 2, 2, 2]),
 };
 
 // "3-7, 9" to a set of numbers; null for text that Python would refuse.

@@ -132,6 +132,7 @@ LAYOUTS: dict[str, tuple[Block, ...]] = {
     "SD 1.5 / SD 2.1": stage_blocks((2, 2, 2, 0, 1, 0, 3, 3, 3)),
     "SDXL": stage_blocks((0, 4, 20, 10, 30, 6, 0)),
     "PixArt-alpha": transformer_blocks(28),
+    "nano": stage_blocks((1, 1, 1, 1, 2, 2, 2)),
 }
 
 

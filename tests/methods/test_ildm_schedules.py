@@ -67,6 +67,7 @@ def test_a_table_is_linear_between_its_points_and_constant_beyond():
 
 def test_layouts_count_every_self_attention_and_every_stage():
     assert [len(LAYOUTS[name]) for name in ("SD 1.5 / SD 2.1", "SDXL", "PixArt-alpha")] == [16, 70, 28]
+    assert [block.stage for block in LAYOUTS["nano"]] == [0, 1, 2, 3, 4, 4, 5, 5, 6, 6]
     for blocks in LAYOUTS.values():
         assert [block.index for block in blocks] == list(range(len(blocks)))
         assert [block.stage for block in blocks] == sorted(block.stage for block in blocks)

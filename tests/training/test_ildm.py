@@ -219,6 +219,23 @@ def test_the_vae_task_hides_intrinsics_on_the_way_in_and_asks_for_them_back(tiny
     assert loss < 0.9 * first
 
 
+def test_a_second_stage_trains_the_decoder_alone_and_asks_for_lines(trained, tmp_path):
+    first, _, _ = trained
+    config = replace(first, loop=replace(first.loop, output=tmp_path, learning_rate=1e-2), decoder_of=first.weights, lines=8.0)
+    before = AutoencoderKL.from_pretrained(first.weights).state_dict()
+    after, _ = train_intrinsic_vae(config)
+    changed = {name.split(".")[0] for name, weight in after.state_dict().items() if not torch.equal(weight, before[name])}
+    assert changed == {"decoder", "post_quant_conv"}, "latents stay valid"
+    plain = IntrinsicVaeTask(replace(config, lines=0.0), after, SCENES.source())
+    asked = IntrinsicVaeTask(config, after, SCENES.source())
+    outputs = []
+    asked.module.register_forward_hook(lambda module, args, output: outputs.append(output[0]))
+    added = asked.loss(asked.module, step_generator(0, 0)) - plain.loss(plain.module, step_generator(0, 0))
+    target = 2 * SCENES.source().read("intrinsics", torch.randint(6, (2,), generator=step_generator(0, 0)).tolist()) - 1
+    error = (outputs[0] - target)[:, channel_slice("line")].square().mean()
+    assert added.item() == pytest.approx(8 * error.item(), rel=1e-4)
+
+
 def write_folder(folder, names=("a", "b", "c")):
     draw = torch.Generator().manual_seed(0)
     for kind in ("image", "depth", "normal", "segmentation", "line"):

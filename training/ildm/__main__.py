@@ -61,6 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     vae = commands.add_parser("vae", parents=[shared], help="the intrinsic VAE", formatter_class=defaults)
     vae.add_argument("--zero-mask", type=float, default=IntrinsicVaeConfig.zero_mask, help="how often each intrinsic is left out")
     vae.add_argument("--kl", type=float, default=IntrinsicVaeConfig.kl, help="weight of the divergence from a unit Gaussian")
+    vae.add_argument("--lines", type=float, default=IntrinsicVaeConfig.lines, help="weight of the line drawing's squared error")
+    vae.add_argument("--decoder-of", type=Path, help="go on from this intrinsic VAE, by its decoder alone: LoRAs for it stay valid")
     lora = commands.add_parser("lora", parents=[shared], help="the LoRA of the intrinsic domain", formatter_class=defaults)
     lora.add_argument("--intrinsic-vae", type=Path, required=True, help="folder that the command `vae` wrote for this base")
     lora.add_argument("--cache", type=Path, help="folder of encoded latents, shared by runs (default: the output folder)")

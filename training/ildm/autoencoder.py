@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
+from torch.nn import functional
 
-from ...methods.ildm.intrinsic_vae import widen, zero_masked
+from ...methods.ildm.intrinsic_vae import TOTAL_CHANNELS, channel_slice, widen, zero_masked
 from ..loop import History, LoopConfig, train
 from ..nano.vae import reconstruction_loss
 from .data import INTRINSICS_KIND, JointFolderData, JointSceneData, JointSource
@@ -20,7 +21,10 @@ from .data import INTRINSICS_KIND, JointFolderData, JointSceneData, JointSource
 class IntrinsicVaeConfig:
     """One training. base: diffusers folder whose VAE is widened. zero_mask: how often each intrinsic is left out (the paper's 0.1).
 
-    kl: weight of the divergence from a unit Gaussian, as in latent diffusion's own autoencoders. Raises ValueError for impossible values.
+    kl: weight of the divergence from a unit Gaussian, as in latent diffusion's own autoencoders. lines: weight of the line drawing's
+    squared error, beside the absolute one, for which the best answer to a thin line of uncertain place is no line. decoder_of: an
+    intrinsic VAE to go on from, by its decoder alone: its latents, and LoRAs trained on them, stay valid. Raises ValueError for
+    impossible values.
     """
 
     base: Path
@@ -29,13 +33,15 @@ class IntrinsicVaeConfig:
     batch: int = 4
     zero_mask: float = 0.1
     kl: float = 1e-6
+    lines: float = 1.0
+    decoder_of: Path | None = None
     threads: int = 0
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.threads < 0 or self.kl < 0 or not 0 <= self.zero_mask < 1:
+        if self.batch < 1 or min(self.threads, self.kl, self.lines) < 0 or not 0 <= self.zero_mask < 1:
             raise ValueError(
-                f"batch {self.batch}, threads {self.threads}, kl {self.kl}, zero_mask {self.zero_mask}: wanted are a batch of at least 1, "
-                "threads and kl of at least 0, and a zero_mask of 0 to below 1."
+                f"batch {self.batch}, threads {self.threads}, kl {self.kl}, lines {self.lines}, zero_mask {self.zero_mask}: wanted are a "
+                "batch of at least 1, threads, kl and lines of at least 0, and a zero_mask of 0 to below 1."
             )
 
     @property
@@ -56,6 +62,10 @@ class IntrinsicVaeTask:
 
     def __init__(self, config: IntrinsicVaeConfig, vae: AutoencoderKL, source: JointSource):
         self.config, self.module, self.source = config, _Autoencoder(vae), source
+        if config.decoder_of is not None:
+            for part in (vae.encoder, vae.quant_conv):
+                if part is not None:
+                    part.requires_grad_(False)
 
     def loss(self, module: nn.Module, draw: torch.Generator) -> Tensor:
         rows = torch.randint(len(self.source), (self.config.batch,), generator=draw).tolist()
@@ -63,7 +73,9 @@ class IntrinsicVaeTask:
         masked = zero_masked(target, self.config.zero_mask, draw)
         device = next(module.parameters()).device
         output, kl = module(masked.to(device), draw)
-        return reconstruction_loss(output.float(), target.to(device)) + self.config.kl * kl
+        output, target, line = output.float(), target.to(device), channel_slice("line")
+        lines = functional.mse_loss(output[:, line], target[:, line])
+        return reconstruction_loss(output, target) + self.config.lines * lines + self.config.kl * kl
 
     def save(self, folder: Path) -> None:
         self.module.vae.save_pretrained(self.config.weights)
@@ -94,12 +106,23 @@ def widened_vae(base: Path) -> AutoencoderKL:
     return wide
 
 
+def load_intrinsic_autoencoder(folder: Path) -> AutoencoderKL:
+    """The intrinsic VAE in float32, frozen. Raises ValueError for a VAE of another number of channels."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no VAE in diffusers format: make one with `python -m intrinsic_lab.training.ildm vae`.")
+    vae = AutoencoderKL.from_pretrained(folder, local_files_only=True).float()
+    if vae.config.in_channels != TOTAL_CHANNELS:
+        raise ValueError(f"the VAE in {folder} takes {vae.config.in_channels} channels, an intrinsic VAE {TOTAL_CHANNELS}: choose another.")
+    return vae.requires_grad_(False).eval()
+
+
 def train_intrinsic_vae(
     config: IntrinsicVaeConfig, *, report: Callable[[int, float, float], None] | None = None
 ) -> tuple[AutoencoderKL, History]:
     """Train (or resume) the intrinsic VAE of a base and write it to `config.weights`. report: see `loop.train`."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    task = IntrinsicVaeTask(config, widened_vae(config.base), config.data.source())
+    vae = widened_vae(config.base) if config.decoder_of is None else load_intrinsic_autoencoder(config.decoder_of).requires_grad_(True)
+    task = IntrinsicVaeTask(config, vae, config.data.source())
     history = train(task, config.loop, report=report, settings=config.task_settings())
     return task.module.vae, history

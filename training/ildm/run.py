@@ -8,17 +8,18 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from diffusers import AutoencoderKL, DDPMScheduler, PixArtTransformer2DModel
+from diffusers import DDPMScheduler, PixArtTransformer2DModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ...methods.ildm.intrinsic_vae import INTRINSICS, TOTAL_CHANNELS
+from ...methods.ildm.intrinsic_vae import INTRINSICS
 from ...methods.intrinsic_lora.lora_file import kohya_state_dict
 from ..intrinsic_lora.adapter import lora_layers
 from ..intrinsic_lora.latents import encode_kind
 from ..loop import History, LoopConfig, train, write_atomically
 from ..losses import latent_loss
 from ..pairs import IMAGE
+from .autoencoder import load_intrinsic_autoencoder
 from .data import INTRINSICS_KIND, JointFolderData, JointSceneData
 from .joint_attention import add_joint_adapter
 from .network import TextEmbeddings, conditions, encode_captions, load_diffusion_base
@@ -144,16 +145,6 @@ def save_joint_lora(network: nn.Module, config: JointConfig) -> None:
     dtype = getattr(torch, config.save_dtype)
     state = {key: tensor.to(dtype) for key, tensor in state.items()}
     write_atomically(config.weights, lambda path: save_file(state, path, config.metadata()))
-
-
-def load_intrinsic_autoencoder(folder: Path) -> AutoencoderKL:
-    """The intrinsic VAE in float32, frozen. Raises ValueError for a VAE of another number of channels."""
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no VAE in diffusers format: make one with `python -m intrinsic_lab.training.ildm vae`.")
-    vae = AutoencoderKL.from_pretrained(folder, local_files_only=True).float()
-    if vae.config.in_channels != TOTAL_CHANNELS:
-        raise ValueError(f"the VAE in {folder} takes {vae.config.in_channels} channels, an intrinsic VAE {TOTAL_CHANNELS}: choose another.")
-    return vae.requires_grad_(False).eval()
 
 
 @dataclass(frozen=True)

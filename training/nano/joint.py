@@ -1,6 +1,7 @@
 """I-LDM on the nano base: its intrinsic VAE, and the LoRA that generates depth, normals, segmentation and lines beside the picture."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from diffusers import AutoencoderKL
@@ -15,6 +16,9 @@ VAE_SCENES = 4000
 VAE_STEPS = 1300
 # Of the KL term: the nano VAE's own.
 KL = 1e-4
+# Lines come out only in the second stage, which trains the decoder alone: its latents are final after the first.
+DECODER_STEPS = 400
+LINES = 4.0
 LORA_SCENES = 1500
 LORA_STEPS = 1400
 RANK = 32
@@ -22,7 +26,7 @@ LEARNING_RATE = 2e-3
 
 
 def vae_config(base: Path, runs: Path) -> IntrinsicVaeConfig:
-    """Settings of the bundled intrinsic VAE."""
+    """Settings of the intrinsic VAE's first stage: encoder and decoder together."""
     loop = LoopConfig(
         runs / "ildm" / "vae",
         steps=VAE_STEPS,
@@ -33,7 +37,14 @@ def vae_config(base: Path, runs: Path) -> IntrinsicVaeConfig:
         ema_decay=0.99,
         checkpoint_every=100,
     )
-    return IntrinsicVaeConfig(base, loop, JointSceneData(SceneData(count=VAE_SCENES)), batch=2, kl=KL)
+    return IntrinsicVaeConfig(base, loop, JointSceneData(SceneData(count=VAE_SCENES)), batch=2, kl=KL, lines=0.0)
+
+
+def decoder_config(base: Path, runs: Path) -> IntrinsicVaeConfig:
+    """Settings of its second stage."""
+    first = vae_config(base, runs)
+    loop = replace(first.loop, output=runs / "ildm" / "decoder", steps=DECODER_STEPS)
+    return replace(first, loop=loop, lines=LINES, decoder_of=first.weights)
 
 
 def lora_config(base: Path, runs: Path, image_domain: bool = True) -> JointConfig:
@@ -61,11 +72,12 @@ def train_lora(base: Path, runs: Path, image_domain: bool = True) -> Path:
 def train_joint(runs: Path, assets: Path) -> None:
     """Train both parts on `assets/nano` and bundle them: `nano/intrinsic_vae` and `nano_ildm.safetensors`, each with its record."""
     base = assets / "nano"
-    vae, lora = vae_config(base, runs), lora_config(base, runs)
-    train_intrinsic_vae(vae, report=console_report("intrinsic vae"))
+    stages, lora = (vae_config(base, runs), decoder_config(base, runs)), lora_config(base, runs)
+    for stage in stages:
+        train_intrinsic_vae(stage, report=console_report(f"intrinsic {stage.loop.output.name}"))
     weights = train_lora(base, runs)
-    AutoencoderKL.from_pretrained(vae.weights).to(float16).save_pretrained(base / "intrinsic_vae")
-    save_record(base / "intrinsic_vae", _record(vae))
+    AutoencoderKL.from_pretrained(stages[-1].weights).to(float16).save_pretrained(base / "intrinsic_vae")
+    save_record(base / "intrinsic_vae", {stage.loop.output.name: _record(stage) for stage in stages})
     write_atomically(assets / "nano_ildm.safetensors", lambda path: path.write_bytes(weights.read_bytes()))
     write_atomically(assets / "nano_ildm.json", lambda path: path.write_text(json.dumps(_record(lora), indent=1)))
 
