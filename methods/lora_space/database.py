@@ -80,9 +80,7 @@ def connect(database: Path) -> sqlite3.Connection:
         _migrate(connection, database)
     except sqlite3.DatabaseError as error:
         connection.close()
-        raise ValueError(
-            f"{database} cannot be used as an index ({error}): name another file, or delete it to have it made anew."
-        ) from None
+        raise ValueError(f"{database} cannot be used as an index ({error}): name another file, or delete it and index again.") from None
     except ValueError:
         connection.close()
         raise

@@ -77,12 +77,16 @@ def dense_delta(module: str, dense: Tensor, scale: float) -> LowRank:
 
 
 def inner_product(first: Delta, second: Delta) -> float:
-    """`<first, second>` (Frobenius) in rank space: tr((B1^T B2)(A2 A1^T)), or factor by factor for two Kronecker products alike."""
-    if isinstance(first, Kronecker) and isinstance(second, Kronecker) and first.left.shape == second.left.shape:
-        if first.right.shape == second.right.shape:
-            return first.scale * second.scale * _dot(first.left, second.left) * _dot(first.right, second.right)
-    one, two = first.factors(), second.factors()
-    return one.scale * two.scale * _dot(one.up.T @ two.up, one.down @ two.down.T)
+    """`<first, second>` (Frobenius), without forming either: in rank space, tr((B1^T B2)(A2 A1^T)), or factor by factor."""
+    if isinstance(first, LowRank) and isinstance(second, LowRank):
+        return first.scale * second.scale * _dot(first.up.T @ second.up, first.down @ second.down.T)
+    if isinstance(first, LowRank):
+        return first.scale * _dot(second.times_left(first.up.T), first.down)
+    if isinstance(second, LowRank):
+        return inner_product(second, first)
+    if first.left.shape == second.left.shape and first.right.shape == second.right.shape:
+        return first.scale * second.scale * _dot(first.left, second.left) * _dot(first.right, second.right)
+    return inner_product(first.factors(), second)
 
 
 def _dot(first: Tensor, second: Tensor) -> float:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy
 
 from .database import connect, snapshot, transaction
 from .names import SUBNETWORKS
+from .records import Entry, Problem, Progress, Report, Summary
 from .scan import Found, Inspection, inspect, list_files
 from .sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, Sketches, subnetwork_vectors
 from .space import DIMENSIONS, LEAST_FOR_PCA, Pca, Space, fit_pca, pack, unpack
@@ -23,81 +23,6 @@ _COLUMNS = "id, path, root, name, size, mtime_ns, family, format, rank_min, rank
 # Rows that the PCA is fitted on, at most; drawn evenly from the shelf.
 _FIT_ROWS = 20_000
 _CHUNK = 2_000
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a long work is. stage: "scan", "read", "compare" or "layout"; done of total; path: the file at hand, if any."""
-
-    stage: str
-    done: int
-    total: int
-    path: str = ""
-
-
-Report = Callable[[Progress], None]
-"""Called from the calling thread. Whatever it raises stops the work and is passed on; what is finished stays: this is how to cancel."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One readable LoRA; see `formats.Facts`. name: path below root. embedded: its sketches are in the index."""
-
-    id: int
-    path: str
-    root: str
-    name: str
-    size: int
-    mtime_ns: int
-    family: str
-    format: str
-    rank_min: int
-    rank_max: int
-    dtype: str
-    modules: int
-    approximate: bool
-    tags: tuple[str, ...]
-    embedded: bool
-
-    @property
-    def folder(self) -> str:
-        """Folder below root, "" for root itself."""
-        return os.path.dirname(self.name)
-
-    def as_json(self) -> dict[str, Any]:
-        """What the command line and the nodes show of it."""
-        rank = str(self.rank_min) if self.rank_min == self.rank_max else f"{self.rank_min}-{self.rank_max}"
-        about = {"name": self.name, "path": self.path, "family": self.family, "format": self.format, "rank": rank, "dtype": self.dtype}
-        return about | {"approximate": True} if self.approximate else about
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A file or folder that is not in the index, and why."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What an update did, in files."""
-
-    files: int
-    added: int
-    changed: int
-    moved: int
-    removed: int
-    unchanged: int
-    embedded: int
-    problems: tuple[Problem, ...]
-    seconds: float
-
-    def text(self) -> str:
-        """For a person, one line and one per problem."""
-        counts = f"{self.added} new, {self.changed} changed, {self.moved} moved, {self.removed} removed, {self.unchanged} unchanged"
-        lines = [f"{self.files} LoRA files in {self.seconds:.1f} s: {counts}; {self.embedded} read; {len(self.problems)} problems."]
-        return "\n".join(lines + [f"{problem.path}: {problem.reason}" for problem in self.problems])
 
 
 class LoraIndex:

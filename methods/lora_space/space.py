@@ -63,6 +63,13 @@ class Candidate:
 class Store(Protocol):
     """Where the nearest vectors are looked up: a `Space` in memory, or a `QdrantStore`."""
 
+    family: str
+    subnetwork: str
+
+    def project(self, sketches: Mapping[str, numpy.ndarray]) -> dict[str, numpy.ndarray]:
+        """kind -> unit vector [d] in this space, of a LoRA's sub-network sketches (kind -> [SKETCH_SIZE])."""
+        ...
+
     def nearest(self, query: Mapping[str, numpy.ndarray], count: int, allowed: Sequence[int] | None = None) -> list[Candidate]:
         """The best `count` by each sketch and by their mean, joined, best mean first.
 
@@ -82,8 +89,8 @@ class Space:
     pca: dict[str, Pca] = field(default_factory=dict)
 
     def project(self, sketches: Mapping[str, numpy.ndarray]) -> dict[str, numpy.ndarray]:
-        """kind -> unit vector [d] in this space, of a LoRA's sub-network sketches (kind -> [SKETCH_SIZE])."""
-        return {kind: self.pca[kind].project(sketches[kind][None])[0] for kind in KINDS}
+        """See `Store`."""
+        return project(self.pca, sketches)
 
     @property
     def joint(self) -> numpy.ndarray:
@@ -100,6 +107,11 @@ class Space:
         chosen = {int(row) for values in (*cosines, mean) for row in top(values, count)}
         found = [Candidate(int(ids[row]), float(cosines[0][row]), float(cosines[1][row])) for row in chosen]
         return sorted(found, key=lambda candidate: (-candidate.score, candidate.id))
+
+
+def project(pca: Mapping[str, Pca], sketches: Mapping[str, numpy.ndarray]) -> dict[str, numpy.ndarray]:
+    """`Store.project` by these PCAs."""
+    return {kind: pca[kind].project(sketches[kind][None])[0] for kind in KINDS}
 
 
 def top(values: numpy.ndarray, count: int) -> numpy.ndarray:

@@ -1,0 +1,140 @@
+"""The same LoRA twice: under another name, in another format, dtype or rank, or rescaled. Found by sketches, proven exactly."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy
+
+from .gram import gram
+from .index import LoraIndex
+from .records import Entry, Progress, Report
+from .sketch import KINDS, subnetwork_vectors
+from .space import Space
+
+_CHUNK = 1_000
+# What both looks at the sketches let pass is compared exactly. Components are centred, which makes small angles larger;
+# unit sketches keep small angles in proportion.
+_MARGIN_OF_COMPONENTS = 0.03
+_FACTOR_OF_SKETCHES = 3.0
+_DTYPE_BITS = {"F64": 64, "F32": 32, "BF16": 15.5, "F16": 16, "F8_E4M3": 8, "F8_E5M2": 7.5}
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy of an original. cosine: of the changes of weights, exact. strength: its length over the original's.
+
+    differences: for a person, such as "another dtype: F16 -> BF16"; empty if only the name differs.
+    """
+
+    entry: Entry
+    cosine: float
+    strength: float
+    differences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DuplicateGroup:
+    """LoRAs with the same weights. original: the most precise, then the oldest; copies: the others, by name."""
+
+    original: Entry
+    copies: tuple[Copy, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        copies = [
+            one.entry.as_json() | {"cosine": round(one.cosine, 6), "strength": round(one.strength, 4), "differences": list(one.differences)}
+            for one in self.copies
+        ]
+        return {"original": self.original.as_json(), "copies": copies}
+
+
+def find_duplicates(
+    index: LoraIndex,
+    *,
+    family: str | None = None,
+    folder: str | None = None,
+    threshold: float = 0.998,
+    report: Report | None = None,
+) -> list[DuplicateGroup]:
+    """Groups of LoRAs whose changes of weights have an exact cosine of at least `threshold` with their original.
+
+    0.998 lets fp8 copies pass; two trainings of one data set stay far below. Only the pairs that the sketches bring near are read.
+    """
+    groups = []
+    for name in [family] if family is not None else index.families():
+        space = index.space(name)
+        allowed = {entry.id: entry for entry in index.entries(family=name, folder=folder)}
+        for ids in _near_groups(index, space, set(allowed), threshold, report):
+            groups += _proven([allowed[number] for number in ids], threshold, report)
+    return groups
+
+
+def _near_groups(index: LoraIndex, space: Space, allowed: set[int], threshold: float, report: Report | None) -> list[list[int]]:
+    """Connected groups of ids whose vectors, and then sketches, are near; n x chunk at a time."""
+    rows = numpy.array([row for row, number in enumerate(space.ids) if int(number) in allowed], dtype=int)
+    vectors, ids = space.joint[rows], space.ids[rows]
+    sketch_of = lru_cache(maxsize=4096)(lambda row: subnetwork_vectors(index.sketches(ids[row]), space.subnetwork)[KINDS[0]])
+    parent = list(range(len(rows)))
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    for start in range(0, len(rows), _CHUNK):
+        # Only what comes later: each pair is looked at once.
+        cosines = vectors[start : start + _CHUNK] @ vectors[start:].T
+        near = numpy.argwhere(numpy.triu(cosines >= threshold - _MARGIN_OF_COMPONENTS, 1)) + start
+        for one, other in near.tolist():
+            if root(one) != root(other) and float(sketch_of(one) @ sketch_of(other)) >= 1 - _FACTOR_OF_SKETCHES * (1 - threshold):
+                parent[root(other)] = root(one)
+        if report:
+            report(Progress("compare", min(start + _CHUNK, len(rows)), len(rows)))
+    groups = defaultdict(list)
+    for row in range(len(rows)):
+        groups[root(row)].append(int(ids[row]))
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _proven(entries: list[Entry], threshold: float, report: Report | None) -> list[DuplicateGroup]:
+    """Exact groups among entries that may be the same: the first is the original of all that equal it, and so on with the rest."""
+    waiting = sorted(entries, key=lambda entry: (-_DTYPE_BITS.get(entry.dtype, 0), entry.approximate, entry.mtime_ns, entry.name))
+    groups = []
+    while len(waiting) > 1:
+        original, others = waiting[0], waiting[1:]
+        found = gram(
+            [original.path],
+            [entry.path for entry in others],
+            report=report and (lambda done, total, path: report(Progress("compare", done, total, path))),
+        )
+        copies, waiting = [], []
+        for entry, cosine, norm in zip(others, found.cosines[0], found.candidate_norms, strict=True):
+            if cosine >= threshold:
+                strength = float(norm / found.query_norms[0])
+                copies.append(Copy(entry, float(cosine), strength, _differences(original, entry, strength)))
+            elif not numpy.isnan(cosine):
+                waiting.append(entry)
+        if copies:
+            groups.append(DuplicateGroup(original, tuple(sorted(copies, key=lambda copy: copy.entry.name))))
+    return groups
+
+
+def _differences(original: Entry, copy: Entry, strength: float) -> tuple[str, ...]:
+    pairs = (
+        ("format", original.format, copy.format),
+        ("dtype", original.dtype, copy.dtype),
+        ("rank", _rank(original), _rank(copy)),
+    )
+    differences = [f"another {what}: {before} -> {after}" for what, before, after in pairs if before != after]
+    # Rounding to fp8 changes the length by less than this.
+    if abs(strength - 1) > 0.01:
+        differences.append(f"rescaled: {strength:.3g} times as strong")
+    if original.approximate != copy.approximate:
+        differences.append("one is a DoRA, whose magnitudes were not compared")
+    return tuple(differences)
+
+
+def _rank(entry: Entry) -> str:
+    return str(entry.rank_max) if entry.rank_min == entry.rank_max else f"{entry.rank_min}-{entry.rank_max}"
