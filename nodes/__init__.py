@@ -2,11 +2,16 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import extract, format_maps, ildm, intrinsic_vae, judge, load, scene
+from . import extract, format_maps, ildm, intrinsic_vae, judge, load, lora_space, lumix, scene
+from .native.lora_routes import add_routes
 
 
 class IntrinsicLabExtension(ComfyExtension):
     """Lists the pack's nodes, in the order in which a workflow meets them."""
 
+    async def on_load(self) -> None:
+        add_routes()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [node for stage in (load, extract, ildm, intrinsic_vae, format_maps, judge, scene) for node in stage.NODES]
+        stages = (load, extract, ildm, intrinsic_vae, lumix, format_maps, judge, lora_space, scene)
+        return [node for stage in stages for node in stage.NODES]

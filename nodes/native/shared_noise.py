@@ -1,4 +1,4 @@
-"""Samplers that draw noise as they go, made to draw the same for a picture and its intrinsics."""
+"""Samplers that draw noise as they go, made to draw the same for a picture and its maps."""
 
 import functools
 import inspect
@@ -32,10 +32,10 @@ def require_same_noise(noise_bchw: Tensor) -> None:
         )
 
 
-def sharing_noise(sampler: comfy.samplers.Sampler) -> comfy.samplers.Sampler:
-    """A sampler whose own noise is the same in both halves of the batch; deterministic samplers come back as they are.
+def sharing_noise(sampler: comfy.samplers.Sampler, copies: int = 2) -> comfy.samplers.Sampler:
+    """A sampler whose own noise is the same in each of `copies` equal parts of the batch; deterministic samplers come back as they are.
 
-    The noise of the first half is what the sampler would draw for that half alone. Raises ValueError for samplers that draw noise
+    The noise of the first part is what the sampler would draw for that part alone. Raises ValueError for samplers that draw noise
     where it cannot be reached.
     """
     if not isinstance(sampler, comfy.samplers.KSAMPLER):
@@ -44,7 +44,7 @@ def sharing_noise(sampler: comfy.samplers.Sampler) -> comfy.samplers.Sampler:
     # DDIM's inpainting noise is drawn per row; the shared starting noise serves as well.
     inpaint_options = {**sampler.inpaint_options, "random": False}
     if "noise_sampler" in inspect.signature(function).parameters:
-        return comfy.samplers.KSAMPLER(_with_shared_noise(function), options, inpaint_options)
+        return comfy.samplers.KSAMPLER(_with_shared_noise(function, copies), options, inpaint_options)
     # Core's samplers are wrapped in torch.no_grad.
     names = getattr(getattr(inspect.unwrap(function), "__code__", None), "co_names", ())
     # Of core's samplers that draw noise themselves, these do so only for s_churn > 0.
@@ -52,19 +52,19 @@ def sharing_noise(sampler: comfy.samplers.Sampler) -> comfy.samplers.Sampler:
     if churns and any(name.startswith("randn") for name in names):
         raise ValueError(
             f"The sampler {function.__name__.removeprefix('sample_')} draws noise of its own for every row, which would tear a picture and "
-            f"its intrinsics apart: use {GOOD_SAMPLERS}, without churn."
+            f"its maps apart: use {GOOD_SAMPLERS}, without churn."
         )
     return comfy.samplers.KSAMPLER(function, options, inpaint_options)
 
 
-def _with_shared_noise(function: Callable) -> Callable:
+def _with_shared_noise(function: Callable, copies: int) -> Callable:
     @functools.wraps(function)
     def sample(model, x, sigmas, extra_args=None, noise_sampler=None, **options):
-        pairs = x.shape[0] // 2
-        draw = noise_sampler or _core_noise(function.__name__, x[:pairs], sigmas, (extra_args or {}).get("seed"))
+        part = x.shape[0] // copies
+        draw = noise_sampler or _core_noise(function.__name__, x[:part], sigmas, (extra_args or {}).get("seed"))
 
         def shared(sigma, sigma_next) -> Tensor:
-            return draw(sigma, sigma_next)[:pairs].repeat(2, *[1] * (x.ndim - 1))
+            return draw(sigma, sigma_next)[:part].repeat(copies, *[1] * (x.ndim - 1))
 
         return function(model, x, sigmas, extra_args=extra_args, noise_sampler=shared, **options)
 

@@ -10,6 +10,7 @@ from intrinsic_lab.methods.lumix.design import ATTENTIONS, LORAS, MAP_NAMES, Des
 from intrinsic_lab.methods.lumix.tensor_lora.config import AdapterConfig
 from intrinsic_lab.methods.lumix.tensor_lora.file import ATTENTION_ENTRY, MAPS_ENTRY, adapter_from_state, file_state, read_adapter
 from intrinsic_lab.methods.lumix.tensor_lora.layer import Adapter, make_layer
+from intrinsic_lab.tests.nodes.lumix_oracle import dense
 from safetensors.torch import save_file
 
 WIDTH, MAPS, TOKENS = 6, 5, 7
@@ -29,33 +30,13 @@ def randomised(module, seed=0):
     return module
 
 
-def dense(layer, lora, outputs):
-    """The whole update [outputs, M, d_out, M, d_in] from the paper's definitions, map pair by map pair."""
-    p = {name: parameter.detach().double() for name, parameter in layer.named_parameters()}
-    delta = torch.zeros(outputs, MAPS, WIDTH, MAPS, WIDTH, dtype=torch.float64)
-    for o in range(outputs):
-        for i in range(MAPS):
-            for j in range(MAPS):
-                if lora == "tensor":
-                    core = sum(p["G1"][i, j, q] * p["G2"][i, :, :, q] for q in range(3))
-                    delta[o, i, :, j] = p["G3"][i, o * WIDTH : (o + 1) * WIDTH] @ core.T / 3**0.5
-                elif lora == "fused" or (lora == "separate" and i == j):
-                    delta[o, i, :, j] = p["up"][o, i] @ p["down"][o, j].T
-                elif lora == "hybrid" and i == j:
-                    delta[o, i, :, j] = p["own_up"][o, i] @ p["own_down"][o, i].T
-                elif lora == "hybrid":
-                    place = [other for other in range(MAPS) if other != i].index(j)
-                    delta[o, i, :, j] = p["other_up"][o, i, place] @ p["other_down"][o, i, place].T
-    return delta
-
-
 @pytest.mark.parametrize("groups", [(), (2,)])
 @pytest.mark.parametrize("outputs", [1, 2, 3])
 @pytest.mark.parametrize("lora", LORAS)
 def test_each_structure_equals_its_dense_matrix(lora, outputs, groups):
     layer = randomised(make_layer(config_of(lora), outputs)).double()
     x = torch.randn(*groups, MAPS, TOKENS, WIDTH, dtype=torch.float64)
-    wanted = 0.5 * torch.einsum("oidje,...jte->o...itd", dense(layer, lora, outputs), x)
+    wanted = 0.5 * torch.einsum("oidje,...jte->o...itd", dense(layer.named_parameters(), lora, outputs, MAPS, WIDTH), x)
     updates = layer(x, strength=0.5)
     assert len(updates) == outputs
     for update, expected in zip(updates, wanted, strict=True):
