@@ -18,15 +18,16 @@ _WIDE = (
     rf"(?:.*\.)?(?:{_ATTENTION}|ff\.net\.0\.proj|ff\.net\.2|proj_in|proj_out|conv1|conv2|conv_shortcut|time_emb_proj"
     r"|downsamplers\.0\.conv|upsamplers\.0\.conv)|conv_in|conv_out"
 )
-TARGETS = {"attention": rf".*\.{_ATTENTION}", "wide": _WIDE}
+_TRANSFORMER = rf".*\.(?:{_ATTENTION}|ff\.net\.0\.proj|ff\.net\.2)"
+TARGETS = {"attention": rf".*\.{_ATTENTION}", "transformer": _TRANSFORMER, "wide": _WIDE}
 KINDS = (*TARGETS, "full")
 
 
 def add_adapter(unet: UNet2DConditionModel, kind: str, rank: int, seed: int) -> None:
     """Freeze `unet` and give it trainable LoRA layers, in place; they change nothing until trained.
 
-    kind: "attention" (q, k, v, out of self- and cross-attention: the paper's), "wide" (also feed-forward, projections and
-    convolutions), or "full" (no LoRA: every parameter trains). seed: of the layers' random halves. Raises ValueError.
+    kind: "attention" (q, k, v, out of self- and cross-attention: the paper's), "transformer" (also feed-forward), "wide" (also
+    projections and convolutions), or "full" (no LoRA: every parameter trains). seed: of the layers' random halves. Raises ValueError.
     """
     if kind not in KINDS:
         raise ValueError(f"the kind of adapter {kind!r} is unknown: choose {', '.join(KINDS)}.")

@@ -99,6 +99,8 @@ class NoisePrediction(nn.Module):
 class BaseTask:
     """Noise mean squared error (Ho et al. 2020, eq. 14) with prompts left out one time in ten."""
 
+    first_timestep = 0
+
     def __init__(self, unet, text_encoder, data: LatentCaptions, batch: int):
         self.module = NoisePrediction(unet, text_encoder)
         self.data, self.batch, self.scheduler = data, batch, build_scheduler()
@@ -108,7 +110,7 @@ class BaseTask:
         latents, tokens = self.data.latents[rows], self.data.tokens[rows]
         empty = torch.rand(self.batch, generator=draw) < EMPTY_PROMPT_SHARE
         tokens = torch.where(empty[:, None], self.data.empty_tokens, tokens)
-        timestep = torch.randint(1000, (self.batch,), generator=draw)
+        timestep = torch.randint(self.first_timestep, 1000, (self.batch,), generator=draw)
         noise = torch.randn(latents.shape, generator=draw)
         noisy = self.scheduler.add_noise(latents, noise, timestep)
         return functional.mse_loss(module(noisy, timestep, tokens), noise)
