@@ -1,0 +1,248 @@
+"""Do weights tell styles apart? Clustering and retrieval of LoRAs trained on the nano base, each style known.
+
+    python -m intrinsic_lab.training.nano.styles          # makes the collection, resumes
+    python -m intrinsic_lab.benchmarks.lora_space_table [--collection runs/styles]
+
+Rows: the shipped pipeline, its index alone, the paper's raw A and B with PCA, singular values only, and features of pictures
+that each LoRA paints; columns: the sub-network. The synthetic collections are in lora_space_synthetic.py.
+"""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from einops import rearrange
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..methods.lora_space.baseline import RawSpace, singular_values
+from ..methods.lora_space.clusters import cluster_vectors
+from ..methods.lora_space.gram import exact_cosines
+from ..methods.lora_space.index import LoraIndex
+from ..methods.lora_space.search import find_similar
+from ..scenes import render_scenes
+from ..training.intrinsic_lora.config import Base, load_base
+from ..training.loop import write_atomically
+from ..training.nano.styles import SIZE, content_caption, restyle, with_lora
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+SUBNETWORKS = ("all", "attention", "feed_forward")
+PICTURE_SCENES = range(0, 4)
+CLUSTERINGS = range(5)
+COLUMNS = ("top1", "top1_other_rank", "map", "nmi", "ari")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """paths, and of each its style as a number and its rank."""
+
+    paths: list[Path]
+    styles: numpy.ndarray
+    ranks: numpy.ndarray
+
+    @classmethod
+    def read(cls, folder: Path) -> "Collection":
+        """STYLE/STYLE_SEED_rRANK.safetensors below `folder`."""
+        paths = sorted(path for path in folder.glob("*/*_r*.safetensors") if path.parent.name != "work")
+        if not paths:
+            raise SystemExit(f"{folder} holds no LoRAs: run python -m intrinsic_lab.training.nano.styles first.")
+        styles = numpy.unique([path.parent.name for path in paths], return_inverse=True)[1]
+        return cls(paths, styles, numpy.array([int(path.stem.rsplit("_r", 1)[1]) for path in paths]))
+
+
+def retrieval(likeness: numpy.ndarray, collection: Collection) -> dict[str, float]:
+    """Each LoRA asks for its style among all others: top-1, top-1 among LoRAs of another rank, and mean average precision.
+
+    likeness: [n, n], larger is nearer.
+    """
+    styles, ranks = collection.styles, collection.ranks
+    hits, across, precisions = [], [], []
+    for row, scores in enumerate(likeness):
+        others = numpy.flatnonzero(numpy.arange(len(styles)) != row)
+        order = others[numpy.argsort(-scores[others], kind="stable")]
+        right = styles[order] == styles[row]
+        hits.append(right[0])
+        precisions.append(average_precision(right))
+        elsewhere = right[ranks[order] != ranks[row]]
+        across += list(elsewhere[:1])
+    return {"top1": float(numpy.mean(hits)), "top1_other_rank": float(numpy.mean(across)), "map": float(numpy.mean(precisions))}
+
+
+def average_precision(right: numpy.ndarray) -> float:
+    """Mean of the precision at every hit of a ranking (bool, best first); 0 without a hit."""
+    places = numpy.flatnonzero(right) + 1
+    return float(numpy.mean(numpy.arange(1, len(places) + 1) / places)) if len(places) else 0.0
+
+
+def _contingency(one: Sequence[int], other: Sequence[int]) -> numpy.ndarray:
+    first, second = numpy.unique(one, return_inverse=True)[1], numpy.unique(other, return_inverse=True)[1]
+    table = numpy.zeros((first.max() + 1, second.max() + 1))
+    numpy.add.at(table, (first, second), 1)
+    return table
+
+
+def normalized_mutual_information(one: Sequence[int], other: Sequence[int]) -> float:
+    """Mutual information over the arithmetic mean of the entropies (natural logarithm); 1 for equal partitions."""
+    joint = _contingency(one, other) / len(one)
+    rows, columns = joint.sum(1), joint.sum(0)
+    entropies = [-(p * numpy.log(p)).sum() for p in (rows, columns)]
+    there = joint > 0
+    mutual = (joint[there] * numpy.log(joint[there] / numpy.outer(rows, columns)[there])).sum()
+    return float(mutual / numpy.mean(entropies)) if max(entropies) > 0 else 1.0
+
+
+def adjusted_rand_index(one: Sequence[int], other: Sequence[int]) -> float:
+    """Hubert and Arabie 1985: agreeing pairs, corrected for chance; 1 for equal partitions, 0 expected for random ones."""
+    table = _contingency(one, other)
+
+    def pairs(counts: numpy.ndarray) -> float:
+        return float((counts * (counts - 1) / 2).sum())
+
+    both, rows, columns = pairs(table), pairs(table.sum(1)), pairs(table.sum(0))
+    expected = rows * columns / (len(one) * (len(one) - 1) / 2)
+    return (both - expected) / ((rows + columns) / 2 - expected)
+
+
+def clustering(vectors: numpy.ndarray, collection: Collection) -> dict[str, float]:
+    """Spherical k-means into as many clusters as there are styles; means over seeds."""
+    truth = collection.styles
+    found = [cluster_vectors(vectors.astype(numpy.float32), int(truth.max()) + 1, seed) for seed in CLUSTERINGS]
+    return {
+        "nmi": float(numpy.mean([normalized_mutual_information(truth, labels) for labels in found])),
+        "ari": float(numpy.mean([adjusted_rand_index(truth, labels) for labels in found])),
+    }
+
+
+def unit_centred(vectors: numpy.ndarray) -> numpy.ndarray:
+    """Rows minus their mean, length 1: what PCA does to the others' vectors, for features that have few dimensions."""
+    centred = vectors - vectors.mean(0)
+    return centred / numpy.maximum(numpy.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+
+
+def scores(vectors: numpy.ndarray, collection: Collection) -> dict[str, float]:
+    """Retrieval by cosine and clustering of unit rows [n, d]."""
+    return retrieval(vectors @ vectors.T, collection) | clustering(vectors, collection)
+
+
+def ours(collection: Collection, subnetwork: str, index: LoraIndex) -> dict[str, dict[str, float]]:
+    """The index alone, and the shipped pipeline: its best 50 compared exactly, the others behind them in the index's order."""
+    family = index.entry(collection.paths[0]).family
+    space = index.space(family, subnetwork)
+    row_of = {index.entry(path).id: row for row, path in enumerate(collection.paths)}
+    order = numpy.argsort([row_of[int(number)] for number in space.ids])
+    vectors = space.joint[order]
+    likeness = vectors @ vectors.T
+    reranked = likeness.copy()
+    for row, path in enumerate(collection.paths):
+        for match in find_similar(index, [path], k=50, subnetwork=subnetwork, rerank=50):
+            # Cosines lie below 1: what was compared exactly stays in front.
+            reranked[row, row_of[match.entry.id]] = 10 + match.score
+    alone = retrieval(likeness, collection) | clustering(vectors, collection)
+    # The clusters are the map's: they come from the index, not from the re-ranking.
+    return {"ours, index alone": alone, "ours, shipped (exact re-rank)": alone | retrieval(reranked, collection)}
+
+
+def of_weights(collection: Collection, subnetwork: str, index: LoraIndex) -> dict[str, dict[str, float]]:
+    """Every row that looks at weights."""
+    rows = ours(collection, subnetwork, index)
+    cosines = exact_cosines(collection.paths, collection.paths, subnetwork)
+    rows["exact cosine of delta W"] = retrieval(cosines, collection) | clustering(_unit_embedding(cosines), collection)
+    rows["raw A and B, PCA (the paper's form)"] = scores(RawSpace.fit(collection.paths, subnetwork).vectors, collection)
+    spectra = [singular_values(path, subnetwork) for path in collection.paths]
+    rows["singular values only"] = scores(
+        unit_centred(numpy.stack([numpy.concatenate([s[name] for name in sorted(s)]) for s in spectra])), collection
+    )
+    return rows
+
+
+def _unit_embedding(cosines: numpy.ndarray) -> numpy.ndarray:
+    """Unit rows whose cosines are those given."""
+    values, vectors = numpy.linalg.eigh((cosines + cosines.T) / 2)
+    kept = values > values[-1] * 1e-9
+    return vectors[:, kept] * numpy.sqrt(values[kept])
+
+
+@torch.no_grad()
+def painted(collection: Collection, base: Base, cache: Path) -> Tensor:
+    """Pictures [lora, scene, 3, SIZE, SIZE] that each LoRA paints over the same plain scenes from the same noise."""
+    if cache.exists() and len(kept := load_file(cache)["pictures"]) == len(collection.paths):
+        return kept
+    maps = render_scenes(PICTURE_SCENES, SIZE, SIZE)
+    plain = rearrange(maps.image_bhwc, "b h w c -> b c h w")
+    captions = [content_caption(caption) for caption in maps.captions]
+    pictures = torch.stack([restyle(base, with_lora(base, path), plain, captions, seed=0) for path in collection.paths])
+    write_atomically(cache, lambda path: save_file({"pictures": pictures.contiguous()}, path))
+    return pictures
+
+
+@torch.no_grad()
+def of_pictures(pictures: Tensor, base: Base, collection: Collection) -> dict[str, dict[str, float]]:
+    """Means and deviations over the picture, per channel, of VAE latents and of the UNet's middle block at t = 100."""
+    middle: list[Tensor] = []
+    hook = base.unet.mid_block.register_forward_hook(lambda module, inputs, output: middle.append(output))
+    text = base.embed("").expand(pictures.shape[1], -1, -1)
+    of_vae, of_unet = [], []
+    for painted_by_one in pictures:
+        latent = base.vae.encode(2 * painted_by_one - 1).latent_dist.mode() * base.vae.config.scaling_factor
+        base.unet(latent, 100, text)
+        for features, kept in ((latent, of_vae), (middle.pop(), of_unet)):
+            kept.append(torch.cat([features.mean((2, 3)), features.std((2, 3))], 1).flatten().numpy())
+    hook.remove()
+    rows = {"pictures, nano VAE": of_vae, "pictures, nano UNet": of_unet}
+    return {name: scores(unit_centred(numpy.stack(features)), collection) for name, features in rows.items()}
+
+
+def chance(collection: Collection) -> dict[str, float]:
+    """What a random order scores."""
+    random = numpy.random.default_rng(0).normal(size=(len(collection.paths), 64))
+    return scores(random / numpy.linalg.norm(random, axis=1, keepdims=True), collection)
+
+
+def as_markdown(rows: dict[str, dict[str, dict[str, float]]], collection: Collection) -> str:
+    """One table, a row per method and sub-network."""
+    about = f"{len(collection.paths)} LoRAs of {collection.styles.max() + 1} styles, ranks {sorted(set(collection.ranks.tolist()))}."
+    lines = [about, "", f"| method | weights | {' | '.join(COLUMNS)} |", f"| --- | --- |{' --- |' * len(COLUMNS)}"]
+    for method, parts in rows.items():
+        for part, values in parts.items():
+            lines.append(f"| {method} | {part} | " + " | ".join(f"{values[column]:.3f}" for column in COLUMNS) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, default=ROOT / "assets" / "nano")
+    parser.add_argument("--collection", type=Path, default=ROOT / "runs" / "styles")
+    parser.add_argument("--no-pictures", action="store_true", help="leave out the rows that need pictures")
+    arguments = parser.parse_args()
+    collection = Collection.read(arguments.collection)
+    rows: dict[str, dict[str, dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder, LoraIndex(Path(folder) / "index.sqlite") as index:
+        summary = index.update([path.parent for path in collection.paths])
+        if summary.problems or summary.embedded != len(collection.paths):
+            raise SystemExit(f"the collection could not be read:\n{summary.text()}")
+        for part in SUBNETWORKS:
+            for method, values in of_weights(collection, part, index).items():
+                rows.setdefault(method, {})[part] = values
+    if not arguments.no_pictures:
+        base = load_base(arguments.base)
+        pictures = painted(collection, base, arguments.collection / "work" / "pictures.safetensors")
+        for method, values in of_pictures(pictures, base, collection).items():
+            rows[method] = {"-": values}
+    rows["chance"] = {"-": chance(collection)}
+    text = as_markdown(rows, collection)
+    print(text)
+    record = {"loras": len(collection.paths), "machine": f"{platform.machine()}, CPU, {os.cpu_count()} cores", "rows": rows}
+    write_atomically(RESULTS / "lora_space_table.json", lambda path: path.write_text(json.dumps(record, indent=1)))
+    write_atomically(RESULTS / "lora_space_table.md", lambda path: path.write_text(text + "\n"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,396 @@
+"""Finding LoRAs by their weights: index, search, map, duplicates, blend."""
+
+import json
+from pathlib import Path
+
+import comfy.sd
+import comfy.utils
+import torch
+from comfy_api.latest import io, ui
+
+from ..methods.lora_space import shelf_map
+from ..methods.lora_space.duplicates import find_duplicates
+from ..methods.lora_space.names import SUBNETWORKS
+from ..methods.lora_space.records import Entry
+from ..methods.lora_space.search import find_similar
+from .native import lora_shelf
+from .native.lora_pictures import Row, table_picture
+from .native.lora_shelf import Shelf, lora_path, shown_name
+from .native.schema import schema
+
+Index = io.Custom("LORA_INDEX")
+CATEGORY = "intrinsic lab/lora space"
+ANY, NONE = "any", "none"
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux1", "flux2", "pixart", "wan", "qwen-image", "z-image")
+INDEX_TOOLTIP = "From Index LoRAs."
+PARTS_TOOLTIP = "Which weights count: all, only attention, only feed-forward, or only the text encoder."
+NAME_TOOLTIP = "Connect it to lora_name of Load LoRA."
+
+
+def _parts_input() -> io.Combo.Input:
+    return io.Combo.Input("subnetwork", options=list(SUBNETWORKS), default="all", tooltip=PARTS_TOOLTIP)
+
+
+def _about(entry: Entry) -> str:
+    facts = entry.as_json()
+    tags = ", ".join(entry.tags[:4])
+    approximate = ", DoRA: its directions only" if entry.approximate else ""
+    return f"{entry.family}, {entry.format} of rank {facts['rank']}, {entry.dtype}{approximate}" + (f"; {tags}" if tags else "")
+
+
+class IndexLoRAs(io.ComfyNode):
+    """Brings the index of a LoRA collection in step with its files."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IntrinsicLabIndexLoRAs",
+            display_name="Index LoRAs",
+            category=CATEGORY,
+            description=(
+                "Reads every LoRA of models/loras once and keeps what its weights look like, so that similar ones can be found without "
+                "generating a picture. Later runs only read new and changed files. LoRA, LoHa, LoKr and DoRA of any base, safetensors only."
+            ),
+            search_aliases=["lora library", "lora manager", "scan loras", "lora space", "organize loras"],
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "collection",
+                    options=list(lora_shelf.COLLECTIONS),
+                    tooltip="models/loras (with extra_model_paths), or the small style LoRAs that come with the pack, to try things on.",
+                ),
+                io.Combo.Input(
+                    "family",
+                    options=[ANY, *FAMILIES],
+                    default=ANY,
+                    tooltip="Only LoRAs of this base model. LoRAs of different bases cannot be compared: with 'any', searches stay within "
+                    "the query's own base, the map takes the commonest.",
+                ),
+                io.String.Input(
+                    "folder",
+                    default="",
+                    optional=True,
+                    tooltip="Only LoRAs below this folder of the collection, such as 'styles/anime'. Empty: all.",
+                ),
+            ],
+            outputs=[
+                Index.Output("LORA_INDEX", display_name="lora_index", tooltip="For Find Similar LoRAs, Map LoRAs, Find Duplicate LoRAs."),
+                io.String.Output("STATISTICS", display_name="statistics", tooltip="What was found, and every file that could not be read."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, collection: str, family: str = ANY, folder: str = "") -> str:
+        return lora_shelf.files_state(collection)
+
+    @classmethod
+    def execute(cls, collection: str, family: str = ANY, folder: str = "") -> io.NodeOutput:
+        folder = folder.strip().strip("/\\")
+        chosen = None if family == ANY else family
+        shelf = Shelf(collection, chosen, folder or None, lora_shelf.files_state(collection))
+        roots = lora_shelf.roots_of(collection)
+        with shelf.open() as index:
+            summary = index.update(roots, report=lora_shelf.progress_report())
+            entries = index.entries(family=chosen, folder=shelf.folder)
+            counted = ", ".join(f"{name} {count}" for name, count in index.families().items())
+        if not entries and (chosen or shelf.folder):
+            raise ValueError(
+                f"No LoRA of {collection} is {f'for {chosen}' if chosen else 'readable'}{f' below {folder!r}' if folder else ''} "
+                f"(base models found: {counted or 'none'}): choose '{ANY}', or another folder."
+            )
+        # Whoever looks at the graph need not learn where the folders lie.
+        text = summary.text()
+        for root in roots:
+            text = text.replace(f"{root}/", "")
+        text += f"\nBase models: {counted or 'none'}. {len(entries)} LoRAs are in this index."
+        return io.NodeOutput(shelf, text, ui=ui.PreviewText(text))
+
+
+def _listed(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+class FindSimilarLoRAs(io.ComfyNode):
+    """The nearest LoRAs of an index to one or several others."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IntrinsicLabFindSimilarLoRAs",
+            display_name="Find Similar LoRAs",
+            category=CATEGORY,
+            description=(
+                "Finds the LoRAs whose weights do most nearly what a given LoRA does: no picture is generated and no tag is trusted. "
+                "The names plug into Load LoRA; the list runs it once per LoRA found."
+            ),
+            search_aliases=["similar lora", "lora search", "lora recommendation", "lora space", "which lora"],
+            is_output_node=True,
+            inputs=[
+                Index.Input("lora_index", tooltip=INDEX_TOOLTIP),
+                io.Combo.Input("query", options=lora_shelf.lora_names(), tooltip="The LoRA that others shall resemble."),
+                io.Int.Input("k", default=5, min=1, max=100, tooltip="How many to find."),
+                _parts_input(),
+                io.String.Input(
+                    "also_like",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="More LoRAs to resemble, a name per line: the middle of all of them is searched for.",
+                ),
+                io.String.Input(
+                    "unlike",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="LoRAs to stay away from, a name per line: they are subtracted from the query.",
+                ),
+                io.Int.Input(
+                    "exact_candidates",
+                    default=50,
+                    min=0,
+                    max=500,
+                    optional=True,
+                    tooltip="So many of the best are read again and compared exactly. 0: by the index alone, in milliseconds.",
+                ),
+            ],
+            outputs=[
+                io.AnyType.Output("LORA_NAME", display_name="lora_name", tooltip=f"The most similar LoRA. {NAME_TOOLTIP}"),
+                io.AnyType.Output(
+                    "LORA_NAMES", display_name="lora_names", is_output_list=True, tooltip=f"All found, best first. {NAME_TOOLTIP}"
+                ),
+                io.Float.Output("SCORES", display_name="scores", is_output_list=True, tooltip="Their cosines with the query, -1 to 1."),
+                io.Image.Output("TABLE", display_name="table", tooltip="Query and results with their preview pictures."),
+                io.String.Output("TEXT", display_name="text", tooltip="The results as JSON."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        lora_index: Shelf,
+        query: str,
+        k: int,
+        subnetwork: str,
+        also_like: str = "",
+        unlike: str = "",
+        exact_candidates: int = 50,
+    ) -> io.NodeOutput:
+        like = [query, *_listed(also_like)]
+        away = _listed(unlike)
+        with lora_index.open() as index:
+            matches = find_similar(
+                index,
+                [lora_path(name) for name in like],
+                [lora_path(name) for name in away],
+                k=k,
+                subnetwork=subnetwork,
+                family=lora_index.family,
+                folder=lora_index.folder,
+                rerank=exact_candidates,
+                report=lora_shelf.progress_report(),
+            )
+        if not matches:
+            raise ValueError(
+                f"{query} has nothing to be compared with in this index: no other LoRA is made for the same base model. "
+                "Index a larger folder, or choose another query."
+            )
+        names = [shown_name(match.entry, lora_index.collection) for match in matches]
+        scores = [float(match.score) for match in matches]
+        rows = [Row(None, "Like")]
+        rows += [Row(lora_path(name), name) for name in like]
+        rows += [Row(None, "Unlike"), *(Row(lora_path(name), name) for name in away)] if away else []
+        rows.append(Row(None, f"Most similar, by {'all weights' if subnetwork == 'all' else subnetwork.replace('_', '-')}"))
+        rows += [
+            Row(Path(match.entry.path), name, (f"similarity {score:.3f}", _about(match.entry)))
+            for match, name, score in zip(matches, names, scores, strict=True)
+        ]
+        found = [
+            {"name": name, "score": round(score, 6), "family": match.entry.family, "rank": match.entry.as_json()["rank"]}
+            for match, name, score in zip(matches, names, scores, strict=True)
+        ]
+        table = table_picture(rows)
+        return io.NodeOutput(
+            names[0], names, scores, table, json.dumps(found, ensure_ascii=False, indent=1), ui=ui.PreviewImage(table, cls=cls)
+        )
+
+
+class LoRAMap(io.ComfyNode):
+    """The shelf as a map on which similar LoRAs lie together."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IntrinsicLabLoRAMap",
+            display_name="Map LoRAs",
+            category=CATEGORY,
+            description=(
+                "Draws all LoRAs of an index as a map: what lies together does alike. Groups are named by their folders or training tags. "
+                "In the node, point at a dot to see its preview picture; click it to choose that LoRA, here and in Find Similar LoRAs."
+            ),
+            search_aliases=["lora map", "lora atlas", "cluster loras", "lora space", "visualize loras"],
+            is_output_node=True,
+            inputs=[
+                Index.Input("lora_index", tooltip=INDEX_TOOLTIP),
+                _parts_input(),
+                io.Int.Input("clusters", default=0, min=0, max=100, tooltip="How many groups. 0: as many as the map shows."),
+                io.Int.Input("size", default=1024, min=256, max=4096, step=64, tooltip="Sides of the picture in pixels."),
+                io.Combo.Input(
+                    "selected",
+                    options=[NONE, *lora_shelf.lora_names()],
+                    default=NONE,
+                    tooltip="The LoRA that is marked and put out. A click on the map sets it.",
+                ),
+                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, optional=True, tooltip="Another seed gives another layout."),
+            ],
+            outputs=[
+                io.Image.Output("IMAGE", display_name="image", tooltip="The map."),
+                io.AnyType.Output("LORA_NAME", display_name="lora_name", tooltip=f"The selected LoRA. {NAME_TOOLTIP}"),
+                io.String.Output("TEXT", display_name="text", tooltip="Places and groups as JSON; places from 0 to 1, from the top left."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def execute(cls, lora_index: Shelf, subnetwork: str, clusters: int, size: int, selected: str = NONE, seed: int = 0) -> io.NodeOutput:
+        with lora_index.open() as index:
+            shelf = shelf_map.map_shelf(
+                index,
+                family=lora_index.family,
+                subnetwork=subnetwork,
+                folder=lora_index.folder,
+                clusters=clusters or None,
+                seed=seed,
+                report=lora_shelf.progress_report(),
+            )
+        # The map's own names have no mark.
+        marked = [] if selected == NONE else [selected.removesuffix(lora_shelf.BUNDLED_MARK)]
+        image = torch.tensor(shelf_map.draw_map(shelf, size, marked)).float().unsqueeze(0) / 255
+        places = {
+            "family": shelf.family,
+            "points": [
+                {"name": shown_name(point.entry, lora_index.collection), "x": point.x, "y": point.y, "cluster": point.cluster}
+                for point in shelf.points
+            ],
+            "clusters": [{"label": c.label, "size": c.size, "x": c.x, "y": c.y, "color": c.color} for c in shelf.clusters],
+        }
+        shown = ui.PreviewImage(image, cls=cls).as_dict() | {"lora_map": [places]}
+        return io.NodeOutput(image, selected, json.dumps(places, ensure_ascii=False), ui=shown)
+
+
+class FindDuplicateLoRAs(io.ComfyNode):
+    """LoRAs that are the same weights twice."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IntrinsicLabFindDuplicateLoRAs",
+            display_name="Find Duplicate LoRAs",
+            category=CATEGORY,
+            description=(
+                "Lists LoRAs that do the same: the same weights under another name, in another format or precision, padded to another "
+                "rank, or at another strength. Nothing is deleted."
+            ),
+            search_aliases=["duplicate lora", "clean up loras", "same lora", "lora space", "dedupe"],
+            is_output_node=True,
+            inputs=[
+                Index.Input("lora_index", tooltip=INDEX_TOOLTIP),
+                io.Float.Input(
+                    "threshold",
+                    default=0.998,
+                    min=0.5,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Cosine from which on two LoRAs count as the same. 0.998 allows for 8-bit copies; lower finds retrained ones.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    "REPORT", display_name="report", tooltip="Every group: which is kept, which are its copies, and how they differ."
+                ),
+                io.AnyType.Output(
+                    "COPIES", display_name="copies", is_output_list=True, tooltip="Names of the copies, without the originals."
+                ),
+                io.Image.Output("TABLE", display_name="table", tooltip="The groups with their preview pictures."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def execute(cls, lora_index: Shelf, threshold: float) -> io.NodeOutput:
+        with lora_index.open() as index:
+            groups = find_duplicates(
+                index, family=lora_index.family, folder=lora_index.folder, threshold=threshold, report=lora_shelf.progress_report()
+            )
+        rows, lines, names = [], [], []
+        for number, group in enumerate(groups, 1):
+            original = shown_name(group.original, lora_index.collection)
+            rows += [Row(None, f"Group {number}"), Row(Path(group.original.path), original, ("the original", _about(group.original)))]
+            lines.append(original)
+            for copy in group.copies:
+                name = shown_name(copy.entry, lora_index.collection)
+                told = "; ".join(copy.differences) or "the same in every way"
+                same = f"cosine {copy.cosine:.5f}, strength {copy.strength:.3g}"
+                rows.append(Row(Path(copy.entry.path), name, (told, same)))
+                lines.append(f"  = {name}: {told} ({same})")
+                names.append(name)
+        if not groups:
+            lines, rows = ["No duplicates."], [Row(None, "No duplicates")]
+        table = table_picture(rows)
+        return io.NodeOutput("\n".join(lines), names, table, ui=ui.PreviewImage(table, cls=cls))
+
+
+class BlendLoRAs(io.ComfyNode):
+    """Several LoRAs at once, their strengths summing to one."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IntrinsicLabBlendLoRAs",
+            display_name="Blend LoRAs",
+            category=CATEGORY,
+            description=(
+                "Applies a list of LoRAs, such as the neighbours that Find Similar LoRAs found, to one MODEL as their weighted mean: the "
+                "style of a region of the space instead of a single file's."
+            ),
+            search_aliases=["merge loras", "average loras", "lora mix", "lora space", "load lora"],
+            is_input_list=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The model to apply them to. It is not changed."),
+                io.AnyType.Input("lora_names", tooltip="lora_names of Find Similar LoRAs, or lora_name of Map LoRAs."),
+                io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="Of all together; 1 is one LoRA's worth."),
+                io.Clip.Input("clip", optional=True, tooltip="The text encoder, for LoRAs that change it too."),
+                io.Float.Input(
+                    "weights",
+                    default=1.0,
+                    optional=True,
+                    force_input=True,
+                    tooltip="scores of Find Similar LoRAs: nearer ones count more. Not connected: all alike. Below 0 counts as 0.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output("MODEL", display_name="model", tooltip="The model with the blend."),
+                io.Clip.Output("CLIP", display_name="clip", tooltip="The text encoder with the blend; nothing if none was connected."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: list, lora_names: list, strength: list, clip: list | None = None, weights: list | None = None) -> io.NodeOutput:
+        names = [name for name in lora_names if name != NONE]
+        if not names:
+            raise ValueError("No LoRA came to blend: connect lora_names of Find Similar LoRAs, or select a LoRA in Map LoRAs.")
+        weights = weights or [1.0]
+        if len(weights) not in (1, len(names)):
+            raise ValueError(f"{len(weights)} weights came for {len(names)} LoRAs: connect the scores of the same search, or none.")
+        shares = [max(0.0, float(weight)) for weight in (weights if len(weights) == len(names) else weights * len(names))]
+        if sum(shares) == 0:
+            raise ValueError("Every weight is 0 or less, so nothing would be blended: these LoRAs are unlike the query.")
+        blended, text = model[0], clip[0] if clip else None
+        for name, share in zip(names, shares, strict=True):
+            lora = comfy.utils.load_torch_file(str(lora_path(name)), safe_load=True)
+            own = strength[0] * share / sum(shares)
+            blended, text = comfy.sd.load_lora_for_models(blended, text, lora, own, own)
+        return io.NodeOutput(blended, text)
+
+
+NODES = [IndexLoRAs, FindSimilarLoRAs, LoRAMap, FindDuplicateLoRAs, BlendLoRAs]
