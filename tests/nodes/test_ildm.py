@@ -408,6 +408,21 @@ def test_fp8_weights_sample(sd21_folder, worlds):
     assert relative_error(result, wanted) < 0.3
 
 
+def test_a_compiled_model_exchanges_like_any_other(worlds):
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    world, latent, lora = worlds("sd21"), joint_latent(worlds("sd21")), random_lora(network_of(worlds("sd21").folder), 5)
+    model = patched(world, SCHEDULES["gaussian"][0], lora)
+    wanted = ksample(model, world, latent)
+    compiled_after = model.clone()
+    set_torch_compile_wrapper(compiled_after, backend="eager")
+    assert relative_error(ksample(compiled_after, world, latent), wanted) < 1e-5
+    compiled_before = world.model.clone()
+    set_torch_compile_wrapper(compiled_before, backend="eager")
+    compiled = patched(SimpleNamespace(**{**vars(world), "model": compiled_before}), SCHEDULES["gaussian"][0], lora)
+    assert relative_error(ksample(compiled, world, latent), wanted) < 1e-5
+
+
 def test_extra_weights_are_in_comfyuis_accounts(worlds):
     world = worlds("sd21")
     lora = random_lora(network_of(world.folder), 5)
