@@ -24,8 +24,8 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import CLIPTokenizer, T5TokenizerFast
 
-sys.path.insert(0, str(Path(__file__).parent))
-from lumix_oracle import Oracle
+sys.path.insert(0, str(Path(__file__).parents[1] / "nodes"))
+from lumix_oracle import FluxOracle, dense
 
 SCENES = SceneData(count=4, size=32)
 
@@ -92,16 +92,21 @@ def config_for(base, output, steps=3, **options):
 @pytest.mark.parametrize("attention, lora", list(product(ATTENTIONS, LORAS)))
 def test_the_training_forward_equals_the_papers_equations_in_float64(attention, lora):
     design = Design(attention, lora, adapt_query=lora in (SEPARATE, TENSOR) and attention != SEPARATE)
-    transformer = tiny_transformer()
+    transformer = tiny_transformer(guidance_embeds=True)
     adapter = randomised(adapter_for(transformer, design))
-    oracle = Oracle(copy.deepcopy(transformer).double(), copy.deepcopy(adapter).double())
+
+    def deltas(kind, number, place):
+        layer = getattr(getattr(adapter, f"{kind}_blocks")[number], place)
+        return dense(layer.named_parameters(), lora, adapter.config.input_outputs if place == "input" else 1, 5, 16)
+
+    oracle = FluxOracle(copy.deepcopy(transformer), attention, design.color_row, deltas)
     latents, times = randn(2, 5, 4, 4, 6), torch.rand(2, 5, generator=torch.Generator().manual_seed(2))
     text = FluxText(randn(2, 3, 64, seed=3), randn(2, 64, seed=4))
     with torch.no_grad():
-        found = MapDenoiser(transformer, adapter)(latents, times, text)
+        found = MapDenoiser(transformer, adapter, guidance=2.5)(latents, times, text)
         for group in range(2):
-            parts = (latents[group], times[group], text.context[group], text.pooled[group])
-            wanted = oracle.forward(*(part.double() for part in parts))
+            parts = (latents[group], times[group], text.context[group : group + 1], text.pooled[group : group + 1])
+            wanted = oracle.velocity(*(part.double() for part in parts), 2.5)
             assert (found[group] - wanted).norm() < 1e-5 * wanted.norm()
 
 
