@@ -1,4 +1,4 @@
-"""`python -m intrinsic_lab.training.nano [vae|base|decoder|export|adapters|joint]`: the parts of `make nano` in order; all by default.
+"""`python -m intrinsic_lab.training.nano [PART]`: the parts of `make nano`; all, in their order, by default.
 
 Each part resumes where it stopped.
 """
@@ -17,6 +17,8 @@ from ..loop import LoopConfig, console_report, train
 from .adapters import train_adapters
 from .base import BaseTask, LatentCaptions, build_scheduler, build_unet, encode_pictures, tokenize
 from .data import BASE_SEEDS, PicturePool
+from .flux import train_flux
+from .flux_lumix import train_lumix_adapter
 from .joint import train_joint
 from .text import build_text_encoder, write_tokenizer
 from .vae import VaeTask, build_vae, reconstruction_psnr, save_record, whiten
@@ -105,7 +107,7 @@ def export(runs: Path, assets: Path) -> None:
     save_record(assets / "nano", records)
 
 
-PARTS = ("vae", "base", "decoder", "export", "adapters", "joint")
+PARTS = ("vae", "base", "decoder", "export", "adapters", "joint", "flux", "lumix")
 
 
 def run_part(part: str, arguments: argparse.Namespace) -> None:
@@ -116,6 +118,10 @@ def run_part(part: str, arguments: argparse.Namespace) -> None:
         train_adapters(arguments.runs, arguments.assets, arguments.maps)
     elif part == "joint":
         train_joint(arguments.runs, arguments.assets)
+    elif part == "flux":
+        train_flux(arguments.runs, arguments.assets, arguments.steps)
+    elif part == "lumix":
+        train_lumix_adapter(arguments.runs, arguments.assets, arguments.steps)
     else:
         {"vae": train_vae, "base": train_base, "decoder": train_decoder}[part](arguments.runs, arguments.steps)
 
@@ -126,7 +132,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/nano"), help="folder of checkpoints and results")
     parser.add_argument("--assets", type=Path, default=Path("assets"), help="where export writes")
     parser.add_argument("--maps", nargs="+", choices=list(MAPS), default=list(MAPS), help="which adapters")
-    parser.add_argument("--steps", type=int, help="optimiser steps of vae, base and decoder, if not the recipe's")
+    parser.add_argument("--steps", type=int, help="optimiser steps of vae, base, decoder, flux and lumix, if not the recipe's")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -1,14 +1,10 @@
 """The nano FLUX base: a FLUX.1 transformer and a T5 encoder of the `scenes` world, small enough to travel in the repository.
 
-    python -m intrinsic_lab.training.nano.flux [base|export]
-
 VAE, CLIP and CLIP's vocabulary are those of the nano base (`assets/nano`); trained here are the transformer and the T5, on pictures
-and their captions, never on maps. Each part resumes where it stopped.
+and their captions, never on maps.
 """
 
-import argparse
 import json
-import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -161,12 +157,12 @@ class FluxTask:
         self.module.text_encoder.save_pretrained(folder / "text_encoder_2")
 
 
-def train_base(runs: Path, nano: Path, steps: int | None) -> None:
-    """Transformer and T5 on the latents of pictures."""
+def train_flux(runs: Path, assets: Path, steps: int | None = None) -> None:
+    """Transformer and T5 on the latents of pictures, then `assets/nano_flux` with what is shared with `assets/nano`."""
     from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, CLIPTokenizer, T5TokenizerFast
 
-    config = replace(BASE, output=runs / "base", steps=steps or BASE.steps)
+    nano, config = assets / "nano", replace(BASE, output=runs / "flux", steps=steps or BASE.steps)
     write_t5_tokenizer(config.output / "tokenizer_2")
     vae = AutoencoderKL.from_pretrained(nano, subfolder="vae", torch_dtype=torch.float32).to(memory_format=torch.channels_last)
     latents, captions = encode_pictures(vae, BASE_SEEDS[:SCENES], config.output / "latents.safetensors")
@@ -180,14 +176,15 @@ def train_base(runs: Path, nano: Path, steps: int | None) -> None:
     last = history.losses[-100:]
     record = {"config": vars(config), "minutes": history.seconds / 60, "final_loss": sum(last) / len(last)}
     save_record(config.output, record | {"batch": BATCH, "scenes": SCENES})
+    export(config.output, assets)
 
 
-def export(runs: Path, assets: Path) -> None:
-    """Write the parts as one diffusers folder of fp16 safetensors, `assets/nano_flux`, with the record of how it was made."""
+def export(base: Path, assets: Path) -> None:
+    """Write what the run in `base` made as one diffusers folder of fp16 safetensors, `assets/nano_flux`, with the run's record."""
     from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-    nano, base, target = assets / "nano", runs / "base", assets / "nano_flux"
+    nano, target = assets / "nano", assets / "nano_flux"
     pipeline = FluxPipeline(
         scheduler=build_scheduler(),
         vae=AutoencoderKL.from_pretrained(nano, subfolder="vae"),
@@ -203,23 +200,3 @@ def export(runs: Path, assets: Path) -> None:
         shutil.copytree(nano / part, target / part, dirs_exist_ok=True)
     shutil.copytree(base / "tokenizer_2", target / "tokenizer_2", dirs_exist_ok=True)
     save_record(target, json.loads((base / "record.json").read_text()))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m intrinsic_lab.training.nano.flux", description=__doc__.splitlines()[0])
-    parser.add_argument("part", nargs="?", choices=("all", "base", "export"), default="all")
-    parser.add_argument("--runs", type=Path, default=Path("runs/nano_flux"), help="folder of checkpoints and results")
-    parser.add_argument("--assets", type=Path, default=Path("assets"), help="where the nano base is, and where export writes")
-    parser.add_argument("--steps", type=int, help="optimiser steps, if not the recipe's")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(arguments.threads)
-    if arguments.part != "export":
-        train_base(arguments.runs, arguments.assets / "nano", arguments.steps)
-    if arguments.part != "base":
-        export(arguments.runs, arguments.assets)
-
-
-if __name__ == "__main__":
-    main()
