@@ -273,7 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=ROOT / "assets" / "nano_flux")
     parser.add_argument("--bundled", type=Path, default=ROOT / "assets" / "nano_lumix.safetensors")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "nano_lumix")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "nano" / "lumix_table")
     parser.add_argument("--latents", type=Path, default=ROOT / "runs" / "nano" / "table" / "latents", help="folder of encoded maps")
     parser.add_argument("--part", default="1/1", help="K/N: do every N-th run, beginning with the K-th")
     parser.add_argument("--report", action="store_true", help="train nothing, print what is there")
