@@ -13,6 +13,7 @@ the best 50 re-ranked exactly) through the index and `find_similar`. Top-1, and 
 
 import argparse
 import json
+import logging
 import os
 import platform
 import tempfile
@@ -26,14 +27,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict
-from ..methods.lora_space.baseline import RawSpace
 from ..methods.lora_space.index import LoraIndex
 from ..methods.lora_space.search import find_similar
-from ..methods.lora_space.sketch import KINDS
+from ..methods.lora_space.sketch import KINDS, SKETCH_VERSION, unit
 from ..tools.console import format_table
 from ..training.loop import write_atomically
 
 RESULTS = Path(__file__).resolve().parent / "results"
+KEPT = RESULTS.parents[1] / "runs" / "lora_space_synthetic"
 DIMENSIONS = (320, 640, 1280)
 LAYERS = [(DIMENSIONS[index % 3], DIMENSIONS[index // 3 % 3]) for index in range(32)]
 RANKS = (4, 8, 16, 32)
@@ -41,6 +42,10 @@ PER_CLUSTER = 10
 SIGNAL_RANK = 8
 QUERIES = 100
 REGIMES = ("shared", "own A")
+
+
+Lora = list[tuple[Tensor, Tensor]]
+"""(up [out, r], down [r, in]) of every layer, fp16."""
 
 
 class Shelf:
@@ -51,12 +56,12 @@ class Shelf:
         self.labels = numpy.arange(count) % max(count // PER_CLUSTER, 1)
         self._bases = [(_normal(seed, 1, layer, out, 32), _normal(seed, 2, layer, width, 32)) for layer, (out, width) in enumerate(LAYERS)]
 
-    def lora(self, number: int) -> list[tuple[Tensor, Tensor]]:
-        """(up [out, r], down [r, in]) of every layer."""
+    def lora(self, number: int) -> Lora:
         cluster = int(self.labels[number])
         rank = RANKS[int(torch.randint(4, (1,), generator=_generator(self.seed, 3, number)))]
         make = self._shared if self.regime == "shared" else self._own
-        return [make(layer, cluster, number, rank) for layer in range(len(LAYERS))]
+        factors = (make(layer, cluster, number, rank) for layer in range(len(LAYERS)))
+        return [(up.half(), down.half()) for up, down in factors]
 
     def _shared(self, layer: int, cluster: int, number: int, rank: int) -> tuple[Tensor, Tensor]:
         left, right = self._bases[layer]
@@ -86,14 +91,13 @@ def _normal(*key: int) -> Tensor:
     return torch.randn(*shape, generator=_generator(*key))
 
 
-def write_shelf(shelf: Shelf, folder: Path) -> list[Path]:
+def write_shelf(loras: list[Lora], folder: Path) -> list[Path]:
     """The shelf as kohya files, in the order of its numbers."""
     paths = []
-    for number in range(len(shelf.labels)):
-        path = folder / f"{number:05}.safetensors"
-        layers = {_layer_name(layer): LoraLayer(down.half(), up.half()) for layer, (up, down) in enumerate(shelf.lora(number))}
-        save_file(kohya_state_dict(layers), path)
-        paths.append(path)
+    for number, lora in enumerate(loras):
+        paths.append(folder / f"{number:05}.safetensors")
+        layers = {_layer_name(layer): LoraLayer(down, up) for layer, (up, down) in enumerate(lora)}
+        save_file(kohya_state_dict(layers), paths[-1])
     return paths
 
 
@@ -115,39 +119,57 @@ def nearest(vectors: numpy.ndarray, queries: numpy.ndarray) -> numpy.ndarray:
     return numpy.argsort(-cosines, axis=1)[:, :5]
 
 
-def exact_cosines_at_once(shelf: Shelf, queries: numpy.ndarray) -> numpy.ndarray:
+def exact_cosines(loras: list[Lora], queries: numpy.ndarray) -> numpy.ndarray:
     """Cosines [q, n] of the changes: layer by layer, all LoRAs side by side, in rank space."""
-    loras = [shelf.lora(number) for number in range(len(shelf.labels))]
     owner = torch.cat([torch.full((lora[0][1].shape[0],), number) for number, lora in enumerate(loras)])
     asked = torch.isin(owner, torch.from_numpy(queries))
-    total, squares = torch.zeros(len(shelf.labels), len(shelf.labels)), torch.zeros(len(shelf.labels))
+    total, squares = torch.zeros(len(loras), len(loras)), torch.zeros(len(loras))
     for layer in range(len(LAYERS)):
-        up, down = torch.cat([lora[layer][0] for lora in loras], 1), torch.cat([lora[layer][1] for lora in loras])
+        factors = [(lora[layer][0].float(), lora[layer][1].float()) for lora in loras]
+        up, down = torch.cat([one for one, _ in factors], 1), torch.cat([other for _, other in factors])
         products = (up[:, asked].T @ up) * (down[asked] @ down.T)
-        summed = torch.zeros(len(products), len(shelf.labels)).index_add_(1, owner, products)
+        summed = torch.zeros(len(products), len(loras)).index_add_(1, owner, products)
         total.index_add_(0, owner[asked], summed)
-        squares += torch.tensor([float(((one.T @ one) * (other @ other.T)).sum()) for one, other in (lora[layer] for lora in loras)])
+        squares += torch.tensor([float(((one.T @ one) * (other @ other.T)).sum()) for one, other in factors])
     norms = squares.sqrt()
     return (total / (norms[:, None] * norms[None]))[torch.from_numpy(queries)].numpy()
+
+
+def raw_vectors(loras: list[Lora], dimensions: int = 256) -> numpy.ndarray:
+    """`baseline.RawSpace.fit(...).vectors` without holding all the flattened files at once: PCA by their Gram matrix, layer by layer."""
+    total = torch.zeros(len(loras), len(loras), dtype=torch.float64)
+    for layer, (out, width) in enumerate(LAYERS):
+        rows = torch.zeros(len(loras), max(RANKS) * (out + width))
+        for row, lora in zip(rows, loras, strict=True):
+            up, down = lora[layer]
+            row[: down.numel()] = down.flatten()
+            row[max(RANKS) * width :].view(out, max(RANKS))[:, : up.shape[1]] = up
+        total += rows @ rows.T
+    center = torch.eye(len(loras), dtype=torch.float64) - 1 / len(loras)
+    values, vectors = torch.linalg.eigh(center @ total @ center)
+    kept = values > values[-1] * 1e-7
+    return unit((vectors[:, kept] * values[kept].sqrt())[:, -dimensions:].numpy())
 
 
 def measure(regime: str, count: int, seed: int, folder: Path) -> dict[str, dict[str, float]]:
     """{row: {top-1, hit@5, seconds}} of one shelf."""
     shelf = Shelf(regime, count, seed)
-    paths = write_shelf(shelf, folder)
+    loras = [shelf.lora(number) for number in range(count)]
+    paths = write_shelf(loras, folder)
     queries = numpy.sort(numpy.random.default_rng(seed).choice(count, min(count, QUERIES), replace=False))
     rows = {}
 
     def row(name: str, order: numpy.ndarray, since: float) -> None:
         top_1, hit_5 = hits(order, queries, shelf.labels)
-        rows[name] = {"top-1": top_1, "hit@5": hit_5, "seconds": time.perf_counter() - since}
+        rows[name] = {"top-1": top_1, "hit@5": hit_5, "seconds": round(time.perf_counter() - since, 1)}
 
     start = time.perf_counter()
-    row("raw A, B + PCA (the paper's form)", nearest(RawSpace.fit(paths).vectors, queries), start)
+    row("raw A, B + PCA (the paper's form)", nearest(raw_vectors(loras), queries), start)
     start = time.perf_counter()
-    cosines = exact_cosines_at_once(shelf, queries)
+    cosines = exact_cosines(loras, queries)
     cosines[numpy.arange(len(queries)), queries] = -numpy.inf
     row("exact Gram of the changes", numpy.argsort(-cosines, axis=1)[:, :5], start)
+    del loras
     start = time.perf_counter()
     with LoraIndex(folder / "index.sqlite") as index:
         index.update([folder])
@@ -164,23 +186,37 @@ def measure(regime: str, count: int, seed: int, folder: Path) -> dict[str, dict[
     return rows
 
 
+def kept_rows(regime: str, count: int, seed: int, kept: Path) -> dict[str, dict[str, float]]:
+    """`measure`, once: a shelf that was measured before is read back."""
+    if not kept.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            rows = measure(regime, count, seed, Path(folder)) | {"load": {"load": os.getloadavg()[0]}}
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, lambda path: path.write_text(json.dumps(rows)))
+    return {row: values for row, values in json.loads(kept.read_text()).items() if row != "load"}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500, 1000])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=REGIMES)
+    parser.add_argument(
+        "--kept", type=Path, default=RESULTS.parents[1] / "runs" / "lora_space_synthetic", help="scores, one file per shelf"
+    )
     options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     load, found = os.getloadavg()[0], {}
-    for regime in options.regimes:
-        for count in options.sizes:
-            for seed in options.seeds:
-                with tempfile.TemporaryDirectory() as folder:
-                    for row, values in measure(regime, count, seed, Path(folder)).items():
-                        found.setdefault((regime, count, row), []).append(values)
-                        print(regime, count, seed, row, values, flush=True)
+    for seed in options.seeds:
+        for count in sorted(options.sizes, reverse=True):
+            for regime in options.regimes:
+                kept = options.kept / f"{SKETCH_VERSION}-{regime.replace(' ', '-')}-{count}-{seed}.json"
+                for row, values in kept_rows(regime, count, seed, kept).items():
+                    found.setdefault((regime, count, row), []).append(values)
+                logging.info("%s, n = %d, seed %d", regime, count, seed)
     table = [
-        {"regime": regime, "n": count, "embedding": row} | {key: mean(one[key] for one in values) for key in ("top-1", "hit@5")}
-        for (regime, count, row), values in found.items()
+        {"regime": regime, "n": count, "embedding": row} | {key: round(mean(one[key] for one in values), 3) for key in ("top-1", "hit@5")}
+        for (regime, count, row), values in sorted(found.items(), key=lambda item: (item[0][0], item[0][1]))
     ]
     print(format_table(table))
     shipped = [one for one in table if one["embedding"].startswith("shipped") and one["n"] == max(options.sizes)]
