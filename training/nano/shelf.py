@@ -1,0 +1,107 @@
+"""The style LoRAs that come with the pack: a few of the collection, cut to rank 1, with previews, and three copies to be found out.
+
+python -m intrinsic_lab.training.nano.shelf [--collection runs/styles] [--out assets/loras]
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict, read_lora
+from ...scenes import render_scenes
+from ...scenes.pictures import save_picture
+from ..intrinsic_lora.config import Base, load_base
+from ..loop import write_atomically
+from .styles import ARCHITECTURE, SIZE, content_caption, restyle, with_lora
+
+STYLES = ("ember", "lagoon", "candy", "chess", "moonlight", "aurora")
+SEEDS, RANK = (0, 1), 8
+PREVIEW_SCENE = 122
+
+
+def cut(layer: LoraLayer, rank: int) -> LoraLayer:
+    """The best approximation of a layer at a lower rank (Eckart-Young), from the SVD in rank space."""
+    left, left_r = torch.linalg.qr(layer.up.double() * layer.scale)
+    right, right_r = torch.linalg.qr(layer.down.double().T)
+    u, values, vt = torch.linalg.svd(left_r @ right_r.T)
+    root = values[:rank].sqrt()
+    return LoraLayer((root[:, None] * vt[:rank] @ right.T).float(), (left @ u[:, :rank] * root).float())
+
+
+def padded(layer: LoraLayer, strength: float) -> LoraLayer:
+    """The same layer at another strength, with a rank more that is empty."""
+    down = torch.cat([layer.down, torch.zeros_like(layer.down[:1])])
+    up = torch.cat([layer.up, torch.zeros_like(layer.up[:, :1])], 1)
+    return LoraLayer(down, strength * up, layer.scale)
+
+
+def plain_state(layers: dict[str, LoraLayer], dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+    """kohya's spelling without alpha, which then equals the rank."""
+    state = kohya_state_dict(layers)
+    return {key: tensor.to(dtype) for key, tensor in state.items() if not key.endswith(".alpha")}
+
+
+def peft_state(layers: dict[str, LoraLayer], dtype: torch.dtype) -> dict[str, Tensor]:
+    """diffusers' spelling."""
+    state = {}
+    for name, layer in layers.items():
+        state[f"unet.{name}.lora_A.weight"] = layer.down.to(dtype).contiguous()
+        state[f"unet.{name}.lora_B.weight"] = layer.up.to(dtype).contiguous()
+    return state
+
+
+def write(path: Path, state: dict[str, Tensor], tag: str | None = None) -> None:
+    """A LoRA file; `tag` as its training tag."""
+    metadata = {"modelspec.architecture": f"{ARCHITECTURE}/lora", "ss_base_model_version": ARCHITECTURE}
+    if tag:
+        metadata["ss_tag_frequency"] = json.dumps({tag: {tag: 1}})
+    write_atomically(path, lambda partial: save_file(state, partial, metadata))
+
+
+def write_preview(base: Base, path: Path) -> None:
+    """What a LoRA makes of one scene, as PATH.jpg."""
+    maps = render_scenes([PREVIEW_SCENE], SIZE, SIZE)
+    plain = maps.image_bhwc.permute(0, 3, 1, 2)
+    [picture] = restyle(base, with_lora(base, path), plain, [content_caption(maps.captions[0])], seed=0, strength=0.7)
+    save_picture(picture.permute(1, 2, 0), path.with_suffix(".jpg"))
+
+
+def make_shelf(base: Base, collection: Path, out: Path) -> list[Path]:
+    """Write everything; returns the LoRA files."""
+    shelf: dict[str, dict[str, LoraLayer]] = {}
+    files = []
+    for style in STYLES:
+        for seed in SEEDS:
+            layers = read_lora(collection / style / f"{style}_{seed}_r{RANK}.safetensors").layers
+            shelf[f"{style}_{seed}"] = {name: cut(layer, 1) for name, layer in layers.items()}
+            files.append(out / style / f"{style}_{seed}.safetensors")
+            write(files[-1], plain_state(shelf[f"{style}_{seed}"]), style)
+    copies = {
+        "warm_tones_v2": peft_state(shelf["ember_0"], torch.bfloat16),
+        "night_soft": plain_state({name: padded(layer, 0.5) for name, layer in shelf["moonlight_0"].items()}),
+        "candy_1 (1)": plain_state(shelf["candy_1"]),
+    }
+    for name, state in copies.items():
+        files.append(out / "downloads" / f"{name}.safetensors")
+        write(files[-1], state)
+    for path in files:
+        write_preview(base, path)
+    return files
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m intrinsic_lab.training.nano.shelf", description=__doc__.splitlines()[0])
+    parser.add_argument("--base", type=Path, default=Path("assets/nano"))
+    parser.add_argument("--collection", type=Path, default=Path("runs/styles"))
+    parser.add_argument("--out", type=Path, default=Path("assets/loras"))
+    arguments = parser.parse_args()
+    for path in make_shelf(load_base(arguments.base), arguments.collection, arguments.out):
+        print(f"{path.stat().st_size:8d}  {path}")
+
+
+if __name__ == "__main__":
+    main()
