@@ -47,7 +47,7 @@ def attach(clone: ModelPatcher, way: str, adapter: Adapter | None, strength: flo
     way: how maps attend (`methods.lumix.design.ATTENTIONS`). A replacement that is there already stays, around ours.
     """
     taken = clone.model_options["transformer_options"].get("patches_replace", {}).get("dit", {})
-    for kind, replacement in (("double", _double_block), ("single", _single_block)):
+    for kind, replacement in (("double", double_block), ("single", single_block)):
         for number in numbers[kind]:
             layer = getattr(adapter, f"{kind}_blocks")[number] if adapter and strength else None
             ours = replacement(number, Attention(way, layer, strength))
@@ -201,7 +201,7 @@ def _rotated_key(norm: QKNorm, key: Tensor, update: Update | None, pe: Tensor, r
     return rows.join(rotated)
 
 
-def _double_block(number: int, shared: Attention) -> Callable:
+def double_block(number: int, shared: Attention) -> Callable:
     def run(args: dict) -> dict:
         rows, block = _running(args, "double_blocks", number)
         img, txt, vec = args["img"], args["txt"], args["vec"]
@@ -225,7 +225,7 @@ def _double_block(number: int, shared: Attention) -> Callable:
     return run
 
 
-def _single_block(number: int, shared: Attention) -> Callable:
+def single_block(number: int, shared: Attention) -> Callable:
     def run(args: dict) -> dict:
         rows, block = _running(args, "single_blocks", number)
         x = args["img"]

@@ -311,8 +311,9 @@ def test_what_others_put_into_the_attention_still_runs(attention, how, world, lo
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_an_attention_mask_that_hides_text_is_as_good_as_less_text(attention, world, lora_folder):
     model = patched(world.model, lora_folder, config_of(attention=attention))
-    mask = torch.ones(1, 33, 33, dtype=torch.bool)
-    mask[:, :, 5:9] = False
+    # Core hands masks on as numbers, which are added to the scores.
+    mask = torch.zeros(1, 33, 33)
+    mask[:, :, 5:9] = -1e9
     entries = {"attention_mask": mask, "attention_mask_img_shape": (4, 6)}
     masked = [node_helpers.conditioning_set_values(prompt, entries) for prompt in conditions(world)]
     short = [[[context[:, :5], {"pooled_output": pooled}]] for context, pooled in world.prompts]

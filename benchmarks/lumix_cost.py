@@ -1,0 +1,216 @@
+"""What LumiX costs in a pair of FLUX-wide blocks: ours against the upstream order of computation, time, peak memory, where the time goes.
+
+    python -m intrinsic_lab.benchmarks.lumix_cost [--device cuda] [--pixels 512] [--rounds 3] [--threads N] [--clock cpu] [--write]
+
+One double-stream and one single-stream block of FLUX.1's width, five maps, 512 text tokens, one prompt, random weights in bfloat16. The
+upstream order is a reference written from its formula: queries are projected, normed and rotated for every map and then replaced by the
+colour map's; Tensor LoRA merges its cores in every call and expands every pair of maps before it sums. Nothing is reported unless both give
+the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from ..kernels import benchmarking as bench
+from ..kernels.tensor_lora.benchmark import upstream_order
+from ..methods.lumix.design import QUERY_BROADCAST, Design
+from ..methods.lumix.tensor_lora.config import AdapterConfig
+from ..methods.lumix.tensor_lora.layer import Adapter, TensorLayer
+from ..tools.comfyui_source import find_comfyui
+
+WIDTH, HEADS, TEXT, RANK = 3072, 24, 512, 8
+TOLERANCE = 3e-2
+KINDS = {
+    "projections": ("addmm", "mkldnn_linear", "aten::mm", "aten::linear"),
+    "attention": ("scaled_dot_product", "flash_attention"),
+    "Tensor LoRA products": ("bmm", "einsum"),
+}
+
+
+def start_comfyui() -> None:
+    """Makes ComfyUI importable, on the CPU where there is no CUDA."""
+    sys.path.insert(0, str(find_comfyui()))
+    from comfy.cli_args import args
+
+    args.cpu = not torch.cuda.is_available()
+
+
+class Pair:
+    """A double-stream and a single-stream block with their Tensor LoRA, and the tokens of five maps."""
+
+    def __init__(self, device: str, pixels: int):
+        import comfy.ops
+        from comfy.ldm.flux.layers import DoubleStreamBlock, EmbedND, SingleStreamBlock
+
+        from ..nodes.native.lumix_flux import Attention, double_block, single_block
+        from ..nodes.native.lumix_rows import KEY, MapRows
+
+        options = {"dtype": torch.bfloat16, "device": device, "operations": comfy.ops.disable_weight_init}
+        torch.manual_seed(0)
+        self.double = _drawn(DoubleStreamBlock(WIDTH, HEADS, 4.0, qkv_bias=True, **options))
+        self.single = _drawn(SingleStreamBlock(WIDTH, HEADS, 4.0, **options))
+        config = AdapterConfig(Design(), double_blocks=1, single_blocks=1, rank=RANK)
+        self.cores = _drawn(Adapter(config).to(device, torch.bfloat16))
+        merged = _drawn(Adapter(config).to(device, torch.bfloat16))
+        merged.load_state_dict(self.cores.state_dict())
+        merged.merge_()
+        self.color, maps = config.design.color_row, len(config.design.maps)
+        side = pixels // 16
+        self.rows = MapRows(SimpleNamespace(double_blocks=[self.double], single_blocks=[self.single]), 1, maps, self.color)
+        self.options = {KEY: self.rows}
+        normal = {"dtype": torch.bfloat16, "device": device}
+        self.img, self.txt = torch.randn(maps, side * side, WIDTH, **normal), torch.randn(maps, TEXT, WIDTH, **normal)
+        self.vec = torch.randn(maps, WIDTH, **normal)
+        ids = torch.zeros(TEXT + side * side, 3, device=device)
+        ids[TEXT:, 1:] = torch.cartesian_prod(torch.arange(side), torch.arange(side)).to(ids)
+        self.pe = EmbedND(WIDTH // HEADS, 10000, [16, 56, 56])(ids.expand(maps, -1, -1))
+        blocks = merged.double_blocks[0], merged.single_blocks[0]
+        makers = double_block, single_block
+        self.replaced = [make(0, Attention(QUERY_BROADCAST, layer, 1.0)) for make, layer in zip(makers, blocks, strict=True)]
+
+    def _arguments(self, **streams: Tensor) -> dict:
+        # Blocks write into their streams.
+        return {**{name: x.clone() for name, x in streams.items()}, "vec": self.vec, "pe": self.pe, "transformer_options": self.options}
+
+    def ours(self) -> Tensor:
+        """Both blocks as the node runs them."""
+        self.rows.ran.clear()
+        out = self.replaced[0](self._arguments(img=self.img, txt=self.txt))
+        return self.replaced[1](self._arguments(img=torch.cat([out["txt"], out["img"]], dim=1)))["img"]
+
+    def upstream(self) -> Tensor:
+        """Both blocks in the upstream order."""
+        from comfy.ldm.flux.layers import apply_mod
+        from comfy.ldm.flux.math import apply_rope
+
+        def by_head(x: Tensor) -> Tensor:
+            return rearrange(x, "row token (head dim) -> row head token dim", head=HEADS)
+
+        def updated(layer: TensorLayer, out: Tensor, x: Tensor) -> Tensor:
+            return upstream_order(out, x, layer.G1, layer.G2, layer.G3, layer.scale)
+
+        def projected(linear: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+            return linear(x).split([WIDTH] * 3 + [linear.out_features - 3 * WIDTH], dim=-1)
+
+        def key_value(layer: TensorLayer, x: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+            both = torch.cat([rearrange(key, "row head token dim -> row token (head dim)"), value], dim=-1)
+            return [by_head(part) for part in updated(layer, both, x).chunk(2, dim=-1)]
+
+        def shared(query: Tensor) -> Tensor:
+            return repeat(query[self.color], "... -> row ...", row=len(query))
+
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            out = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+            return rearrange(out, "row head token dim -> row token (head dim)")
+
+        img, txt, block, layers = self.img.clone(), self.txt.clone(), self.double, self.cores.double_blocks[0]
+        (mod, mod_mlp), (text_mod, text_mod_mlp) = block.img_mod(self.vec), block.txt_mod(self.vec)
+        x = apply_mod(block.img_norm1(img), 1 + mod.scale, mod.shift)
+        query, key, value, _ = projected(block.img_attn.qkv, x)
+        query, key = block.img_attn.norm(by_head(query), by_head(key), value)
+        key, value = key_value(layers.input, x, key, value)
+        text = rearrange(
+            block.txt_attn.qkv(apply_mod(block.txt_norm1(txt), 1 + text_mod.scale, text_mod.shift)),
+            "row token (part head dim) -> part row head token dim",
+            part=3,
+            head=HEADS,
+        )
+        text = (*block.txt_attn.norm(*text), text[2])
+        query, key, value = (torch.cat(streams, dim=2) for streams in zip(text, (query, key, value), strict=True))
+        query, key = apply_rope(query, key, self.pe)
+        query = torch.cat([query[:, :, :TEXT], shared(query[:, :, TEXT:])], dim=2)
+        out = attend(query, key, value)
+        image = block.img_attn.proj(out[:, TEXT:])
+        img = img + apply_mod(updated(layers.proj, image, image), mod.gate)
+        img = img + apply_mod(block.img_mlp(apply_mod(block.img_norm2(img), 1 + mod_mlp.scale, mod_mlp.shift)), mod_mlp.gate)
+        txt = txt + apply_mod(block.txt_attn.proj(out[:, :TEXT]), text_mod.gate)
+        inner = apply_mod(block.txt_norm2(txt), 1 + text_mod_mlp.scale, text_mod_mlp.shift)
+        txt = txt + apply_mod(block.txt_mlp(inner), text_mod_mlp.gate)
+        tokens, block, layers = torch.cat([txt, img], dim=1), self.single, self.cores.single_blocks[0]
+        mod, _ = block.modulation(self.vec)
+        x = apply_mod(block.pre_norm(tokens), 1 + mod.scale, mod.shift)
+        query, key, value, mlp = projected(block.linear1, x)
+        query, key = block.norm(by_head(query), by_head(key), value)
+        key, value = key_value(layers.input, x, key, value)
+        query, key = apply_rope(query, key, self.pe)
+        out = block.linear2(torch.cat([attend(shared(query), key, value), block.mlp_act(mlp)], dim=2))
+        return tokens + apply_mod(updated(layers.proj, out, out), mod.gate)
+
+
+def _drawn(module: nn.Module) -> nn.Module:
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+        if parameter.ndim > 1:
+            parameter.normal_(std=parameter.shape[-1] ** -0.5 if parameter.ndim == 2 else 0.05)
+        else:
+            parameter.fill_(1.0 if parameter.numel() == WIDTH // HEADS else 0.0)
+    return module.eval()
+
+
+def where_time_goes(run: Callable[[], Tensor], device: str) -> dict[str, float]:
+    """Milliseconds of one run by kind of operation."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
+    with profile(activities=activities) as profiler:
+        run()
+    found = dict.fromkeys([*KINDS, "norms, rotations, sums, copies"], 0.0)
+    for event in profiler.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "norms, rotations, sums, copies")
+        found[kind] += (event.self_device_time_total if device == "cuda" else event.self_cpu_time_total) / 1e3
+    return found
+
+
+def peak_mib(run: Callable[[], Tensor], device: str) -> float:
+    """Most memory held at once during a run, above the weights and inputs."""
+    if device == "cpu":
+        return bench.peak_extra_bytes(run) / 2**20
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def main() -> None:
+    parser = bench.arguments(__doc__)
+    parser.add_argument("--pixels", type=int, default=512)
+    parser.set_defaults(rounds=3)
+    options = parser.parse_args()
+    settings = bench.settings_from(options)
+    start_comfyui()
+    with torch.inference_mode():
+        pair = Pair(settings.device, options.pixels)
+        error = bench.check("ours", pair.ours(), pair.upstream(), TOLERANCE)
+        ways = {"upstream order": pair.upstream, "ours": pair.ours}
+        measured = bench.side_by_side(ways, settings)
+        peaks = {name: peak_mib(run, settings.device) for name, run in ways.items()}
+        parts = {name: where_time_goes(run, settings.device) for name, run in ways.items()}
+    rows = [(name, f"{result.milliseconds:.0f}", f"{1 / result.ratio:.2f}x", f"{peaks[name]:.0f} MiB") for name, result in measured.items()]
+    title = f"LumiX: a pair of FLUX-wide blocks, five maps, {options.pixels} x {options.pixels}, bfloat16 (difference {error:.1e})"
+    table = bench.report(title, ("way", "ms", "speed-up", "peak memory"), rows, settings)
+    kinds = [(kind, *(f"{parts[name][kind]:.0f}" for name in ways)) for kind in parts["ours"]]
+    details = bench.report("Where the time goes, ms of one profiled run", ("operations", *ways), kinds, settings)
+    print(f"{table}\n\n{details}")
+    if options.write:
+        record = {
+            "machine": bench.machine(),
+            "settings": vars(settings),
+            "difference": error,
+            "milliseconds": {name: result.milliseconds for name, result in measured.items()},
+            "speed_up": 1 / measured["ours"].ratio,
+            "peak_mib": peaks,
+            "parts_ms": parts,
+        }
+        path = bench.RESULTS / f"lumix_cost_{settings.device}.json"
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
