@@ -1,13 +1,13 @@
 """What the exchange between picture and maps does (I-LDM), on the nano base: schedules side by side on the same prompts and noise.
 
-    python -m intrinsic_lab.benchmarks.ildm_table [--report] [--sheet FILE]
+    python -m intrinsic_lab.benchmarks.ildm_table [--sheet FILE]
 
 Samples through the pack's own patch of ComfyUI's model. Consistency is judged on what was generated, without ground truth: generated
 normals against those of the generated depth and against those the bundled I-LoRA sees in the picture (median degrees), line map and
 segment boundaries against the picture's edges (correlation). Fidelity: the Fréchet distance of the nano encoder's features to the
 base's pictures of the other seeds (so the base itself is not at 0), and the mean change of the same seed's picture, in 8-bit levels.
 
-Scores are kept in the runs folder, one file per row and seed, so a run that is stopped goes on where it was; --report samples nothing.
+Each seed has prompts of its own. Scores are kept in the runs folder, one file per row and seed, so a run that is stopped goes on where it was.
 --sheet also writes pictures and maps of the first prompts.
 """
 
@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
@@ -39,11 +38,11 @@ from .extraction_cost import start_comfyui
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PROMPTS = 102
-BATCH = 17
 SEEDS = (0, 1, 2)
+PROMPTS_PER_SEED = 34
+BATCH = 17
 SIZE, LATENT_SIDE = 128, 16
-STEPS, CFG = 12, 4.0
+STEPS, CFG = 10, 4.0
 SAMPLER, SCHEDULER = "dpmpp_2m", "karras"
 # Of the scenes the base was trained on: a generated picture does not tell its own.
 VERTICAL_FOV_DEGREES = 48.0
@@ -85,6 +84,15 @@ class World:
     base: Path
     loras: dict[bool, Path]
     models: dict[str, object] = field(default_factory=dict)
+
+    def state(self, row: Row) -> str:
+        """Names the weights and settings that a row's scores depend on."""
+        settings = [row.name, PROMPTS_PER_SEED, BATCH, STEPS, CFG, SAMPLER, SCHEDULER, DROP_STAGES]
+        content = hashlib.sha256(json.dumps(settings).encode())
+        for path in [self.base / part / "diffusion_pytorch_model.safetensors" for part in ("unet", "vae", "intrinsic_vae")]:
+            content.update(path.read_bytes())
+        content.update(self.loras[row.image_domain].read_bytes())
+        return content.hexdigest()[:12]
 
     def __post_init__(self) -> None:
         from ..nodes.native.diffusers_folder import load_pipeline
@@ -173,35 +181,25 @@ COLUMNS = {
 }
 
 
-def batches(prompts: list[str]) -> Iterator[tuple[int, list[str]]]:
-    for first in range(0, len(prompts), BATCH):
-        yield first, prompts[first : first + BATCH]
-
-
 def scored(world: World, picture_normals: PictureNormals, prompts: list[str], row: Row, seed: int, folder: Path) -> dict[str, list]:
-    """Scores of one row and seed, from its file if it is there; pictures stay as bytes beside it, to be compared."""
-    path = folder / f"{ROWS.index(row)}-{seed}.json"
+    """Scores of one row and seed, from its file if it is there. The base's pictures stay beside it: the others are compared with them."""
+    path = folder / f"{world.state(row)}-{seed}.json"
     if not path.exists():
         started, scores, pictures = time.monotonic(), {}, []
-        for first, some in batches(prompts):
-            generated = world.generate(row, some, first, seed)
+        own = range(seed * PROMPTS_PER_SEED, (seed + 1) * PROMPTS_PER_SEED)
+        for first in own[::BATCH]:
+            generated = world.generate(row, prompts[first : first + BATCH], first, seed)
             pictures.append((generated.image.clamp(0, 1) * 255).round().to(torch.uint8))
             for name, values in judge(generated, picture_normals).items():
                 scores.setdefault(name, []).extend(values)
-        base = torch.cat(pictures) if row is BASE else read_pictures(folder, seed)
-        change = (torch.cat(pictures).float() - base.float()).abs().mean((1, 2, 3))
-        scores["change"] = change.tolist()
+        image, kept = torch.cat(pictures), folder / f"{world.state(BASE)}-{seed}.bin"
         if row is BASE:
-            write_atomically(folder / f"base-{seed}.bin", lambda partial: partial.write_bytes(base.numpy().tobytes()))
-        text = json.dumps(scores | {"seconds": time.monotonic() - started})
-        write_atomically(path, lambda partial: partial.write_text(text))
+            write_atomically(kept, lambda partial: partial.write_bytes(image.numpy().tobytes()))
+        base = torch.frombuffer(bytearray(kept.read_bytes()), dtype=torch.uint8).view(image.shape)
+        scores["change"] = (image.float() - base.float()).abs().mean((1, 2, 3)).tolist()
+        write_atomically(path, lambda partial: partial.write_text(json.dumps(scores)))
         logging.info("%s, seed %d: %.0f s", row.name, seed, time.monotonic() - started)
     return json.loads(path.read_text())
-
-
-def read_pictures(folder: Path, seed: int) -> Tensor:
-    data = bytearray((folder / f"base-{seed}.bin").read_bytes())
-    return torch.frombuffer(data, dtype=torch.uint8).view(-1, SIZE, SIZE, 3)
 
 
 def exact(scenes: SceneMaps) -> Generated:
@@ -224,20 +222,15 @@ def references(world: World, picture_normals: PictureNormals, scenes: SceneMaps)
     return {name: judge(case, picture_normals) for name, case in cases.items()}
 
 
-def table(scores: dict[str, list[dict[str, list]]]) -> dict[str, dict[str, list[float]]]:
+def table(sampled: dict[str, list[dict[str, list]]], rendered: dict[str, dict[str, list]]) -> dict[str, dict[str, list[float]]]:
     """`{row: {column: [value of each seed]}}`; a distance is to the base's pictures of all other seeds."""
-    base = [torch.tensor(seed["features"]) for seed in scores[BASE.name]]
-    result = {}
-    for name, seeds in scores.items():
-        values: dict[str, list[float]] = {}
-        for number, seed in enumerate(seeds):
-            for column in COLUMNS:
-                if column in seed:
-                    values.setdefault(column, []).append(mean(seed[column]))
-            others = torch.cat([features for other, features in enumerate(base) if other != number or len(seeds) != len(base)])
-            if len(seeds) == len(base):
-                values.setdefault("distance", []).append(frechet_distance(torch.tensor(seed["features"]), others))
-        result[name] = values
+    base = [torch.tensor(seed["features"]) for seed in sampled[BASE.name]]
+    result = {name: {column: [mean(values[column])] for column in COLUMNS if column in values} for name, values in rendered.items()}
+    for name, seeds in sampled.items():
+        result[name] = {column: [mean(seed[column]) for seed in seeds] for column in COLUMNS if column in seeds[0]}
+        others = [torch.cat(base[:number] + base[number + 1 :]) for number in range(len(seeds))]
+        distances = [frechet_distance(torch.tensor(seed["features"]), other) for seed, other in zip(seeds, others, strict=True)]
+        result[name]["distance"] = distances
     return result
 
 
@@ -271,46 +264,35 @@ def contact_sheet(world: World, prompts: list[str], path: Path, seed: int = 0, s
     write_atomically(path, lambda partial: picture.save(partial, "JPEG", quality=90))
 
 
-def digest(paths: list[Path]) -> str:
-    """Names the state of all weights and settings that the scores depend on."""
-    content = hashlib.sha256(json.dumps([PROMPTS, BATCH, STEPS, CFG, SAMPLER, SCHEDULER, DROP_STAGES]).encode())
-    for path in paths:
-        content.update(path.read_bytes())
-    return content.hexdigest()[:12]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=ROOT / "assets" / "nano")
     parser.add_argument("--lora", type=Path, default=ROOT / "assets" / "nano_ildm.safetensors")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "nano")
-    parser.add_argument("--sheet", type=Path, help="write pictures and maps of the first prompts to this JPEG, and nothing else")
-    parser.add_argument("--report", action="store_true", help="sample nothing, print what is there")
+    parser.add_argument("--sheet", type=Path, help="also write pictures and maps of the first prompts to this JPEG")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     start_comfyui()
-    scenes = render_scenes(HELD_OUT_SEEDS[:PROMPTS], SIZE, SIZE)
+    scenes = render_scenes(HELD_OUT_SEEDS[: len(SEEDS) * PROMPTS_PER_SEED], SIZE, SIZE)
     prompts = list(scenes.captions)
-    without = train_lora(arguments.base, arguments.runs, image_domain=False)
-    weights = [arguments.base / part / "diffusion_pytorch_model.safetensors" for part in ("unet", "vae", "intrinsic_vae")]
-    folder = arguments.runs / "ildm_table" / digest([*weights, arguments.lora, without])
+    folder = arguments.runs / "ildm_table"
     folder.mkdir(parents=True, exist_ok=True)
-    world = World(arguments.base, {True: arguments.lora, False: without})
+    world = World(arguments.base, {True: arguments.lora})
+    picture_normals = PictureNormals(arguments.base, ROOT / "assets" / "nano_normal.safetensors")
+    sampled: dict[str, list[dict[str, list]]] = {}
+    for image_domain in (True, False):
+        if not image_domain:
+            world.loras[False] = train_lora(arguments.base, arguments.runs, image_domain=False)
+        with torch.inference_mode():
+            for row in (row for row in ROWS if row.image_domain is image_domain):
+                sampled[row.name] = [scored(world, picture_normals, prompts, row, seed, folder) for seed in SEEDS]
     with torch.inference_mode():
         if arguments.sheet:
             contact_sheet(world, prompts[:3], arguments.sheet)
-            return
-        picture_normals = PictureNormals(arguments.base, ROOT / "assets" / "nano_normal.safetensors")
-        scores: dict[str, list[dict[str, list]]] = {}
-        for seed in SEEDS:
-            for row in ROWS:
-                if not arguments.report or (folder / f"{ROWS.index(row)}-{seed}.json").exists():
-                    scores.setdefault(row.name, []).append(scored(world, picture_normals, prompts, row, seed, folder))
-        scores |= {name: [values] for name, values in references(world, picture_normals, scenes).items()}
-    result = table(scores)
+        result = table(sampled, references(world, picture_normals, scenes))
     text = as_markdown(result)
     print(text)
-    settings = {"prompts": PROMPTS, "seeds": len(SEEDS), "steps": STEPS, "cfg": CFG, "sampler": SAMPLER, "scheduler": SCHEDULER}
+    settings = {"prompts": len(prompts), "seeds": len(SEEDS), "steps": STEPS, "cfg": CFG, "sampler": SAMPLER, "scheduler": SCHEDULER}
     record = settings | {"drop stages": DROP_STAGES, "machine": f"CPU, {os.cpu_count()} cores", "rows": result}
     write_atomically(RESULTS / "ildm_table.md", lambda path: path.write_text(text + "\n"))
     if kept := os.environ.get("INTRINSIC_LAB_RESULT"):
