@@ -1,4 +1,4 @@
-"""The style LoRAs that come with the pack: a few of the collection, cut to rank 1, with previews, and three copies to be found out.
+"""The style LoRAs that come with the pack: a few of the collection, cut to rank 1, with pictures, and three copies to be found out.
 
 python -m intrinsic_lab.training.nano.shelf [--collection runs/styles] [--out assets/loras]
 """
@@ -14,13 +14,11 @@ from torch import Tensor
 from ...methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict, read_lora
 from ...scenes import render_scenes
 from ...scenes.pictures import save_picture
-from ..intrinsic_lora.config import Base, load_base
 from ..loop import write_atomically
-from .styles import ARCHITECTURE, SIZE, content_caption, restyle, with_lora
+from .styles import ARCHITECTURE, SIZE, STYLES, StyleLora
 
-STYLES = ("ember", "lagoon", "candy", "chess", "moonlight", "aurora")
+CHOSEN = ("ember", "lagoon", "candy", "chess", "moonlight", "aurora")
 SEEDS, RANK = (0, 1), 8
-PREVIEW_SCENE = 122
 
 
 def cut(layer: LoraLayer, rank: int) -> LoraLayer:
@@ -62,24 +60,24 @@ def write(path: Path, state: dict[str, Tensor], tag: str | None = None) -> None:
     write_atomically(path, lambda partial: save_file(state, partial, metadata))
 
 
-def write_preview(base: Base, path: Path) -> None:
-    """What a LoRA makes of one scene, as PATH.jpg."""
-    maps = render_scenes([PREVIEW_SCENE], SIZE, SIZE)
-    plain = maps.image_bhwc.permute(0, 3, 1, 2)
-    [picture] = restyle(base, with_lora(base, path), plain, [content_caption(maps.captions[0])], seed=0, strength=0.7)
-    save_picture(picture.permute(1, 2, 0), path.with_suffix(".jpg"))
+def write_preview(lora: StyleLora, path: Path) -> None:
+    """The look that a LoRA learnt, PATH.jpg: one of its training pictures (what the nano base paints is too coarse to tell styles by)."""
+    [picture] = render_scenes([lora.first_scene], SIZE, SIZE, STYLES[lora.style]).image_bhwc
+    save_picture(picture, path.with_suffix(".jpg"))
 
 
-def make_shelf(base: Base, collection: Path, out: Path) -> list[Path]:
+def make_shelf(collection: Path, out: Path) -> list[Path]:
     """Write everything; returns the LoRA files."""
     shelf: dict[str, dict[str, LoraLayer]] = {}
     files = []
-    for style in STYLES:
+    for style in CHOSEN:
         for seed in SEEDS:
-            layers = read_lora(collection / style / f"{style}_{seed}_r{RANK}.safetensors").layers
+            lora = StyleLora(style, seed, RANK)
+            layers = read_lora(collection / style / f"{lora.name}.safetensors").layers
             shelf[f"{style}_{seed}"] = {name: cut(layer, 1) for name, layer in layers.items()}
             files.append(out / style / f"{style}_{seed}.safetensors")
             write(files[-1], plain_state(shelf[f"{style}_{seed}"]), style)
+            write_preview(lora, files[-1])
     copies = {
         "warm_tones_v2": peft_state(shelf["ember_0"], torch.bfloat16),
         "night_soft": plain_state({name: padded(layer, 0.5) for name, layer in shelf["moonlight_0"].items()}),
@@ -88,18 +86,15 @@ def make_shelf(base: Base, collection: Path, out: Path) -> list[Path]:
     for name, state in copies.items():
         files.append(out / "downloads" / f"{name}.safetensors")
         write(files[-1], state)
-    for path in files:
-        write_preview(base, path)
     return files
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m intrinsic_lab.training.nano.shelf", description=__doc__.splitlines()[0])
-    parser.add_argument("--base", type=Path, default=Path("assets/nano"))
     parser.add_argument("--collection", type=Path, default=Path("runs/styles"))
     parser.add_argument("--out", type=Path, default=Path("assets/loras"))
     arguments = parser.parse_args()
-    for path in make_shelf(load_base(arguments.base), arguments.collection, arguments.out):
+    for path in make_shelf(arguments.collection, arguments.out):
         print(f"{path.stat().st_size:8d}  {path}")
 
 
