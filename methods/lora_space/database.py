@@ -5,6 +5,7 @@ locks need a local disk: do not put the file on a network share.
 """
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,7 +76,7 @@ def connect(database: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA foreign_keys = ON")
         _check(connection, database)
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_wal(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
         _migrate(connection, database)
     except sqlite3.DatabaseError as error:
@@ -97,6 +98,19 @@ def _check(connection: sqlite3.Connection, database: Path) -> None:
             f"{database} was made by a newer version (schema {version}, this one knows {SCHEMA_VERSION}): update Intrinsic Lab, "
             "or name another file for the index."
         )
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switching a new file to WAL needs it alone, and does not wait for others by itself."""
+    started = time.monotonic()
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() - started > _BUSY_SECONDS:
+                raise
+            time.sleep(0.02)
 
 
 def _migrate(connection: sqlite3.Connection, database: Path) -> None:

@@ -59,26 +59,26 @@ class LoraIndex:
         gone = {
             path: row for path, row in known.items() if path not in present and _below(path, roots) and not _below(path, listing.closed)
         }
-        origins = _origins(work, known, [row for row in gone.values() if row["state"] == "good"], embed)
+        vanished = _vanished(gone.values(), embed)
 
         counts = dict.fromkeys(("added", "changed", "moved", "embedded"), 0)
-        batch: list[tuple[Found, Inspection, dict | None]] = []
+        batch: list[tuple[Found, Inspection]] = []
         flushed = time.monotonic()
 
-        def job(found: Found) -> tuple[Found, Inspection, dict | None]:
-            origin = origins.get(found.path)
-            return found, inspect(found.path, embed, origin["fingerprint"] if origin else None), origin
+        def job(found: Found) -> tuple[Found, Inspection]:
+            twins = () if found.path in known else vanished.get((found.size, found.mtime_ns), ())
+            return found, inspect(found.path, embed, twins)
 
         try:
             for done, result in enumerate(_in_parallel(job, work, workers), 1):
                 batch.append(result)
                 if len(batch) >= 64 or time.monotonic() - flushed > 1:
-                    self._write(batch, known, counts)
+                    self._write(batch, known, vanished, embed, counts)
                     batch, flushed = [], time.monotonic()
                 if report:
                     report(Progress("read" if embed else "scan", done, len(work), result[0].path))
         finally:
-            self._write(batch, known, counts)
+            self._write(batch, known, vanished, embed, counts)
         with self._writing():
             # A moved file's row has its new path by now.
             self._connection.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in gone])
@@ -226,14 +226,18 @@ class LoraIndex:
         ids = numpy.array([number for number, _ in found], dtype=numpy.int64)
         return Space(family, subnetwork, ids, {kind: numpy.ascontiguousarray(rows[:, place]) for place, kind in enumerate(KINDS)}, pca)
 
-    def _write(self, batch: list[tuple[Found, Inspection, dict | None]], known: dict[str, dict], counts: dict[str, int]) -> None:
+    def _write(self, batch: list[tuple[Found, Inspection]], known: dict, vanished: "_Vanished", embed: bool, counts: dict) -> None:
         if not batch:
             return
         with self._writing():
-            for found, seen, origin in batch:
-                if origin is not None and seen.facts is None and not seen.reason:
-                    counts["moved"] += self._move(found, origin)
-                    continue
+            for found, seen in batch:
+                if seen.facts is None and not seen.reason:
+                    origin = vanished[found.size, found.mtime_ns].pop(seen.fingerprint, None)
+                    if origin is not None and self._move(found, origin):
+                        counts["moved"] += 1
+                        continue
+                    # A second copy of a file that has moved already, or another process was faster.
+                    seen = inspect(found.path, embed)
                 counts["changed" if found.path in known else "added"] += 1
                 counts["embedded"] += seen.sketches is not None
                 self._store(found, seen)
@@ -291,11 +295,16 @@ def _needs_reading(found: Found, row: dict[str, Any] | None, embed: bool) -> boo
     return embed and row["state"] == "good" and row["sketch_version"] != SKETCH_VERSION
 
 
-def _origins(work: Iterable[Found], known: dict[str, dict], gone: Iterable[dict], embed: bool) -> dict[str, dict]:
-    """New path -> row of a vanished file of the same size and time, which may be the same file moved; each row is given once."""
-    rows = {(row["size"], row["mtime_ns"]): row for row in gone if not embed or row["sketch_version"] == SKETCH_VERSION}
-    new = [found for found in work if found.path not in known]
-    return {found.path: rows.pop((found.size, found.mtime_ns)) for found in new if (found.size, found.mtime_ns) in rows}
+_Vanished = dict[tuple[int, int], dict[bytes, dict[str, Any]]]
+"""(size, mtime_ns) -> fingerprint -> row of a file that is no longer where it was, and may have moved."""
+
+
+def _vanished(gone: Iterable[dict[str, Any]], embed: bool) -> _Vanished:
+    rows: _Vanished = {}
+    for row in gone:
+        if row["state"] == "good" and (row["sketch_version"] == SKETCH_VERSION or not embed):
+            rows.setdefault((row["size"], row["mtime_ns"]), {})[row["fingerprint"]] = row
+    return rows
 
 
 def _below(path: str, folders: Iterable[str]) -> bool:

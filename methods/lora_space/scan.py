@@ -1,7 +1,7 @@
 """What lies in the folders, and what a single file holds. Nothing here knows the database."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def _add_file(entry: os.DirEntry, root: str, listing: Listing, listed: set[str])
         state = entry.stat()
         entry.path.encode()
     except UnicodeEncodeError:
-        shown = entry.path.encode("utf-8", "backslashreplace").decode()
+        shown = os.fsencode(entry.path).decode("utf-8", "backslashreplace")
         listing.problems.append((shown, "its name is not valid Unicode: rename it."))
         return True
     except OSError as error:
@@ -93,7 +93,7 @@ def _add_file(entry: os.DirEntry, root: str, listing: Listing, listed: set[str])
 class Inspection:
     """What one file holds. sketches: None if only the header was asked for. reason: "" or why the file cannot be used.
 
-    unreadable: the file was not to be had (permission, network), so it is worth asking again.
+    unreadable: it may be otherwise next time (permission, network, memory), so it is worth asking again.
     """
 
     fingerprint: bytes | None = None
@@ -103,8 +103,8 @@ class Inspection:
     unreadable: bool = False
 
 
-def inspect(path: str, embed: bool, known: bytes | None = None) -> Inspection:
-    """Header, and with `embed` the sketches, of one file. A file whose fingerprint is `known` is not read further."""
+def inspect(path: str, embed: bool, known: Collection[bytes] = ()) -> Inspection:
+    """Header, and with `embed` the sketches, of one file. A file whose fingerprint is among `known` is not read further."""
     fingerprint = None
     try:
         reader = Reader(path)
@@ -112,13 +112,13 @@ def inspect(path: str, embed: bool, known: bytes | None = None) -> Inspection:
         return Inspection(reason=str(error), unreadable=not os.access(path, os.R_OK))
     with reader:
         fingerprint = reader.header.fingerprint
-        if known is not None and fingerprint == known:
+        if fingerprint in known:
             return Inspection(fingerprint)
         try:
             facts = describe(reader.header)
             return Inspection(fingerprint, facts, sketch(deltas_of(reader)) if embed else None)
         except BadFile as error:
             return Inspection(fingerprint, reason=str(error))
-        # One odd file among thousands must not end the work on the others; it is listed with what happened.
+        # One odd file among thousands must not end the work on the others; it is listed with what happened, and tried again.
         except Exception as error:
-            return Inspection(fingerprint, reason=f"it could not be understood ({type(error).__name__}: {error}).")
+            return Inspection(fingerprint, reason=f"it could not be understood ({type(error).__name__}: {error}).", unreadable=True)
