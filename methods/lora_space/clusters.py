@@ -12,7 +12,7 @@ from .sketch import unit
 
 # What needs a matrix of all pairs is done on this many, at most; the rest follow their nearest.
 LANDMARKS = 2_000
-_RESTARTS, _ROUNDS = 4, 30
+_RESTARTS, _ROUNDS = 5, 30
 
 
 def landmarks(count: int, seed: int) -> numpy.ndarray:
@@ -85,13 +85,18 @@ def _k_means(sample: numpy.ndarray, count: int, seed: int) -> numpy.ndarray:
 
 
 def _spread(sample: numpy.ndarray, count: int, random: numpy.random.Generator) -> numpy.ndarray:
+    """First centres by greedy k-means++: of several draws, weighted by distance, the one that brings all rows nearest."""
+    tries = 2 + int(math.log(count))
     chosen = [int(random.integers(len(sample)))]
     nearest = 1 - sample @ sample[chosen[0]]
     while len(chosen) < count:
         weight = numpy.maximum(nearest, 0).astype(numpy.float64)
         weight = weight / weight.sum() if weight.sum() > 0 else numpy.full(len(sample), 1 / len(sample))
-        chosen.append(int(random.choice(len(sample), p=weight)))
-        nearest = numpy.minimum(nearest, 1 - sample @ sample[chosen[-1]])
+        drawn = random.choice(len(sample), tries, p=weight)
+        distances = numpy.minimum(nearest, 1 - sample[drawn] @ sample.T)
+        best = int(distances.sum(1).argmin())
+        chosen.append(int(drawn[best]))
+        nearest = distances[best]
     return sample[chosen].copy()
 
 

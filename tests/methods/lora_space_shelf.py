@@ -22,8 +22,9 @@ def make_lora(seed, style=0, rank=4, noise=0.5, modules=MODULES):
     layers = {}
     for number, (name, (out, width, *kernel)) in enumerate(modules.items()):
         common, own = (torch.Generator().manual_seed(1000 * number + key) for key in (7 * style + 3, 500 + seed))
-        left = torch.randn(out, rank, generator=common) + noise * torch.randn(out, rank, generator=own)
-        right = torch.randn(rank, width, *kernel, generator=common) + noise * torch.randn(rank, width, *kernel, generator=own)
+        # Drawn for rank 8, so that ranks of one style share their first directions.
+        left = (torch.randn(8, out, generator=common) + noise * torch.randn(8, out, generator=own))[:rank].T.contiguous()
+        right = (torch.randn(8, width, *kernel, generator=common) + noise * torch.randn(8, width, *kernel, generator=own))[:rank]
         layers[name] = LoraLayer(0.1 * right, 0.1 * left.reshape(out, rank, *(1 for _ in kernel)), scale=0.5)
     return layers
 
