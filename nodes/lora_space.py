@@ -107,7 +107,8 @@ class IndexLoRAs(io.ComfyNode):
 
 
 def _listed(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    """Names that a person wrote, a line each or with | between, which no file name on Windows may hold."""
+    return [name.strip() for line in text.splitlines() for name in line.split("|") if name.strip()]
 
 
 class FindSimilarLoRAs(io.ComfyNode):
@@ -133,16 +134,14 @@ class FindSimilarLoRAs(io.ComfyNode):
                 io.String.Input(
                     "also_like",
                     default="",
-                    multiline=True,
                     optional=True,
-                    tooltip="More LoRAs to resemble, a name per line: the middle of all of them is searched for.",
+                    tooltip="More LoRAs to resemble, names with | between: the middle of all of them is searched for.",
                 ),
                 io.String.Input(
                     "unlike",
                     default="",
-                    multiline=True,
                     optional=True,
-                    tooltip="LoRAs to stay away from, a name per line: they are subtracted from the query.",
+                    tooltip="LoRAs to stay away from, names with | between: they are subtracted from the query.",
                 ),
                 io.Int.Input(
                     "exact_candidates",
@@ -241,18 +240,20 @@ class LoRAMap(io.ComfyNode):
                     default=NONE,
                     tooltip="The LoRA that is marked and put out. A click on the map sets it.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, optional=True, tooltip="Another seed gives another layout."),
+                # Named `seed`, the front end would draw another one for every run.
+                io.Int.Input("layout_seed", default=0, min=0, max=2**31 - 1, optional=True, tooltip="Another seed, another layout."),
             ],
             outputs=[
                 io.Image.Output("IMAGE", display_name="image", tooltip="The map."),
                 io.AnyType.Output("LORA_NAME", display_name="lora_name", tooltip=f"The selected LoRA. {NAME_TOOLTIP}"),
                 io.String.Output("TEXT", display_name="text", tooltip="Places and groups as JSON; places from 0 to 1, from the top left."),
             ],
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
-    def execute(cls, lora_index: Shelf, subnetwork: str, clusters: int, size: int, selected: str = NONE, seed: int = 0) -> io.NodeOutput:
+    def execute(
+        cls, lora_index: Shelf, subnetwork: str, clusters: int, size: int, selected: str = NONE, layout_seed: int = 0
+    ) -> io.NodeOutput:
         with lora_index.open() as index:
             shelf = shelf_map.map_shelf(
                 index,
@@ -260,7 +261,7 @@ class LoRAMap(io.ComfyNode):
                 subnetwork=subnetwork,
                 folder=lora_index.folder,
                 clusters=clusters or None,
-                seed=seed,
+                seed=layout_seed,
                 report=lora_shelf.progress_report(),
             )
         # The map's own names have no mark.
@@ -274,8 +275,7 @@ class LoRAMap(io.ComfyNode):
             ],
             "clusters": [{"label": c.label, "size": c.size, "x": c.x, "y": c.y, "color": c.color} for c in shelf.clusters],
         }
-        shown = ui.PreviewImage(image, cls=cls).as_dict() | {"lora_map": [places]}
-        return io.NodeOutput(image, selected, json.dumps(places, ensure_ascii=False), ui=shown)
+        return io.NodeOutput(image, selected, json.dumps(places, ensure_ascii=False), ui={"lora_map": [places]})
 
 
 class FindDuplicateLoRAs(io.ComfyNode):
