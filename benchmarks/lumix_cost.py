@@ -4,8 +4,8 @@
 
 One double-stream and one single-stream block of FLUX.1's width, five maps, 512 text tokens, one prompt, random weights in bfloat16. The
 upstream order is a reference written from its formula: queries are projected, normed and rotated for every map and then replaced by the
-colour map's; Tensor LoRA merges its cores in every call and expands every pair of maps before it sums. Nothing is reported unless both give
-the same numbers.
+colour map's; Tensor LoRA contracts the input of every map with the cores of every other, and expands every pair of maps before it sums.
+Nothing is reported unless both give the same numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from ..kernels import benchmarking as bench
-from ..kernels.tensor_lora.benchmark import upstream_order
 from ..methods.lumix.design import QUERY_BROADCAST, Design
 from ..methods.lumix.tensor_lora.config import AdapterConfig
 from ..methods.lumix.tensor_lora.layer import Adapter, TensorLayer
@@ -42,6 +41,13 @@ def start_comfyui() -> None:
     from comfy.cli_args import args
 
     args.cpu = not torch.cuda.is_available()
+
+
+def tensor_lora_in_upstream_order(x: Tensor, g1: Tensor, g2: Tensor, g3: Tensor) -> Tensor:
+    """x G2, then G1, then G3, each for every pair (output map i, input map j); then the sum over j. [map, token, width] in and out."""
+    pairs = torch.einsum("jtu,iurq->ijtrq", x, g2)
+    hidden = torch.einsum("ijtrq,ijq->ijtr", pairs, g1)
+    return torch.einsum("ijtr,ior->ijto", hidden, g3).sum(dim=1)
 
 
 class Pair:
@@ -96,7 +102,7 @@ class Pair:
             return rearrange(x, "row token (head dim) -> row head token dim", head=HEADS)
 
         def updated(layer: TensorLayer, out: Tensor, x: Tensor) -> Tensor:
-            return upstream_order(out, x, layer.G1, layer.G2, layer.G3, layer.scale)
+            return out + layer.scale * tensor_lora_in_upstream_order(x, layer.G1, layer.G2, layer.G3)
 
         def projected(linear: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
             return linear(x).split([WIDTH] * 3 + [linear.out_features - 3 * WIDTH], dim=-1)

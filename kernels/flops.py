@@ -45,6 +45,12 @@ def tensor_lora_flops(tokens: int, width_in: int, width_out: int, maps: int, ran
     return 2 * maps * maps * tokens * width_in * rank + 2 * maps * tokens * rank * width_out
 
 
+def tensor_lora_published_flops(tokens: int, width_in: int, width_out: int, maps: int, rank: int) -> int:
+    """As the paper counts it: x G2 for every map, G1 and G3 for every (output map, input map) pair, then the sum over input maps."""
+    pairs = maps * maps * tokens
+    return 2 * maps * tokens * width_in * rank * rank + 2 * pairs * rank * rank + 2 * pairs * rank * width_out + pairs * width_out
+
+
 def tensor_lora_upstream_flops(tokens: int, width_in: int, width_out: int, maps: int, rank: int) -> int:
     """Upstream order: cores merged in every call, every (output map, input map) pair expanded to d_out, then summed over input maps."""
     merge = 2 * maps * maps * width_in * rank * rank

@@ -20,6 +20,13 @@ def test_tensor_lora_of_a_block_has_the_published_parameters():
     assert (19 + 38) * block == pytest.approx(133.1e6, rel=1e-3)
 
 
+@pytest.mark.parametrize(("rank", "projections", "published"), [(8, 2, 12.1e9), (8, 3, 14.1e9), (4, 2, 4.7e9), (12, 2, 22.5e9)])
+def test_tensor_lora_of_a_block_costs_the_published_gflop(rank, projections, published):
+    counted = flops.tensor_lora_published_flops
+    both = counted(TOKENS, WIDTH, projections * WIDTH, MAPS, rank) + counted(TOKENS, WIDTH, WIDTH, MAPS, rank)
+    assert both == pytest.approx(published, abs=0.05e9)
+
+
 def test_both_domains_of_an_sdxl_block_cost_16_n_squared_d():
     assert flops.cross_domain_attention_flops(4096, 640) == 16 * 4096**2 * 640
     assert flops.cross_domain_attention_flops(4096, 640, image_reads_intrinsic=False) == 12 * 4096**2 * 640

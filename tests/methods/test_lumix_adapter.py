@@ -201,7 +201,7 @@ def test_sigmas_are_those_of_fluxs_scheduler_with_the_published_shift():
 
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
     mu = schedule.published_shift(1024)
-    assert mu == pytest.approx(0.46, abs=0.005)
+    assert mu == pytest.approx(0.5 + (64 * 64 // 256 - 256) * (1.15 - 0.5) / (4096 - 256)) == pytest.approx(0.46, abs=1e-3)
     assert schedule.shift_by_tokens(256) == pytest.approx(0.5) and schedule.shift_by_tokens(4096) == pytest.approx(1.15)
     scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / 7, 7).tolist(), mu=mu)
     torch.testing.assert_close(schedule.shifted_sigmas(7, mu), scheduler.sigmas.float())
