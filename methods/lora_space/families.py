@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 
 from .weight_file import text_of
 
@@ -41,7 +42,12 @@ def base_family(widths: Mapping[str, int], metadata: Mapping[str, str]) -> str:
 
     A UNet of another width is "unet-WIDTH" and a transformer "flux-WIDTH", "dit-WIDTH"...: comparable among themselves only.
     """
-    named = named_family(metadata)
+    return _family(tuple(widths.items()), named_family(metadata))
+
+
+@lru_cache(maxsize=256)
+def _family(modules: tuple[tuple[str, int], ...], named: str | None) -> str:
+    widths = dict(modules)
     unet = {name: width for name, width in widths.items() if re.match(r"(?:down|mid|up)_block", name)}
     if unet:
         return _unet_family(unet, widths, named)

@@ -17,9 +17,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -56,6 +57,9 @@ class Facts:
     tags: tuple[str, ...]
 
 
+_KINDS = (("down", "lora"), ("hada_w1_a", "loha"), ("lokr_w1", "lokr"), ("lokr_w1_a", "lokr"))
+
+
 @dataclass(frozen=True)
 class _Module:
     """One module of a file: its spelling there, and role ("down", "hada_w1_a"...) -> key."""
@@ -63,12 +67,14 @@ class _Module:
     spelling: str
     keys: dict[str, str]
 
-    @property
+    @cached_property
     def kind(self) -> str:
-        for role, kind in (("down", "lora"), ("hada_w1_a", "loha"), ("lokr_w1", "lokr"), ("lokr_w1_a", "lokr")):
-            if role in self.keys:
-                return kind
-        return "none"
+        return next((kind for role, kind in _KINDS if role in self.keys), "none")
+
+    @cached_property
+    def weight(self) -> str:
+        """Key of a weight."""
+        return next(self.keys[role] for role, _ in _KINDS if role in self.keys)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -80,10 +86,19 @@ def _parse_key(key: str) -> tuple[str, str, str] | None:
     return None if found is None else (canonical_name(found[0]), found[1], found[0])
 
 
-def _modules(header: Header) -> dict[str, _Module]:
+def _modules(header: Header) -> Mapping[str, _Module]:
     """Canonical name -> module. Raises BadFile where a module is incomplete, or nothing in the file is a LoRA's."""
+    found, halves = _grouped(tuple(header.tensors))
+    if not found:
+        raise BadFile(_not_a_lora(header, halves))
+    return found
+
+
+@lru_cache(maxsize=64)
+def _grouped(keys: tuple[str, ...]) -> tuple[Mapping[str, _Module], bool]:
+    """(modules, whether there are parts of modules at all). Most files of a shelf share their list of keys with others."""
     modules: dict[str, _Module] = {}
-    for key in header.tensors:
+    for key in keys:
         if parsed := _parse_key(key):
             name, role, spelling = parsed
             module = modules.setdefault(name, _Module(spelling, {}))
@@ -91,12 +106,10 @@ def _modules(header: Header) -> dict[str, _Module]:
                 raise BadFile(f"it holds {name} twice ({module.keys[role]} and {key}): export it again.")
             module.keys[role] = key
     found = {name: module for name, module in modules.items() if module.kind != "none"}
-    if not found:
-        raise BadFile(_not_a_lora(header, bool(modules)))
     for name, module in found.items():
         if missing := _wanted(module.keys) - module.keys.keys():
             raise BadFile(f"module {name} lacks {' and '.join(sorted(missing))}: the file is incomplete, export it again.")
-    return found
+    return MappingProxyType(found), bool(modules)
 
 
 def _wanted(roles: Mapping[str, str]) -> set[str]:
@@ -123,7 +136,7 @@ def _not_a_lora(header: Header, halves: bool) -> str:
 def _shape(header: Header, key: str) -> list[int]:
     entry = header.tensors[key]
     shape = entry.get("shape")
-    if not isinstance(shape, list) or not all(isinstance(side, int) for side in shape):
+    if type(shape) is not list or set(map(type, shape)) - {int}:
         raise BadFile(f"{key} has no shape in the header: the file is damaged.")
     if len(shape) < 2:
         raise BadFile(f"{key} has shape {shape}, a matrix or a convolution was expected: export it again.")
@@ -150,14 +163,15 @@ def describe(header: Header) -> Facts:
     for name, (rank, _) in sizes.items():
         if rank < 1:
             raise BadFile(f"module {name} has rank 0: the file is empty, export it again.")
-    first = next(iter(modules.values()))
-    dtypes = Counter(str(header.tensors[key].get("dtype")) for module in modules.values() for key in module.keys.values())
+    ranks = [rank for rank, _ in sizes.values()]
+    # Every module's first weight: alpha may be stored otherwise.
+    dtypes = Counter(str(header.tensors[module.weight].get("dtype")) for module in modules.values())
     return Facts(
         family=base_family({name: width for name, (_, width) in sizes.items()}, header.metadata),
         format="+".join(sorted({module.kind for module in modules.values()})),
-        rank_min=min(rank for rank, _ in sizes.values()),
-        rank_max=max(rank for rank, _ in sizes.values()),
-        dtype=dtypes.most_common(1)[0][0] if first else "",
+        rank_min=min(ranks),
+        rank_max=max(ranks),
+        dtype=dtypes.most_common(1)[0][0],
         modules=len(modules),
         approximate=any({"dora_scale", "lora_magnitude_vector"} & module.keys.keys() for module in modules.values()),
         tags=_tags(header.metadata),

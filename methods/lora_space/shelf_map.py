@@ -33,7 +33,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Cluster:
-    """x, y: where its name is written, 0..1. color: "#rrggbb"."""
+    """x, y: above what its name is written, 0..1. color: "#rrggbb"."""
 
     label: str
     size: int
@@ -90,8 +90,8 @@ def map_shelf(
     )  # fmt: skip
     found = []
     for label, name in enumerate(names):
-        x, y = numpy.median(places[labels == label], axis=0)
-        found.append(Cluster(name, int((labels == label).sum()), float(x), float(y), _color(label)))
+        members = places[labels == label]
+        found.append(Cluster(name, len(members), float(numpy.median(members[:, 0])), float(members[:, 1].min()), _color(label)))
     return ShelfMap(family, subnetwork, points, tuple(found))
 
 
@@ -176,18 +176,18 @@ def draw_map(shelf: ShelfMap, size: int = 1024, marked: Sequence[str] = ()) -> n
     # Drawn twice as large, for smooth edges.
     canvas = Image.new("RGB", (2 * size, 2 * size), "#16181d")
     draw = ImageDraw.Draw(canvas)
-    radius = 2 * size * float(numpy.clip(0.16 / max(len(shelf.points), 1) ** 0.5, 0.0022, 0.011))
+    radius = 2 * size * float(numpy.clip(0.11 / max(len(shelf.points), 1) ** 0.5, 0.0022, 0.009))
     for point in shelf.points:
         _dot(draw, point.x * 2 * size, point.y * 2 * size, radius, fill=shelf.clusters[point.cluster].color)
     canvas = canvas.resize((size, size), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(canvas, "RGBA")
     taken: list[tuple[float, float, float, float]] = []
+    for cluster in shelf.clusters:
+        _write(draw, size, cluster.x, cluster.y - 0.025, f"{cluster.label}  {cluster.size}", cluster.color, size // 48, taken)
     chosen = set(marked)
     for point in (point for point in shelf.points if point.entry.name in chosen):
-        _dot(draw, point.x * size, point.y * size, radius, outline="#ffffff", width=2)
-        _write(draw, size, point.x, point.y - 0.02, point.entry.name, "#ffffff", size // 64, taken)
-    for cluster in shelf.clusters:
-        _write(draw, size, cluster.x, cluster.y, f"{cluster.label}  {cluster.size}", cluster.color, size // 48, taken)
+        _dot(draw, point.x * size, point.y * size, max(radius, 4), outline="#ffffff", width=2)
+        _write(draw, size, point.x, point.y + 0.025, point.entry.name, "#ffffff", size // 64, taken)
     return numpy.asarray(canvas)
 
 

@@ -14,7 +14,8 @@ All randomness comes from Philox counters keyed by names (`random_raw`, the same
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 import numpy
@@ -55,28 +56,27 @@ def _places(kind: str, module: str) -> tuple[numpy.ndarray, numpy.ndarray]:
 
 def sketch(deltas: Iterable[Delta]) -> Sketches:
     """Both sketches of every part. Raises BadFile for values that are not finite, and for a LoRA that changes nothing."""
-    places: dict[tuple[str, str], list[numpy.ndarray]] = {}
-    values: dict[tuple[str, str], list[numpy.ndarray]] = {}
+    squares: dict[str, list[tuple[str, Tensor, Tensor]]] = {}
     for delta in deltas:
         out, width = delta.shape
         projected = delta.times_left(_signs("left", out))
-        two_sided = projected @ _signs("right", width).T
-        length = float(projected.norm())
-        if not numpy.isfinite(length):
+        two_sided, square = projected @ _signs("right", width).T, projected @ projected.T
+        length = float(square.trace()) ** 0.5
+        if not math.isfinite(length):
             raise BadFile(f"module {delta.module} holds NaN or infinite values: its training diverged, use an earlier checkpoint.")
-        output = projected @ projected.T / length if length else torch.zeros(SIDE, SIDE)
-        for kind, square in zip(KINDS, (two_sided, output), strict=True):
-            where, sign = _places(kind, delta.module)
-            places.setdefault((part_of(delta.module), kind), []).append(where)
-            values.setdefault((part_of(delta.module), kind), []).append(square.numpy().ravel() * sign)
-    sketches: Sketches = {}
-    for (part, kind), found in values.items():
-        # Summed in double precision: the order of the modules in a file must not show.
-        total = numpy.bincount(numpy.concatenate(places[part, kind]), numpy.concatenate(found), SKETCH_SIZE)
-        sketches.setdefault(part, {})[kind] = total.astype(numpy.float32)
+        squares.setdefault(part_of(delta.module), []).append((delta.module, two_sided, square / length if length else square))
+    sketches = {part: {kind: _added(kind, found) for kind in KINDS} for part, found in squares.items()}
     if not any(vector.any() for kinds in sketches.values() for vector in kinds.values()):
         raise BadFile("all its weights are zero, it changes nothing: it was saved before its training, delete it.")
     return {part: sketches[part] for part in PARTS if part in sketches}
+
+
+def _added(kind: str, squares: Sequence[tuple[str, Tensor, Tensor]]) -> numpy.ndarray:
+    """[SKETCH_SIZE] of (module, two-sided, output) squares; in double precision, so that the order of the modules does not show."""
+    places = [_places(kind, module) for module, *_ in squares]
+    values = torch.stack([pair[KINDS.index(kind)] for _, *pair in squares]).numpy().reshape(len(squares), -1)
+    where, signs = (numpy.concatenate(column) for column in zip(*places, strict=True))
+    return numpy.bincount(where, values.ravel() * signs, SKETCH_SIZE).astype(numpy.float32)
 
 
 def unit(vectors: numpy.ndarray) -> numpy.ndarray:

@@ -78,16 +78,17 @@ class Reader:
     def tensor(self, name: str) -> Tensor:
         """The tensor `name` as stored. Raises BadFile if its entry or its data are broken."""
         dtype, shape, start, stop = self._place(name)
-        data = bytearray(stop - start)
+        tensor = torch.empty(shape, dtype=dtype)
         self._file.seek(self.header.data_start + start)
-        self._fill(data)
-        return torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
+        if stop > start:
+            self._fill(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        return tensor
 
     def _place(self, name: str) -> tuple[torch.dtype, list[int], int, int]:
         entry = self.header.tensors[name]
         try:
             kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            whole = all(isinstance(value, int) and value >= 0 for value in (*shape, start, stop))
+            whole = not {type(value) for value in (*shape, start, stop)} - {int} and min(*shape, start, stop) >= 0
         except (KeyError, TypeError, ValueError):
             whole = False
         if not whole or not start <= stop <= self.header.size - self.header.data_start:
@@ -98,9 +99,9 @@ class Reader:
             raise BadFile(f"{name} has {stop - start} bytes for shape {shape} in {kind}: it is damaged, download it again.")
         return DTYPES[kind], shape, start, stop
 
-    def _fill(self, data: bytearray) -> None:
-        view, done = memoryview(data), 0
-        while done < len(data):
+    def _fill(self, view: memoryview) -> None:
+        done = 0
+        while done < len(view):
             try:
                 count = self._file.readinto(view[done:])
             except OSError as error:
@@ -116,7 +117,7 @@ class Reader:
         if size < 10:
             raise BadFile("it is too short for a safetensors file: download it again.")
         head = bytearray(8)
-        self._fill(head)
+        self._fill(memoryview(head))
         if head[:1] in (b"\x80", b"P") and (head[:1] == b"\x80" or head[:2] == b"PK"):
             length = int.from_bytes(head, "little")
             if length > size - 8:
@@ -125,7 +126,7 @@ class Reader:
         if length > min(size - 8, MAX_HEADER_BYTES):
             raise BadFile(f"its header claims {length} bytes in a file of {size}: it is truncated or no safetensors file.")
         text = bytearray(length)
-        self._fill(text)
+        self._fill(memoryview(text))
         try:
             tensors = json.loads(bytes(text))
             metadata = tensors.pop("__metadata__", None) or {}

@@ -1,0 +1,257 @@
+"""What large shelves cost: scanning, embedding, searching, memory, and how each grows.
+
+    python -m intrinsic_lab.benchmarks.lora_space_scale [--files 10000] [--vectors 10000 30000 100000] [--embed 6]
+
+- scan: LoRA files with whole headers and no data on disk (sparse), headers read, then a rescan of the unchanged shelf;
+- embedding: SDXL-shaped fp16 LoRAs of rank 16, against reading the same files and doing nothing with them;
+- search: shelves of random vectors in a real index, loaded and asked; extrapolated to a million LoRAs.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import sqlite3
+import struct
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from statistics import median
+
+import numpy
+import torch
+from safetensors.torch import save_file
+
+from ..methods.lora_space.index import LoraIndex
+from ..methods.lora_space.search import find_similar
+from ..methods.lora_space.sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION
+from ..methods.lora_space.space import DIMENSIONS, Pca, pack
+from ..tools.console import format_table
+from ..training.loop import write_atomically
+
+RESULTS = Path(__file__).resolve().parent / "results"
+TARGETS = {"rescan of 10,000": "< 1 s", "embedding rate": ">= 80 % of reading", "query of 100,000": "< 10 ms"}
+# Blocks of an SDXL UNet that kohya trains: (name, transformer depth, channels).
+SDXL_BLOCKS = (
+    [(f"input_blocks_{block}_1", 2, 640) for block in (4, 5)]
+    + [(f"input_blocks_{block}_1", 10, 1280) for block in (7, 8)]
+    + [("middle_block_1", 10, 1280)]
+    + [(f"output_blocks_{block}_1", 10, 1280) for block in (0, 1, 2)]
+    + [(f"output_blocks_{block}_1", 2, 640) for block in (3, 4, 5)]
+)
+
+
+def sdxl_modules() -> dict[str, tuple[int, int]]:
+    """kohya name -> (out, in) of the 722 modules of SDXL's UNet that a kohya LoRA has."""
+    modules = {}
+    for name, depth, width in SDXL_BLOCKS:
+        modules |= {f"lora_unet_{name}_proj_in": (width, width), f"lora_unet_{name}_proj_out": (width, width)}
+        for layer in range(depth):
+            block = f"lora_unet_{name}_transformer_blocks_{layer}"
+            for attention, source in (("attn1", width), ("attn2", 2048)):
+                modules |= {
+                    f"{block}_{attention}_to_{side}": (width, source if side in "kv" else width) for side in ("q", "k", "v", "out_0")
+                }
+            modules |= {f"{block}_ff_net_0_proj": (8 * width, width), f"{block}_ff_net_2": (width, 4 * width)}
+    return modules
+
+
+def header_only(path: Path, modules: dict[str, tuple[int, int]], rank: int) -> None:
+    """A LoRA file that is all header: its data is a hole, which no scan reads but for samples."""
+    entries, place = {}, 0
+    for name, (out, width) in modules.items():
+        for end, shape in (("lora_down.weight", [rank, width]), ("lora_up.weight", [out, rank]), ("alpha", [])):
+            size = 2 * int(numpy.prod(shape))
+            entries[f"{name}.{end}"] = {"dtype": "F16", "shape": shape, "data_offsets": [place, place + size]}
+            place += size
+    text = json.dumps(entries).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + place)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def measure_scan(files: int) -> list[dict]:
+    """First scan and rescans of header-only files with the attention of SDXL (560 modules, 1,680 tensors)."""
+    modules = {name: shape for name, shape in sdxl_modules().items() if "attn" in name}
+    with tempfile.TemporaryDirectory() as folder:
+        shelf = Path(folder) / "loras"
+        for number in range(files):
+            place = shelf / f"{number % 100:02}"
+            place.mkdir(parents=True, exist_ok=True)
+            header_only(place / f"{number}.safetensors", modules, 4 + number % 29)
+        with LoraIndex(Path(folder) / "index.sqlite") as index:
+            used = time.process_time()
+            first = seconds(lambda: index.update([shelf], embed=False))
+            used = time.process_time() - used
+            again = min(seconds(lambda: index.update([shelf], embed=False)) for _ in range(3))
+            found = len(index.entries(family="sdxl"))
+    if found != files:
+        raise RuntimeError(f"{found} of {files} files were indexed as sdxl.")
+    return [
+        {
+            "files": files,
+            "tensors each": 3 * len(modules),
+            "first scan s": round(first, 1),
+            "ms a file": round(1000 * first / files, 2),
+            "CPU ms a file": round(1000 * used / files, 2),
+            "rescan s": round(again, 3),
+        }
+    ]
+
+
+def measure_embedding(files: int) -> list[dict]:
+    """Rate of reading alone and of embedding, with the files in the page cache and out of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        shelf, rows = Path(folder) / "loras", []
+        shelf.mkdir()
+        for number in range(files):
+            torch.manual_seed(number)
+            state = {}
+            for name, (out, width) in sdxl_modules().items():
+                state |= {f"{name}.lora_down.weight": torch.randn(16, width).half(), f"{name}.lora_up.weight": torch.randn(out, 16).half()}
+                state[f"{name}.alpha"] = torch.tensor(8.0)
+            save_file(state, shelf / f"{number}.safetensors")
+        os.sync()
+        megabytes = sum(path.stat().st_size for path in shelf.iterdir()) / 1e6
+        for cached in (True, False):
+            times: dict[str, list[float]] = {"read": [], "embed": []}
+            used = []
+            for trial in range(3):
+                for what in times:
+                    _warm(shelf) if cached else _drop(shelf)
+                    if what == "read":
+                        times[what].append(seconds(lambda: _warm(shelf)))
+                    else:
+                        with LoraIndex(Path(folder) / f"{cached}{trial}.sqlite") as index:
+                            times[what].append(seconds(lambda: index.update([shelf])))
+            read, embed = (min(times[what]) for what in ("read", "embed"))
+            rows.append(
+                {
+                    "files": files,
+                    "MB each": round(megabytes / files),
+                    "on disk": "in the page cache" if cached else "not in the page cache",
+                    "read MB/s": round(megabytes / read),
+                    "embed MB/s": round(megabytes / embed),
+                    "ratio": round(read / embed, 2),
+                    "s a file": round(embed / files, 2),
+                    "CPU s a file": round(min(used) / files, 3),
+                }
+            )
+    return rows
+
+
+def _warm(shelf: Path) -> None:
+    buffer = bytearray(1 << 22)
+    for path in shelf.glob("*.safetensors"):
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def _drop(shelf: Path) -> None:
+    for path in shelf.glob("*.safetensors"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def fill_index(database: Path, count: int, seed: int = 0) -> Path:
+    """An index of `count` LoRAs that are not there: random unit vectors, 100 folders. Returns the path of the first."""
+    LoraIndex(database).close()
+    draw = numpy.random.default_rng(seed)
+    components = numpy.linalg.qr(draw.normal(size=(SKETCH_SIZE, DIMENSIONS)))[0].T.astype(numpy.float32)
+    pca = {kind: Pca(numpy.zeros(SKETCH_SIZE, numpy.float32), components) for kind in KINDS}
+    dimensions, data = pack(pca)
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("INSERT INTO spaces VALUES (1, 'sdxl', 'all', ?, ?, ?, ?)", [SKETCH_VERSION, count, dimensions, data])
+        for start in range(0, count, 10_000):
+            numbers = range(start + 1, min(start + 10_000, count) + 1)
+            vectors = draw.normal(size=(len(numbers), 2, DIMENSIONS)).astype("<f4")
+            vectors /= numpy.linalg.norm(vectors, axis=-1, keepdims=True)
+            connection.executemany(
+                "INSERT INTO files (id, path, root, name, size, mtime_ns, state, family, format, sketch_version) "
+                "VALUES (?, ?, '/shelf', ?, 1, 1, 'good', 'sdxl', 'lora', ?)",
+                [(n, f"/shelf/{n % 100}/{n}.safetensors", f"{n % 100}/{n}.safetensors", SKETCH_VERSION) for n in numbers],
+            )
+            # Full-size sketches only for the query: a space that is fitted never reads the others.
+            first = (vectors[0] @ components).astype("<f4").tobytes() if start == 0 else b""
+            connection.executemany("INSERT INTO sketches VALUES (?, ?, ?)", [(n, "attention", first if n == 1 else b"") for n in numbers])
+            rows = [(n, row.tobytes()) for n, row in zip(numbers, vectors, strict=True)]
+            connection.executemany("INSERT INTO vectors VALUES (1, ?, ?)", rows)
+    return Path("/shelf/1/1.safetensors")
+
+
+def measure_search(counts: list[int]) -> list[dict]:
+    """Loading and asking; memory is what the process gained."""
+    rows = []
+    for count in counts:
+        with tempfile.TemporaryDirectory() as folder:
+            database = Path(folder) / "index.sqlite"
+            query = fill_index(database, count)
+            before = _resident()
+            with LoraIndex(database) as index:
+                load = seconds(lambda: index.space("sdxl"))
+                space = index.space("sdxl")
+                memory = _resident() - before
+                vectors = {kind: space.vectors[kind][0] for kind in KINDS}
+                times = [seconds(lambda: space.nearest(vectors, 25)) for _ in range(30)]  # noqa: B023
+                whole = [seconds(lambda: find_similar(index, [query], k=5, rerank=0)) for _ in range(15)]  # noqa: B023
+            rows.append(
+                {
+                    "LoRAs": count,
+                    "load s": round(load, 2),
+                    "nearest ms (best)": round(1000 * min(times), 2),
+                    "nearest ms (median)": round(1000 * median(times), 2),
+                    "find_similar ms (best)": round(1000 * min(whole), 2),
+                    "memory MB": round(memory),
+                    "vectors MB": round(count * len(KINDS) * DIMENSIONS * 4 / 1e6),
+                    "index MB": round(database.stat().st_size / 1e6),
+                }
+            )
+    return [*rows, extrapolate(rows, 1_000_000)]
+
+
+def extrapolate(rows: list[dict], count: int) -> dict:
+    """A straight line through the first and the last row (through the origin, if there is but one)."""
+    first, last = ({"LoRAs": 0} if len(rows) == 1 else rows[0]), rows[-1]
+    step = (count - last["LoRAs"]) / (last["LoRAs"] - first["LoRAs"])
+    values = {key: round(value + (value - first.get(key, 0)) * step, 1) for key, value in last.items() if key != "LoRAs"}
+    return {"LoRAs": f"{count} (extrapolated)"} | values
+
+
+def _resident() -> float:
+    """Megabytes that the process holds."""
+    status = Path("/proc/self/statm")
+    if status.exists():
+        return int(status.read_text().split()[1]) * resource.getpagesize() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--vectors", type=int, nargs="+", default=[10_000, 30_000, 100_000])
+    parser.add_argument("--embed", type=int, default=6, help="SDXL-shaped files (%(default)s)")
+    options = parser.parse_args()
+    load = os.getloadavg()[0]
+    parts = {"search": measure_search(options.vectors), "scan": measure_scan(options.files), "embedding": measure_embedding(options.embed)}
+    text = "\n\n".join(f"{name}\n{format_table(rows)}" for name, rows in parts.items())
+    text += f"\n\nwanted: {TARGETS}; load average {load:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores"
+    print(text)
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    record = {"machine": machine, "load": [round(load, 1), round(os.getloadavg()[0], 1)], "targets": TARGETS, **parts}
+    result = Path(os.environ.get("INTRINSIC_LAB_RESULT") or RESULTS / "lora_space_scale.json")
+    write_atomically(result, lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+    write_atomically(RESULTS / "lora_space_scale.md", lambda path: path.write_text(f"```\n{text}\n```\n"))
+
+
+if __name__ == "__main__":
+    main()
