@@ -93,14 +93,13 @@ class LoraIndex:
 
     def entries(self, *, family: str | None = None, folder: str | None = None) -> list[Entry]:
         """Readable LoRAs, by name; of a family, and of a folder below its root (all below it included), where these are given."""
-        conditions, values = ["state = 'good'"], []
-        if family is not None:
-            conditions, values = [*conditions, "family = ?"], [*values, family]
-        if folder:
-            prefix = folder.rstrip("/\\") + os.sep
-            conditions, values = [*conditions, "substr(name, 1, ?) = ?"], [*values, len(prefix), prefix]
-        rows = self._rows(f"SELECT {_COLUMNS} FROM files WHERE {' AND '.join(conditions)} ORDER BY name", values)
-        return [_entry(row) for row in rows]
+        where, values = _good(family, folder)
+        return [_entry(row) for row in self._rows(f"SELECT {_COLUMNS} FROM files WHERE {where} ORDER BY name", values)]
+
+    def ids(self, *, family: str | None = None, folder: str | None = None) -> list[int]:
+        """Ids of the same LoRAs, without their entries."""
+        where, values = _good(family, folder)
+        return [row["id"] for row in self._rows(f"SELECT id FROM files WHERE {where}", values)]
 
     def entry(self, path: str | Path) -> Entry:
         """The LoRA at `path`. Raises ValueError if it is not in the index, with the reason where there is one."""
@@ -281,6 +280,17 @@ class LoraIndex:
     def _state(self) -> tuple[int, int]:
         """Differs whenever the database has: by another connection's hand, or by this one's."""
         return self._connection.execute("PRAGMA data_version").fetchone()[0], self._connection.total_changes
+
+
+def _good(family: str | None, folder: str | None) -> tuple[str, list[Any]]:
+    """(condition, its values) of readable LoRAs."""
+    conditions, values = ["state = 'good'"], []
+    if family is not None:
+        conditions, values = [*conditions, "family = ?"], [*values, family]
+    if folder:
+        prefix = folder.replace("/", os.sep).rstrip(os.sep) + os.sep
+        conditions, values = [*conditions, "substr(name, 1, ?) = ?"], [*values, len(prefix), prefix]
+    return " AND ".join(conditions), values
 
 
 def _entry(row: dict[str, Any]) -> Entry:

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a long work is. stage: "scan", "read", "compare" or "layout"; done of total; path: the file at hand, if any."""
+    """Where a long work is. stage: "scan", "read", "compare", "layout" or "send"; done of total; path: the file at hand, if any."""
 
     stage: str
     done: int

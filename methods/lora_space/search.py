@@ -74,7 +74,7 @@ def find_similar(
         raise ValueError(f"the store holds {store.family} ({store.subnetwork}), wanted: {found_family} ({subnetwork}): sync another.")
     query = _query(index, query_paths, weights, subnetwork, store)
     excluded = {entry.id for entry in (_known(index, path) for path in query_paths) if entry}
-    allowed = None if not folder else [entry.id for entry in index.entries(family=found_family, folder=folder)]
+    allowed = None if not folder else index.ids(family=found_family, folder=folder)
     wanted = max(k, (rerank + 1) // 2) + len(excluded)
     candidates = [candidate for candidate in store.nearest(query, wanted, allowed) if candidate.id not in excluded]
     if not rerank:
