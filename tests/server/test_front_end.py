@@ -2,6 +2,7 @@
 
 import json
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from intrinsic_lab.tools.example_workflows import example_workflows
@@ -122,21 +123,37 @@ def test_a_map_is_left_out_by_bypassing_its_nodes_as_the_note_says(page):
     assert queue(page) == "execution_success"
 
 
+def needed_files(models: Path, prompt: dict) -> list[Path]:
+    """The files that take away a graph's red: of a folder, the one that makes it known; inner folders come first."""
+    folders = {"ckpt_name": "checkpoints", "control_net_name": "controlnet", "lora_name": "loras"}
+    files = []
+    for node in prompt.values():
+        for name, value in node["inputs"].items():
+            if name in folders:
+                files.append(models / folders[name] / value)
+            elif name == "intrinsic_vae" and isinstance(value, str):
+                folder = models / value if value.startswith("vae/") else models / "diffusers" / value / "intrinsic_vae"
+                files.append(folder / "config.json")
+            elif name == "model" and isinstance(value, str):
+                files.append(models / "diffusers" / value / "model_index.json")
+    return sorted(files, key=lambda file: -len(file.parts))
+
+
 @pytest.mark.parametrize("example", [example for example in EXAMPLES if example.needs], ids=lambda example: example.name)
 def test_what_it_needs_takes_away_the_red_once_it_is_there(page, server, example):
-    nodes = example.prompt().values()
-    files = [server.base / "models/checkpoints" / node["inputs"]["ckpt_name"] for node in nodes if "ckpt_name" in node["inputs"]]
-    files += [server.base / "models/loras" / node["inputs"]["lora_name"] for node in nodes if "lora_name" in node["inputs"]]
+    files = needed_files(server.base / "models", example.prompt())
     assert any("red widget" in problem for problem in open_workflow(page, example.graph()))
     try:
         for file in files:
-            file.parent.mkdir(exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
         page.evaluate("() => app.refreshComboInNodes()")
         assert open_workflow(page, example.graph()) == []
     finally:
         for file in files:
             file.unlink(missing_ok=True)
+            if file.suffix == ".json":
+                file.parent.rmdir()
         page.evaluate("() => app.refreshComboInNodes()")
 
 

@@ -17,7 +17,7 @@ VAE_STEPS = 1300
 # Of the KL term: the nano VAE's own.
 KL = 1e-4
 # Lines come out only in the second stage, which trains the decoder alone: its latents are final after the first.
-DECODER_STEPS = 400
+DECODER_STEPS = 200
 LINES = 4.0
 LORA_SCENES = 1500
 LORA_STEPS = 1400

@@ -1,0 +1,128 @@
+"""Joint generation over ComfyUI's HTTP and in its real front end, on the bundled nano model."""
+
+import json
+
+import numpy as np
+import pytest
+from intrinsic_lab.tools.example_workflows import example_workflows
+from intrinsic_lab.tools.front_end import open_workflow
+from PIL import Image
+
+[EXAMPLE] = [example for example in example_workflows() if example.name == "text_to_image_and_maps_nano"]
+DRAWN = """title => {
+    const node = app.graph._nodes.find(node => node.type === title);
+    const canvas = node.schedulePreview;
+    const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    return [canvas.dataset.drawn, canvas.width, canvas.height, [...data]];
+}"""
+SET_WIDGET = """([type, name, value]) => {
+    const widget = app.graph._nodes.find(node => node.type === type).widgets.find(widget => widget.name === name);
+    widget.value = value;
+    widget.callback(value);
+}"""
+
+
+def graph(**changes: dict) -> dict:
+    """The nano example with two steps; `changes` replaces inputs by the node's class, less its prefix."""
+    prompt = json.loads(json.dumps(EXAMPLE.prompt()))
+    changes["KSampler"] = {"steps": 2} | changes.get("KSampler", {})
+    for node in prompt.values():
+        node["inputs"] |= changes.get(node["class_type"].removeprefix("IntrinsicLab"), {})
+    return prompt
+
+
+def node_of(prompt: dict, kind: str, title: str | None = None) -> str:
+    found = [key for key, node in prompt.items() if node["class_type"] == kind and title in (None, node["_meta"]["title"])]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def picture(server, entry: dict, node: str) -> np.ndarray:
+    [file] = entry["outputs"][node]["images"]
+    return np.asarray(Image.open(server.base / "output" / file["subfolder"] / file["filename"]))
+
+
+def test_a_prompt_gives_a_picture_its_four_maps_and_the_previews(client, server):
+    prompt = graph()
+    events, entry = client.run(prompt)
+    assert events[-1]["type"] == "execution_success", events[-1]
+    for name in ("picture", "depth", "normal", "segmentation", "line"):
+        pixels = picture(server, entry, node_of(prompt, "SaveImageAdvanced", f"Save {name}"))
+        assert pixels.shape[:2] == (128, 128) and pixels.std() > 0
+    for kind in ("IntrinsicLabGaussianSchedule", "IntrinsicLabCrossDomainAttention", "IntrinsicLabDecodeIntrinsics"):
+        assert entry["outputs"][node_of(prompt, kind)]["images"]
+    assert any(event["type"] == "progress" for event in events)
+
+
+def test_weight_zero_gives_the_file_that_the_base_model_gives(client, server):
+    joint = graph(GaussianSchedule={"alpha": 0.0}, KSampler={"seed": 5})
+    save = node_of(joint, "SaveImageAdvanced", "Save picture")
+    wanted = picture(server, client.run(joint)[1], save)
+    exchanged = graph(KSampler={"seed": 5})
+    assert not np.array_equal(picture(server, client.run(exchanged)[1], save), wanted)
+    plain = graph(KSampler={"seed": 5, "model": [node_of(joint, "IntrinsicLabLoadModel"), 0]})
+    assert np.array_equal(picture(server, client.run(plain)[1], save), wanted)
+
+
+def without_a_joint_latent(prompt: dict) -> str:
+    sampler = node_of(prompt, "KSampler")
+    prompt[sampler]["inputs"]["latent_image"] = [node_of(prompt, "EmptyLatentImage"), 0]
+    return sampler
+
+
+def split_without_pairs(prompt: dict) -> str:
+    split = node_of(prompt, "IntrinsicLabSplitDomains")
+    prompt[split]["inputs"]["joint_latent"] = [node_of(prompt, "EmptyLatentImage"), 0]
+    return split
+
+
+def exchanged_twice(prompt: dict) -> str:
+    first = node_of(prompt, "IntrinsicLabCrossDomainAttention")
+    prompt["again"] = {**prompt[first], "inputs": {**prompt[first]["inputs"], "model": [first, 0]}}
+    prompt[node_of(prompt, "KSampler")]["inputs"]["model"] = ["again", 0]
+    return "again"
+
+
+@pytest.mark.parametrize(
+    ("rewire", "said"),
+    [
+        (without_a_joint_latent, "put Joint Latent between"),
+        (split_without_pairs, "1 rows that are not pictures"),
+        (exchanged_twice, "already has cross-domain attention"),
+    ],
+)
+def test_wrong_wiring_is_told_at_its_node_with_what_to_do(client, rewire, said):
+    prompt = graph()
+    node = rewire(prompt)
+    events, _ = client.run(prompt)
+    assert events[-1]["type"] == "execution_error"
+    assert events[-1]["data"]["node_id"] == node and said in events[-1]["data"]["exception_message"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"CrossDomainAttention": {"lora_name": "../nano_ildm.safetensors"}}, "Value not in list"),
+        ({"LoadIntrinsicVAE": {"intrinsic_vae": "/etc"}}, "Value not in list"),
+        ({"GaussianSchedule": {"sigma": 0.0}}, "smaller than min"),
+    ],
+)
+def test_wrong_values_are_refused_at_their_node_before_it_runs(client, changes, said):
+    _, reply = client.post("/prompt", {"prompt": graph(**changes)})
+    # ComfyUI still runs what does not need the node.
+    assert said in str(reply["node_errors"])
+
+
+def test_the_heat_map_in_the_node_follows_its_widgets_before_anything_runs(page):
+    open_workflow(page, EXAMPLE.graph())
+    page.wait_for_function(
+        "() => app.graph._nodes.find(node => node.type === 'IntrinsicLabGaussianSchedule').schedulePreview?.dataset.drawn"
+    )
+    drawn, width, height, before = page.evaluate(DRAWN, "IntrinsicLabGaussianSchedule")
+    assert drawn == "yes"
+    brightest = np.asarray(before).reshape(height, width, 4)[..., 0].sum(0).argmax()
+    assert abs(brightest / (width - 1) - (1 - 800 / 999)) < 0.01, "time runs from 999 at the left to 0 at the right"
+    page.evaluate(SET_WIDGET, ["IntrinsicLabGaussianSchedule", "tau", 300])
+    _, _, _, after = page.evaluate(DRAWN, "IntrinsicLabGaussianSchedule")
+    brightest = np.asarray(after).reshape(height, width, 4)[..., 0].sum(0).argmax()
+    assert abs(brightest / (width - 1) - (1 - 300 / 999)) < 0.01
