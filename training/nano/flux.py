@@ -195,6 +195,9 @@ def export(base: Path, assets: Path) -> None:
         transformer=FluxTransformer2DModel.from_pretrained(base / "transformer"),
     )
     pipeline.to(torch.float16).save_pretrained(target)
+    # transformers 5 calls its tokenizer T5Tokenizer; in earlier versions that name stands for one that needs sentencepiece.
+    index = (target / "model_index.json").read_text().replace('"T5Tokenizer"', '"T5TokenizerFast"')
+    write_atomically(target / "model_index.json", lambda path: path.write_text(index))
     # As they are, so that the repository holds them once.
     for part in ("vae", "text_encoder", "tokenizer"):
         shutil.copytree(nano / part, target / part, dirs_exist_ok=True)
