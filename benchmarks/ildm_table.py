@@ -1,6 +1,6 @@
 """What the exchange between picture and maps does (I-LDM), on the nano base: schedules side by side on the same prompts and noise.
 
-    python -m intrinsic_lab.benchmarks.ildm_table [--skip-ablation] [--sheet FILE]
+    python -m intrinsic_lab.benchmarks.ildm_table [--skip-ablation] [--report] [--sheet FILE]
 
 Samples through the pack's own patch of ComfyUI's model. Consistency is judged on what was generated, without ground truth: generated
 normals against those of the generated depth and against those the bundled I-LoRA sees in the picture (median degrees), line map and
@@ -18,6 +18,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -187,9 +188,13 @@ COLUMNS = {
 }
 
 
+def score_path(world: World, row: Row, seed: int, folder: Path) -> Path:
+    return folder / f"{world.state(row)}-{seed}.json"
+
+
 def scored(world: World, picture_normals: PictureNormals, prompts: list[str], row: Row, seed: int, folder: Path) -> dict[str, list]:
     """Scores of one row and seed, from its file if it is there. The base's pictures stay beside it: the others are compared with them."""
-    path = folder / f"{world.state(row)}-{seed}.json"
+    path = score_path(world, row, seed, folder)
     if not path.exists():
         started, scores, pictures = time.monotonic(), {}, []
         own = range(seed * PROMPTS_PER_SEED, (seed + 1) * PROMPTS_PER_SEED)
@@ -228,15 +233,16 @@ def references(world: World, picture_normals: PictureNormals, scenes: SceneMaps)
     return {name: judge(case, picture_normals) for name, case in cases.items()}
 
 
-def table(sampled: dict[str, list[dict[str, list]]], rendered: dict[str, dict[str, list]]) -> dict[str, dict[str, list[float]]]:
+def table(sampled: dict[str, dict[int, dict[str, list]]], rendered: dict[str, dict[str, list]]) -> dict[str, dict[str, list[float]]]:
     """`{row: {column: [value of each seed]}}`; a distance is to the base's pictures of all other seeds."""
-    base = [torch.tensor(seed["features"]) for seed in sampled[BASE.name]]
+    base = {seed: torch.tensor(scores["features"]) for seed, scores in sampled[BASE.name].items()}
     result = {name: {column: [mean(values[column])] for column in COLUMNS if column in values} for name, values in rendered.items()}
     for name, seeds in sampled.items():
-        result[name] = {column: [mean(seed[column]) for seed in seeds] for column in COLUMNS if column in seeds[0]}
-        others = [torch.cat(base[:number] + base[number + 1 :]) for number in range(len(seeds))]
-        distances = [frechet_distance(torch.tensor(seed["features"]), other) for seed, other in zip(seeds, others, strict=True)]
-        result[name]["distance"] = distances
+        result[name] = {column: [mean(scores[column]) for scores in seeds.values()] for column in COLUMNS if column != "distance"}
+        others = {seed: [features for other, features in base.items() if other != seed] for seed in seeds}
+        result[name]["distance"] = [
+            frechet_distance(torch.tensor(scores["features"]), torch.cat(others[seed])) for seed, scores in seeds.items() if others[seed]
+        ]
     return result
 
 
@@ -275,6 +281,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=ROOT / "assets" / "nano")
     parser.add_argument("--lora", type=Path, default=ROOT / "assets" / "nano_ildm.safetensors")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "nano")
+    parser.add_argument("--report", action="store_true", help="sample nothing: the table of what is there")
     parser.add_argument("--skip-ablation", action="store_true", help="leave out the LoRA trained without pictures, which is trained here")
     parser.add_argument("--sheet", type=Path, help="also write pictures and maps of the first prompts to this JPEG")
     arguments = parser.parse_args()
@@ -286,13 +293,14 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     world = World(arguments.base, {True: arguments.lora})
     picture_normals = PictureNormals(arguments.base, ROOT / "assets" / "nano_normal.safetensors")
-    sampled: dict[str, list[dict[str, list]]] = {}
+    sampled: dict[str, dict[int, dict[str, list]]] = {}
     for image_domain in (True,) if arguments.skip_ablation else (True, False):
         if not image_domain:
             world.loras[False] = train_lora(arguments.base, arguments.runs, image_domain=False)
         with torch.inference_mode():
-            for row in (row for row in ROWS if row.image_domain is image_domain):
-                sampled[row.name] = [scored(world, picture_normals, prompts, row, seed, folder) for seed in SEEDS]
+            for seed, row in product(SEEDS, (row for row in ROWS if row.image_domain is image_domain)):
+                if not arguments.report or score_path(world, row, seed, folder).exists():
+                    sampled.setdefault(row.name, {})[seed] = scored(world, picture_normals, prompts, row, seed, folder)
     with torch.inference_mode():
         if arguments.sheet:
             contact_sheet(world, prompts[:3], arguments.sheet)
