@@ -3,7 +3,7 @@
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy
 
@@ -15,11 +15,11 @@ LANDMARKS = 2_000
 _RESTARTS, _ROUNDS = 5, 30
 
 
-def landmarks(count: int, seed: int) -> numpy.ndarray:
-    """Places of at most LANDMARKS out of `count`, in order."""
-    if count <= LANDMARKS:
+def landmarks(count: int, most: int, seed: int) -> numpy.ndarray:
+    """Places of at most `most` out of `count`, in order."""
+    if count <= most:
         return numpy.arange(count)
-    return numpy.sort(numpy.random.default_rng(seed).choice(count, LANDMARKS, replace=False))
+    return numpy.sort(numpy.random.default_rng(seed).choice(count, most, replace=False))
 
 
 def cluster_vectors(vectors: numpy.ndarray, count: int | None = None, seed: int = 0) -> numpy.ndarray:
@@ -27,7 +27,7 @@ def cluster_vectors(vectors: numpy.ndarray, count: int | None = None, seed: int 
 
     count: how many clusters; None: as many as give the best mean silhouette (cosine), one where no division is better than none.
     """
-    chosen = landmarks(len(vectors), seed)
+    chosen = landmarks(len(vectors), LANDMARKS, seed)
     sample = vectors[chosen]
     if count is None:
         count = _best_count(sample, seed)
@@ -38,12 +38,19 @@ def cluster_vectors(vectors: numpy.ndarray, count: int | None = None, seed: int 
 
 
 def _best_count(sample: numpy.ndarray, seed: int) -> int:
+    """The number of clusters of the best silhouette: looked for in steps of a fifth, then one by one around the best."""
     most = min(40, len(sample) // 3)
-    counts = sorted({round(2 * 1.2**step) for step in range(20)} & set(range(2, most + 1)) | set(range(2, min(12, most) + 1)))
     distances = 1 - sample @ sample.T
-    scores = {count: _silhouette(distances, (sample @ _k_means(sample, count, seed).T).argmax(1)) for count in counts}
-    best = max(scores, key=scores.get, default=1)
-    return best if scores.get(best, 0) > 0 else 1
+    scores: dict[int, float] = {1: 0.0}
+
+    def best_of(counts: Iterable[int]) -> int:
+        for count in counts:
+            if 2 <= count <= most and count not in scores:
+                scores[count] = _silhouette(distances, (sample @ _k_means(sample, count, seed).T).argmax(1))
+        return max(scores, key=scores.get)
+
+    coarse = best_of(round(2 * 1.2**step) for step in range(18))
+    return best_of(range(round(coarse / 1.2) + 1, round(coarse * 1.2)))
 
 
 def _silhouette(distances: numpy.ndarray, labels: numpy.ndarray) -> float:

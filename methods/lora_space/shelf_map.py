@@ -1,6 +1,6 @@
 """A shelf of LoRAs as a map: like lies near like. t-SNE (van der Maaten and Hinton, 2008) of the vectors of both sketches.
 
-Up to clusters.LANDMARKS LoRAs are laid out exactly; of a larger shelf as many are drawn at random, and the others take
+Up to LAID_OUT LoRAs are laid out exactly; of a larger shelf as many are drawn at random, and the others take
 their places among those they are nearest to.
 """
 
@@ -16,6 +16,7 @@ from .clusters import cluster_vectors, landmarks, name_clusters
 from .index import LoraIndex
 from .records import Entry, Progress, Report
 
+LAID_OUT = 1_200
 _ROUNDS, _EXAGGERATED = 400, 120
 _PERPLEXITY = 12.0
 _NEIGHBOURS = 5
@@ -69,14 +70,16 @@ def map_shelf(
     seed: int = 0,
     report: Report | None = None,
 ) -> ShelfMap:
-    """The map of a family (None: the one with the most LoRAs). The same index and seed give the same map. report may raise to stop.
+    """The map of a family (None: the one with the most LoRAs). The same files and seed give the same map. report may raise to stop.
 
     Raises ValueError if the index holds no embedded LoRA of that family, sub-network and folder.
     """
     family = family or next(iter(index.families()), "")
     space = index.space(family, subnetwork)
     entries = {entry.id: entry for entry in index.entries(family=family, folder=folder)}
-    rows = [row for row, number in enumerate(space.ids) if int(number) in entries]
+    # By name: ids depend on which file was read first.
+    row_of = {int(number): row for row, number in enumerate(space.ids) if int(number) in entries}
+    rows = [row_of[number] for number in sorted(row_of, key=lambda number: entries[number].name)]
     if not rows:
         where = f" in {folder}" if folder else ""
         raise ValueError(f"the index holds no {family or 'readable'} LoRA with {subnetwork} weights{where}: update the index first.")
@@ -97,7 +100,7 @@ def map_shelf(
 
 def layout(vectors: numpy.ndarray, seed: int = 0, report: Report | None = None) -> numpy.ndarray:
     """Places [n, 2] in 0..1 of unit rows [n, d]."""
-    chosen = landmarks(len(vectors), seed)
+    chosen = landmarks(len(vectors), LAID_OUT, seed)
     sample = vectors[chosen]
     progress = report and (lambda done: report(Progress("layout", done, _ROUNDS)))
     placed = _tsne(sample, progress) if len(sample) > 4 else _principal_plane(sample)
