@@ -120,7 +120,7 @@ def test_another_block_replacement_stays_around_ours_and_one_that_hides_ours_is_
         joint(hidden, world)
 
 
-def test_a_lora_of_cores_loader_acts_on_all_maps_merged_or_bypassed_in_memory(world, lora_folder):
+def test_a_lora_of_cores_loader_acts_on_all_maps_merged_bypassed_or_partly_loaded(world, lora_folder):
     layers = {"double_blocks.0.img_attn.qkv": 96, "single_blocks.1.linear1": 224, "double_blocks.1.img_attn.proj": 32}
     state = {}
     for place, (name, outputs) in enumerate(layers.items()):
@@ -135,6 +135,10 @@ def test_a_lora_of_cores_loader_acts_on_all_maps_merged_or_bypassed_in_memory(wo
     after, _ = comfy.sd.load_lora_for_models(patched(world.model, lora_folder), None, state, 1.0, 0.0)
     assert relative_error(joint(patched(before, lora_folder), world), wanted) < 1e-5
     assert relative_error(joint(after, world), wanted) < 1e-5
+    for base in (world.model, patched(world.model, lora_folder)):
+        bypassed, _ = comfy.sd.load_bypass_lora_for_models(base, None, state, 1.0, 0.0)
+        both = patched(bypassed, lora_folder) if base is world.model else bypassed
+        assert relative_error(joint(both, world), wanted) < 1e-5
     assert relative_error(joint(patched(world.model, lora_folder), world), wanted) > 1e-3
     comfy.model_management.unload_all_models()
     # Weights that stay behind, cast and patched layer by layer in each forward.
