@@ -35,7 +35,14 @@ _LYCORIS = re.compile(
     r"^(?P<module>.+?)\.(?P<role>alpha|dora_scale|lora_magnitude_vector|lora_mid|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
     r"(?:\.[^.]+)?(?:\.weight)?$"
 )
-_OTHER_KINDS = {".oft_": "OFT", ".boft": "BOFT", ".diff": "full-difference", ".glora": "GLoRA", "lora_embedding": "embedding LoRA"}
+_OTHER_KINDS = {
+    ".oft_": "OFT",
+    ".boft": "BOFT",
+    ".diff": "full-difference",
+    ".glora": "GLoRA",
+    "lora_embedding": "embedding LoRA",
+    "tt_lora": "Tensor LoRA",
+}
 MAX_TAGS = 20
 
 
@@ -127,7 +134,7 @@ def _not_a_lora(header: Header, halves: bool) -> str:
     first = next(iter(header.tensors))
     for key in header.tensors:
         if kind := next((kind for mark, kind in _OTHER_KINDS.items() if mark in key), None):
-            return f"it holds {kind} weights ({key}), which are not understood here: convert it to LoRA."
+            return f"it holds {kind} weights ({key}), which do not compare with LoRAs: leave it out, or convert it."
     if halves:
         return f"it holds halves of LoRA weights only ({first}): export it again."
     return f"it holds no LoRA weights (first key: {first}): move checkpoints and other models out of the LoRA folder."
