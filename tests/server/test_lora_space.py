@@ -45,7 +45,7 @@ def own_loras(server, client):
     folder = server.base / "models/loras/mine"
     folder.mkdir(parents=True, exist_ok=True)
     names = []
-    for file in ("ember/ember_0", "ember/ember_1", "aurora/aurora_0"):
+    for file in ("ember/ember_0", "ember/ember_1", "lagoon/lagoon_0"):
         names.append(f"mine/{Path(file).name}.safetensors")
         shutil.copy(SHELF / f"{file}.safetensors", folder / f"{Path(file).name}.safetensors")
     yield names

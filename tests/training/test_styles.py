@@ -69,6 +69,16 @@ def test_cutting_a_layer_keeps_its_largest_singular_values():
         assert (change(shelf.cut(layer, rank)) - u[:, :rank] * values[:rank] @ vt[:rank]).abs().max() < 1e-5
 
 
+def test_a_mean_of_files_is_the_mean_of_their_changes(tmp_path):
+    files, changes = [tmp_path / f"{rank}.safetensors" for rank in (2, 3)], []
+    for rank, file in zip((2, 3), files, strict=True):
+        layer = LoraLayer(randn(rank, 12, seed=rank), randn(9, rank, seed=rank + 9))
+        shelf.write(file, shelf.plain_state({"mid_block.attentions.0.proj_in": layer}, torch.float32))
+        changes.append(change(layer))
+    [layer] = shelf.mean(files).values()
+    assert torch.allclose(change(layer), sum(changes) / 2, atol=1e-6)
+
+
 def test_the_hidden_copies_do_what_their_originals_do(tmp_path):
     layers = {"mid_block.attentions.0.transformer_blocks.0.ff.net.2": LoraLayer(randn(1, 12), randn(9, 1, seed=2))}
     [original] = layers.values()

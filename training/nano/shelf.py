@@ -1,10 +1,11 @@
-"""The style LoRAs that come with the pack: a few of the collection, cut to rank 1, with pictures, and three copies to be found out.
+"""The style LoRAs that come with the pack: means of a few of the collection each, cut to rank 1, and three copies to be found out.
 
 python -m intrinsic_lab.training.nano.shelf [--collection runs/styles] [--out assets/loras]
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,10 +16,10 @@ from ...methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict, rea
 from ...scenes import render_scenes
 from ...scenes.pictures import save_picture
 from ..loop import write_atomically
-from .styles import ARCHITECTURE, SIZE, STYLES, StyleLora
+from .styles import ARCHITECTURE, RANKS, SIZE, STYLES, StyleLora
 
-CHOSEN = ("ember", "lagoon", "candy", "chess", "moonlight", "aurora")
-SEEDS, RANK = (0, 1), 8
+CHOSEN = ("ember", "lagoon", "forest", "chess", "marble", "noir")
+SEEDS = (0, 1, 2)
 
 
 def cut(layer: LoraLayer, rank: int) -> LoraLayer:
@@ -28,6 +29,18 @@ def cut(layer: LoraLayer, rank: int) -> LoraLayer:
     u, values, vt = torch.linalg.svd(left_r @ right_r.T)
     root = values[:rank].sqrt()
     return LoraLayer((root[:, None] * vt[:rank] @ right.T).float(), (left @ u[:, :rank] * root).float())
+
+
+def mean(files: Sequence[Path]) -> dict[str, LoraLayer]:
+    """The mean change of several LoRAs of the same modules, exactly: their halves side by side."""
+    every = [read_lora(path).layers for path in files]
+    return {
+        name: LoraLayer(
+            torch.cat([layers[name].down.float() for layers in every]),
+            torch.cat([layers[name].up.float() * (layers[name].scale / len(every)) for layers in every], 1),
+        )
+        for name in every[0]
+    }
 
 
 def padded(layer: LoraLayer, strength: float) -> LoraLayer:
@@ -71,17 +84,19 @@ def make_shelf(collection: Path, out: Path) -> list[Path]:
     shelf: dict[str, dict[str, LoraLayer]] = {}
     files = []
     for style in CHOSEN:
-        for seed in SEEDS:
-            lora = StyleLora(style, seed, RANK)
-            layers = read_lora(collection / style / f"{lora.name}.safetensors").layers
-            shelf[f"{style}_{seed}"] = {name: cut(layer, 1) for name, layer in layers.items()}
-            files.append(out / style / f"{style}_{seed}.safetensors")
-            write(files[-1], plain_state(shelf[f"{style}_{seed}"]), style)
-            write_preview(lora, files[-1])
+        # One training of the collection is short; what several learnt alike stands out in their mean.
+        for number, rank in enumerate(RANKS):
+            trained = [StyleLora(style, seed, rank) for seed in SEEDS]
+            layers = mean([collection / style / f"{lora.name}.safetensors" for lora in trained])
+            name = f"{style}_{number}"
+            shelf[name] = {module: cut(layer, 1) for module, layer in layers.items()}
+            files.append(out / style / f"{name}.safetensors")
+            write(files[-1], plain_state(shelf[name]), style)
+            write_preview(trained[0], files[-1])
     copies = {
         "warm_tones_v2": peft_state(shelf["ember_0"], torch.bfloat16),
-        "night_soft": plain_state({name: padded(layer, 0.5) for name, layer in shelf["moonlight_0"].items()}),
-        "candy_1 (1)": plain_state(shelf["candy_1"]),
+        "low_key_soft": plain_state({name: padded(layer, 0.5) for name, layer in shelf["noir_0"].items()}),
+        "chess_1 (1)": plain_state(shelf["chess_1"]),
     }
     for name, state in copies.items():
         files.append(out / "downloads" / f"{name}.safetensors")
