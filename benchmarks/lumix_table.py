@@ -44,10 +44,10 @@ from ..training.nano.flux_lumix import nano_config
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-SCENES = HELD_OUT_SEEDS[:32]
+SCENES = HELD_OUT_SEEDS[:16]
 SIZE = 128
 STEPS = 150
-SAMPLING_STEPS, CFG = 10, 3.0
+SAMPLING_STEPS, CFG = 8, 3.0
 GROUPS = 8
 # Of the scenes the base was trained on: a generated picture does not tell its own.
 VERTICAL_FOV_DEGREES = 48.0
