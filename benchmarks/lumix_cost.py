@@ -11,8 +11,10 @@ Nothing is reported unless both give the same numbers.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -204,7 +206,8 @@ def main() -> None:
     kinds = [(kind, *(f"{parts[name][kind]:.0f}" for name in ways)) for kind in parts["ours"]]
     details = bench.report("Where the time goes, ms of one profiled run", ("operations", *ways), kinds, settings)
     print(f"{table}\n\n{details}")
-    if options.write:
+    kept = os.environ.get("INTRINSIC_LAB_RESULT") or (bench.RESULTS / f"lumix_cost_{settings.device}.json" if options.write else None)
+    if kept:
         record = {
             "machine": bench.machine(),
             "settings": vars(settings),
@@ -214,8 +217,7 @@ def main() -> None:
             "peak_mib": peaks,
             "parts_ms": parts,
         }
-        path = bench.RESULTS / f"lumix_cost_{settings.device}.json"
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        Path(kept).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
