@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -211,14 +212,15 @@ def block_costs(run: Run) -> dict[str, float]:
     return {"parameters (M)": parameters / 1e6, "attention GFLOP": attention(tokens, width, maps) / 1e9, "adapter GFLOP": update / 1e9}
 
 
+REFERENCES = ("exact maps through the VAE", "maps of another scene")
+
+
 def references(world: World) -> dict[str, dict[str, float]]:
     """The ends of the measures' scales: exact maps through the VAE, and those of another scene."""
     exact = {name: decode(world.base.vae, latents) for name, latents in world.latents.items()}
     shuffled = {name: picture if name == COLOR else picture.roll(1, 0) for name, picture in exact.items()}
-    return {
-        "exact maps through the VAE": alignment(exact) | quality(exact, world.scenes),
-        "maps of another scene": alignment(shuffled) | quality(shuffled, world.scenes),
-    }
+    pairs = zip(REFERENCES, (exact, shuffled), strict=True)
+    return {name: alignment(pictures) | quality(pictures, world.scenes) for name, pictures in pairs}
 
 
 COLUMNS = {
@@ -234,6 +236,7 @@ COLUMNS = {
     "parameters (M)": ("FLUX.1 block: parameters, M", 2),
     "attention GFLOP": ("attention, GFLOP", 1),
     "adapter GFLOP": ("adapter, GFLOP", 1),
+    "final loss": ("training loss", 3),
     "seconds": ("CPU s a picture", 2),
 }
 
@@ -258,6 +261,17 @@ def sheet(world: World, path: Path, target: Path, scenes: int = 4) -> None:
     rows = [torch.cat([pictures[name][i] for name in MAP_NAMES], dim=1) for i in range(scenes) for pictures in three]
     pixels = (torch.cat(rows).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     write_atomically(target, lambda partial: Image.fromarray(pixels).save(partial, "PNG"))
+
+
+def keep(path: Path, values: dict[str, float]) -> None:
+    write_atomically(path, lambda partial: partial.write_text(json.dumps(values, indent=1)))
+
+
+def once(path: Path, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Scores kept in `path`, computed if they are not there."""
+    if not path.exists():
+        keep(path, compute())
+    return json.loads(path.read_text())
 
 
 def state_of(base: Path) -> str:
@@ -294,12 +308,13 @@ def main() -> None:
             config = run_config(run, arguments.base, arguments.runs)
             history = train_lumix(config, cache=arguments.latents, report=console_report(run.name)).history
             values = score_run(world, config.weights) | {"final loss": mean(history.losses[-50:]), "minutes": history.seconds / 60}
-            write_atomically(kept, lambda path, values=values: path.write_text(json.dumps(values, indent=1)))
+            keep(kept, values)
         if parts > 1:
             return
-    rows = references(world)
+    rows = {name: once(folder / f"{name.replace(' ', '-')}.json", lambda name=name: references(world)[name]) for name in REFERENCES}
     if arguments.bundled.exists():
-        rows["bundled adapter"] = score_run(world, arguments.bundled)
+        state = hashlib.sha256(arguments.bundled.read_bytes()).hexdigest()[:12]
+        rows["bundled adapter"] = once(folder / f"bundled-{state}.json", lambda: score_run(world, arguments.bundled))
     missing = []
     for run in planned_runs():
         kept = folder / f"{run.name}.json"

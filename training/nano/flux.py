@@ -26,7 +26,7 @@ TEXT_WIDTH = 64
 SCENES = 6_000
 BATCH = 16
 # At a constant rate, so that a run can end anywhere; the average takes the place of a falling rate.
-BASE = LoopConfig(Path("flux"), steps=2400, learning_rate=1e-3, warmup=100, ema_decay=0.998, checkpoint_every=100, betas=(0.9, 0.99))
+BASE = LoopConfig(Path("flux"), steps=2900, learning_rate=1e-3, warmup=100, ema_decay=0.998, checkpoint_every=100, betas=(0.9, 0.99))
 # Sentence pieces: a word of the captions, a letter of any other word.
 WORD_SCORE, LETTER_SCORE, SPACE = -5.0, -12.0, "\u2581"
 
