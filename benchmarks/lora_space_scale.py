@@ -36,6 +36,7 @@ from ..training.loop import write_atomically
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TARGETS = {"rescan of 10,000": "< 1 s", "embedding rate": ">= 80 % of reading", "query of 100,000": "< 10 ms"}
+PARTS = ("search", "embedding", "scan")
 # Blocks of an SDXL UNet that kohya trains: (name, transformer depth, channels).
 SDXL_BLOCKS = (
     [(f"input_blocks_{block}_1", 2, 640) for block in (4, 5)]
@@ -143,7 +144,9 @@ def measure_embedding(files: int) -> list[dict]:
                         times[what].append(seconds(lambda: _warm(shelf)))
                     else:
                         with LoraIndex(Path(folder) / f"{cached}{trial}.sqlite") as index:
+                            before = time.process_time()
                             times[what].append(seconds(lambda: index.update([shelf])))
+                            used.append(time.process_time() - before)
             read, embed = (min(times[what]) for what in ("read", "embed"))
             rows.append(
                 {
@@ -251,14 +254,24 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--vectors", type=int, nargs="+", default=[10_000, 30_000, 100_000])
     parser.add_argument("--embed", type=int, default=6, help="SDXL-shaped files (%(default)s)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; a record is kept of a whole run")
     options = parser.parse_args()
-    load = os.getloadavg()[0]
-    parts = {"search": measure_search(options.vectors), "scan": measure_scan(options.files), "embedding": measure_embedding(options.embed)}
+    load, parts = os.getloadavg()[0], {}
+    measures = {
+        "search": lambda: measure_search(options.vectors),
+        "embedding": lambda: measure_embedding(options.embed),
+        "scan": lambda: measure_scan(options.files),
+    }
+    for name in options.parts:
+        parts[name] = measures[name]()
+        print(f"{name}\n{format_table(parts[name])}\n", flush=True)
     text = "\n\n".join(f"{name}\n{format_table(rows)}" for name, rows in parts.items())
     text += f"\n\nwanted: {TARGETS}; load average {load:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores"
-    print(text)
+    print(text.splitlines()[-1])
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     record = {"machine": machine, "load": [round(load, 1), round(os.getloadavg()[0], 1)], "targets": TARGETS, **parts}
+    if set(options.parts) != set(PARTS):
+        return
     result = Path(os.environ.get("INTRINSIC_LAB_RESULT") or RESULTS / "lora_space_scale.json")
     write_atomically(result, lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
     write_atomically(RESULTS / "lora_space_scale.md", lambda path: path.write_text(f"```\n{text}\n```\n"))
