@@ -23,7 +23,7 @@ OLDEST_PYTHON = (3, 11)
 
 PACKAGES = [
     *("torch", "torchvision", "diffusers", "peft", "accelerate", "einops", "prodigyopt", "rich"),
-    *("pytest", "ruff", "playwright", "scikit-image", "websocket-client"),
+    *("pytest", "ruff", "playwright", "scikit-image", "websocket-client", "qdrant-client"),
 ]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

@@ -49,6 +49,7 @@ class MapView {
         this.element = document.createElement("div");
         this.element.style.cssText = "position: relative; width: 100%; height: 100%; background: #1e1e22; overflow: hidden;";
         this.canvas = document.createElement("canvas");
+        this.canvas.className = "intrinsic-lab-lora-map";
         this.canvas.style.cssText = "position: absolute; inset: 0; width: 100%; height: 100%; cursor: crosshair;";
         this.card = document.createElement("div");
         this.card.className = "intrinsic-lab-lora-card";

@@ -13,7 +13,7 @@ from intrinsic_lab.tools.front_end import open_workflow, prompt_of, queue
 
 [MAP] = [example for example in example_workflows() if example.name == "lora_map"]
 SHELF = ROOT / "assets" / "loras"
-# Where a dot of the map is on the screen, and its LoRA.
+# Where a dot is on the map's element, and its LoRA.
 DOT = """number => {
     const node = app.graph._nodes.find(node => node.type === "IntrinsicLabLoRAMap");
     app.canvas.ds.scale = 1;
@@ -22,7 +22,7 @@ DOT = """number => {
     return new Promise(resolve => setTimeout(() => {
         const view = node.loraMap, box = view.canvas.getBoundingClientRect(), scale = box.width / view.canvas.clientWidth;
         const point = view.map.points[number], [x, y] = view.place(point);
-        resolve({ x: box.left + x * scale, y: box.top + y * scale, name: point.name });
+        resolve({ at: { x: x * scale, y: y * scale }, name: point.name });
     }, 500));
 }"""
 CARD = "() => document.querySelector('.intrinsic-lab-lora-card')"
@@ -113,10 +113,12 @@ def test_pointing_at_the_map_shows_a_preview_and_a_click_sets_the_query(page):
     assert queue(page) == "execution_success"
     page.wait_for_function("() => app.graph._nodes.some(node => node.loraMap?.map)")
     dot = page.evaluate(DOT, 0)
-    page.mouse.move(dot["x"], dot["y"])
+    # Hovering by element first closes the dialogs with which a fresh ComfyUI greets.
+    drawn = page.locator(".intrinsic-lab-lora-map")
+    drawn.hover(position=dot["at"])
     page.wait_for_function(f"() => ({CARD})().style.display === 'block' && ({CARD})().querySelector('img').naturalWidth > 0")
     assert dot["name"] in page.evaluate(f"() => ({CARD})().textContent")
-    page.mouse.click(dot["x"], dot["y"])
+    drawn.click(position=dot["at"])
     assert page.evaluate(CHOSEN) == {"IntrinsicLabLoRAMap": dot["name"], "IntrinsicLabFindSimilarLoRAs": dot["name"]}
     page.mouse.move(5, 5)
     page.wait_for_function(f"() => ({CARD})().style.display === 'none'")
