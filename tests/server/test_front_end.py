@@ -125,7 +125,10 @@ def test_a_map_is_left_out_by_bypassing_its_nodes_as_the_note_says(page):
 
 def needed_files(models: Path, prompt: dict) -> list[Path]:
     """The files that take away a graph's red: of a folder, the one that makes it known; inner folders come first."""
-    folders = {"ckpt_name": "checkpoints", "control_net_name": "controlnet", "lora_name": "loras"}
+    folders = {
+        **{"ckpt_name": "checkpoints", "control_net_name": "controlnet", "lora_name": "loras", "unet_name": "diffusion_models"},
+        **{"clip_name1": "text_encoders", "clip_name2": "text_encoders", "vae_name": "vae"},
+    }
     files = []
     for node in prompt.values():
         for name, value in node["inputs"].items():
