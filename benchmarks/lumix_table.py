@@ -45,9 +45,9 @@ from ..training.nano.flux_lumix import nano_config
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-SCENES = HELD_OUT_SEEDS[:16]
+SCENES = HELD_OUT_SEEDS[:32]
 SIZE = 128
-STEPS = 150
+STEPS = 300
 SAMPLING_STEPS, CFG = 8, 3.0
 GROUPS = 8
 # Of the scenes the base was trained on: a generated picture does not tell its own.

@@ -7,7 +7,7 @@ from ..loop import LoopConfig, console_report, write_atomically
 from ..lumix import LumixConfig, train_lumix
 from .adapters import ADAPTER_DATA
 
-STEPS = 450
+STEPS = 2000
 BATCH = 4
 LEARNING_RATE = 4e-3
 # Maps given clean in training, so that the few steps of a nano run also teach decomposition; the paper's share is 0.
