@@ -44,8 +44,8 @@ SEEDS = (0, 1, 2)
 PROMPTS_PER_SEED = 34
 BATCH = 17
 SIZE, LATENT_SIDE = 128, 16
-STEPS, CFG = 8, 4.0
-SAMPLER, SCHEDULER = "dpmpp_2m", "karras"
+STEPS, CFG = 24, 2.0
+SAMPLER, SCHEDULER = "euler_ancestral", "normal"
 # Of the scenes the base was trained on: a generated picture does not tell its own.
 VERTICAL_FOV_DEGREES = 48.0
 # The paper's stages 3 to 7 of nine, at the same relative depth of the nano UNet's seven.
@@ -296,7 +296,9 @@ def main() -> None:
     sampled: dict[str, dict[int, dict[str, list]]] = {}
     for image_domain in (True,) if arguments.skip_ablation else (True, False):
         if not image_domain:
-            world.loras[False] = train_lora(arguments.base, arguments.runs, image_domain=False)
+            world.loras[False] = train_lora(
+                arguments.base, arguments.runs, image_domain=False, intrinsic_vae=arguments.base / "intrinsic_vae"
+            )
         with torch.inference_mode():
             for seed, row in product(SEEDS, (row for row in ROWS if row.image_domain is image_domain)):
                 if not arguments.report or score_path(world, row, seed, folder).exists():

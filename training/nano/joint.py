@@ -20,7 +20,7 @@ KL = 1e-4
 DECODER_STEPS = 200
 LINES = 4.0
 LORA_SCENES = 1500
-LORA_STEPS = 1400
+LORA_STEPS = 3000
 RANK = 32
 LEARNING_RATE = 2e-3
 
@@ -47,13 +47,16 @@ def decoder_config(base: Path, runs: Path) -> IntrinsicVaeConfig:
     return replace(first, loop=loop, lines=LINES, decoder_of=first.weights)
 
 
-def lora_config(base: Path, runs: Path, image_domain: bool = True) -> JointConfig:
-    """Settings of the bundled LoRA; image_domain False: of the paper's ablation, which never sees a picture."""
+def lora_config(base: Path, runs: Path, image_domain: bool = True, intrinsic_vae: Path | None = None) -> JointConfig:
+    """Settings of the bundled LoRA; image_domain False: of the paper's ablation, which never sees a picture.
+
+    intrinsic_vae: folder of a trained one (the first stage's in `runs` by default); both stages have the same latents.
+    """
     name = "lora" if image_domain else "lora_without_images"
     loop = LoopConfig(runs / "ildm" / name, steps=LORA_STEPS, learning_rate=LEARNING_RATE, schedule="cosine", warmup=50, ema_decay=0.99)
     return JointConfig(
         base,
-        vae_config(base, runs).weights,
+        intrinsic_vae or vae_config(base, runs).weights,
         loop,
         JointSceneData(SceneData(count=LORA_SCENES)),
         rank=RANK,
@@ -62,9 +65,9 @@ def lora_config(base: Path, runs: Path, image_domain: bool = True) -> JointConfi
     )
 
 
-def train_lora(base: Path, runs: Path, image_domain: bool = True) -> Path:
-    """Train (or resume) one of the two LoRAs; returns its file."""
-    config = lora_config(base, runs, image_domain)
+def train_lora(base: Path, runs: Path, image_domain: bool = True, intrinsic_vae: Path | None = None) -> Path:
+    """Train (or resume) one of the two LoRAs (see `lora_config`); returns its file."""
+    config = lora_config(base, runs, image_domain, intrinsic_vae)
     train_joint_lora(config, cache=runs / "ildm" / "latents", report=console_report(config.loop.output.name))
     return config.weights
 
