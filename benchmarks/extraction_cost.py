@@ -4,21 +4,18 @@
 
 1. The nodes' extraction against the bare sum of its parts: VAE encode + UNet forward + VAE decode, called directly.
 2. Four maps in one forward (a LoRA per row) against four passes that each merge one LoRA (core's LoraLoader), in turns.
-3. Peak memory of both, each in a process of its own.
+3. Peak memory of all four: of resident memory during the call, above what was there before it.
 
-The bundled nano model at 128 x 128 by default; --sd15 adds the real Stable Diffusion 1.5 architecture with random weights,
-512 x 512, once. Times are processor seconds of all threads. Nothing is reported if the outputs differ.
+The bundled nano model at 128 x 128 by default; --sd15 adds the real Stable Diffusion 1.5 architecture with random weights, 512 x 512, in
+one round (`make bench ARGS="extraction_cost --sd15"` keeps both). Times are processor seconds of all threads. Nothing is reported if
+the outputs differ.
 """
 
 import argparse
 import json
 import os
-import resource
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -26,8 +23,13 @@ import torch
 from ..methods.maps import MAPS
 from ..tools.comfyui_source import find_comfyui
 from ..tools.console import format_table
+from .measuring import in_turns
 
+NANO = Path(__file__).resolve().parents[1] / "assets" / "nano"
 ROUNDS = 9
+WARM_UP_SIZE = 64
+# Of map data, whose values span 1 or 2: merging rounds the weights, a LoRA per row does not.
+LARGEST_DIFFERENCE = 2e-2
 SD15_UNET = {
     "cross_attention_dim": 768,
     "attention_head_dim": 8,
@@ -150,55 +152,39 @@ class Setting:
             return self.pipeline.vae.decode(diffusion.process_latent_out(output))
 
 
-def in_turns(ways: dict, rounds: int) -> tuple[dict[str, float], dict[str, object]]:
-    """Median processor seconds of each way, run in turns so that the machine's moods fall on all alike, and what each returned last."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    results = {}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            start = time.process_time()
-            results[name] = way()
-            seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}, results
-
-
 def compare(setting: Setting, label: str, rounds: int) -> dict:
     """Times of all ways and the ratios that the targets name. The comparisons are run apart: removing a merged LoRA costs, too."""
-    size, setting.size = setting.size, min(setting.size, 64)
-    small, setting.image = setting.image, setting.image[:, :64, :64]
-    setting.one_map(), setting.bare_parts()
-    setting.size, setting.image = size, small
-    single, _ = in_turns({"one_map": setting.one_map, "bare": setting.bare_parts}, rounds)
-    four, maps = in_turns({"one_forward": setting.one_forward, "merged": setting.merged_passes}, rounds)
-    difference = max(float((maps["one_forward"][name] - maps["merged"][name]).abs().max()) for name in MAPS)
-    if difference > 2e-2:
+    pair = {"one map": setting.one_map, "bare parts": setting.bare_parts}
+    four = {"four maps, one forward": setting.one_forward, "four merged passes": setting.merged_passes}
+    size, image = setting.size, setting.image
+    # What is loaded at the first call belongs to none of them. The pair comes last: it leaves no merged LoRA to be removed.
+    setting.size, setting.image = WARM_UP_SIZE, image[:, :WARM_UP_SIZE, :WARM_UP_SIZE]
+    for way in (*four.values(), *pair.values()):
+        way()
+    setting.size, setting.image = size, image
+    cost = in_turns(pair, rounds) | in_turns(four, rounds)
+    together, merged = (cost[name].result for name in four)
+    difference = max(float((together[name] - merged[name]).abs().max()) for name in MAPS)
+    if difference > LARGEST_DIFFERENCE:
         raise RuntimeError(f"{label}: one forward and merged passes differ by {difference}: nothing is reported.")
+
+    def ratio(one: str, other: str) -> float:
+        return cost[one].seconds / cost[other].seconds
+
     return {
         "model": label,
         "rounds": rounds,
         "largest difference": difference,
-        "bare parts s": single["bare"],
-        "one map s": single["one_map"],
-        "one map / bare": single["one_map"] / single["bare"],
-        "four maps, one forward s": four["one_forward"],
-        "four merged passes s": four["merged"],
-        "one forward / merged": four["one_forward"] / four["merged"],
+        **{f"{name} s": cost[name].seconds for name in cost},
+        "one map / bare parts": ratio("one map", "bare parts"),
+        "one forward / merged passes": ratio("four maps, one forward", "four merged passes"),
+        **{f"{name} peak MB": cost[name].peak_megabytes for name in cost},
     }
-
-
-def peak_megabytes(base: Path, size: int, way: str) -> float:
-    """Peak resident memory of one way in a fresh process."""
-    command = [sys.executable, "-m", "intrinsic_lab.benchmarks.extraction_cost", "--peak", way, "--base", str(base), "--size", str(size)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.strip().splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sd15", action="store_true", help="also the real SD 1.5 architecture at 512 x 512, one round")
-    parser.add_argument("--peak", choices=("one_forward", "merged_passes"), help=argparse.SUPPRESS)
-    parser.add_argument("--base", type=Path, default=Path(__file__).resolve().parents[1] / "assets" / "nano")
-    parser.add_argument("--size", type=int, default=128)
     arguments = parser.parse_args()
     start_comfyui()
     import folder_paths
@@ -208,20 +194,12 @@ def main() -> None:
         folder = Path(name)
         # Where the node writes its preview.
         folder_paths.set_temp_directory(name)
-        if arguments.peak:
-            setting = Setting(arguments.base, write_loras(folder, arguments.base), arguments.size)
-            getattr(setting, arguments.peak)()
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-            return
-        cases = [("nano, 128 x 128", arguments.base, arguments.size, ROUNDS)]
+        cases = [("nano, 128 x 128", NANO, 128, ROUNDS)]
         if arguments.sd15:
             write_sd15(folder / "sd15")
             cases.append(("SD 1.5 architecture, 512 x 512", folder / "sd15", 512, 1))
         for label, base, size, rounds in cases:
-            row = compare(Setting(base, write_loras(folder, base), size), label, rounds)
-            for way in ("one_forward", "merged_passes"):
-                row[f"peak MB, {way}"] = peak_megabytes(base, size, way)
-            rows.append(row)
+            rows.append(compare(Setting(base, write_loras(folder, base), size), label, rounds))
     print(format_table([{"figure": key, **{row["model"]: row[key] for row in rows}} for key in rows[0] if key != "model"]))
     print(f"{torch.get_num_threads()} threads, load average {os.getloadavg()[0]:.1f}")
     if result := os.environ.get("INTRINSIC_LAB_RESULT"):

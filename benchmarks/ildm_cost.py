@@ -27,7 +27,8 @@ from ..kernels.flops import attention_flops, cross_domain_attention_flops
 from ..methods.ildm.schedules import constant_schedule
 from ..methods.intrinsic_lora.lora_file import LoraFile, LoraLayer
 from ..tools.console import format_table
-from .extraction_cost import in_turns, start_comfyui
+from .extraction_cost import start_comfyui
+from .measuring import in_turns
 
 RANK, WEIGHT, LIMIT = 32, 0.5, 1.15
 COMMON = {"in_channels": 4, "out_channels": 4, "layers_per_block": 2, "use_linear_projection": True}
@@ -169,27 +170,13 @@ class Setting:
         return 2 * forward, extra
 
 
-def peak_megabytes(way) -> float:
-    """Peak of resident memory during a call, above what it was before (Linux)."""
-    gc.collect()
-    before = _status("VmRSS")
-    # 5 sets the peak back to the present value (proc(5)).
-    Path("/proc/self/clear_refs").write_text("5")
-    way()
-    return (_status("VmHWM") - before) / 1024
-
-
-def _status(entry: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(entry + ":"))
-
-
 def measure(family: str, side: int, rounds: int) -> dict:
     """One column of the table. Raises RuntimeError where the two joint ways differ."""
     setting = Setting(family, side)
     ways = {"two forwards": setting.two_forwards, "joint": setting.joint, "naive": setting.naive}
-    memory = {name: peak_megabytes(way) for name, way in ways.items()}
-    seconds, latents = in_turns(ways, rounds)
+    cost = in_turns(ways, rounds)
+    seconds = {name: spent.seconds for name, spent in cost.items()}
+    latents = {name: spent.result for name, spent in cost.items()}
     error = float((latents["joint"] - latents["naive"]).norm() / latents["naive"].norm())
     exchanged = float((latents["joint"] - latents["two forwards"]).norm() / latents["two forwards"].norm())
     # bfloat16 keeps 8 bits, and 70 blocks add up; the exchange itself must stand out from that.
@@ -209,7 +196,7 @@ def measure(family: str, side: int, rounds: int) -> dict:
         "joint / two forwards": seconds["joint"] / seconds["two forwards"],
         f"joint / (two forwards + counted extra), at most {LIMIT}": seconds["joint"] / allowed,
         "naive / joint": seconds["naive"] / seconds["joint"],
-        **{f"{name} peak MB": value for name, value in memory.items()},
+        **{f"{name} peak MB": spent.peak_megabytes for name, spent in cost.items()},
     }
 
 

@@ -21,7 +21,7 @@ from ..methods.maps import MAPS, image_from_map, map_from_image
 from .native import row_lora
 from .native.paths import bundled_file
 from .native.schema import schema
-from .native.single_step import interruptible, make_generator, require_sd_unet, rows_per_forward
+from .native.single_step import interruptible, make_generator, require_parts, require_sd_unet, rows_per_forward
 
 FROM_METADATA = "auto"
 NO_MERGED_MAP = "none"
@@ -234,6 +234,7 @@ class ExtractIntrinsicMaps(io.ComfyNode):
         cls, model, clip, vae, image, processing_resolution: int, tile_size: int, tile_overlap: int, mirrored_average: bool, merged_map: str
     ) -> io.NodeOutput:
         require_sd_unet(model)
+        require_parts(model, clip, vae)
         image_bhw3 = map_from_image(image, 3, "image", grey=True)
         carried = row_lora.carried_maps(model)
         recipe = _recipe(carried, merged_map)

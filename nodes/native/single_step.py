@@ -4,6 +4,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import comfy.model_management
 import comfy.model_sampling
@@ -52,21 +53,36 @@ def require_sd_unet(model: ModelPatcher) -> UNetModel:
     return unet
 
 
-def make_generator(model: ModelPatcher, clip, vae, carried: Mapping[str, tuple[str, int]], assign: bool) -> Generator:
-    """The Generator of `methods.intrinsic_lora.extract` on native objects.
+def require_parts(model: ModelPatcher, clip, vae) -> None:
+    """Raises ValueError where CLIP or VAE is missing or cannot belong to the MODEL, in words instead of a size mismatch inside it."""
+    for kind, part in (("CLIP", clip), ("VAE", vae)):
+        if part is None:
+            raise ValueError(f"There is no {kind}: the checkpoint it should come from holds none. Load one with a {kind} loader.")
+    wanted = model.get_model_object("latent_format").latent_channels
+    if vae.latent_channels != wanted:
+        raise ValueError(
+            f"This VAE makes latents of {vae.latent_channels} channels, the MODEL takes {wanted}: connect the VAE that belongs to it."
+        )
 
-    carried: prompt and timestep per map, in row order. assign: whether rows get the MODEL's carried LoRAs (not for a merged LoRA).
+
+@dataclass(frozen=True)
+class RowForward:
+    """One UNet forward with a map per row; where memory does not suffice, several.
+
+    names, embeddings, timesteps: of the maps. assign: whether rows get the MODEL's carried LoRAs (not for a merged LoRA).
     """
-    embeddings = [_encode_prompt(clip, prompt) for prompt, _ in carried.values()]
-    timesteps = torch.tensor([float(timestep) for _, timestep in carried.values()])
-    names = list(carried)
-    step_model = model.clone()
-    step_model.add_object_patch("model_sampling", ImageToImage(model.model.model_config))
 
-    def run_rows(latent_bchw: Tensor, rows: list[int]) -> Tensor:
-        map_of_row = [names[index] for index in rows] if assign else None
+    model: ModelPatcher
+    names: tuple[str, ...]
+    embeddings: list[tuple[Tensor, dict]]
+    timesteps: Tensor
+    assign: bool
+
+    def __call__(self, latent_bchw: Tensor, rows: list[int]) -> Tensor:
+        """Raw outputs of the latents; row i belongs to map `rows[i]`."""
+        map_of_row = [self.names[index] for index in rows] if self.assign else None
         try:
-            return _raw_outputs(step_model, latent_bchw, _join_rows(embeddings, rows), timesteps[rows], map_of_row)
+            return _raw_outputs(self.model, latent_bchw, _join_rows(self.embeddings, rows), self.timesteps[rows], map_of_row)
         except comfy.model_management.OOM_EXCEPTION:
             if len(rows) == 1:
                 raise
@@ -74,14 +90,31 @@ def make_generator(model: ModelPatcher, clip, vae, carried: Mapping[str, tuple[s
         logging.warning("Out of memory with %d rows in one forward, trying half.", len(rows))
         comfy.model_management.soft_empty_cache()
         half = len(rows) // 2
-        return torch.cat([run_rows(latent_bchw[:half], rows[:half]), run_rows(latent_bchw[half:], rows[half:])])
+        return torch.cat([self(latent_bchw[:half], rows[:half]), self(latent_bchw[half:], rows[half:])])
+
+
+def make_generator(model: ModelPatcher, clip, vae, carried: Mapping[str, tuple[str, int]], assign: bool) -> Generator:
+    """The Generator of `methods.intrinsic_lora.extract` on native objects.
+
+    carried: prompt and timestep per map, in row order. assign: as in `RowForward`. Nothing in it may refer to itself: a patched clone that
+    waits for the garbage collector makes core collect all garbage at every load.
+    """
+    step_model = model.clone()
+    step_model.add_object_patch("model_sampling", ImageToImage(model.model.model_config))
+    forward = RowForward(
+        step_model,
+        tuple(carried),
+        [_encode_prompt(clip, prompt, model) for prompt, _ in carried.values()],
+        torch.tensor([float(timestep) for _, timestep in carried.values()]),
+        assign,
+    )
 
     def predict(latent_bchw: Tensor) -> Tensor:
-        pictures = latent_bchw.shape[0] // len(names)
-        map_index_of_row = [index for index in range(len(names)) for _ in range(pictures)]
+        pictures = latent_bchw.shape[0] // len(forward.names)
+        map_index_of_row = [index for index in range(len(forward.names)) for _ in range(pictures)]
         step = rows_per_forward(model, *latent_bchw.shape[2:])
         starts = range(0, len(map_index_of_row), step)
-        return torch.cat([run_rows(latent_bchw[start : start + step], map_index_of_row[start : start + step]) for start in starts])
+        return torch.cat([forward(latent_bchw[start : start + step], map_index_of_row[start : start + step]) for start in starts])
 
     return Generator(encode=vae.encode, predict=predict, decode=unclamped(vae).decode, downscale=int(vae.downscale_ratio))
 
@@ -100,8 +133,14 @@ def _raw_outputs(
     return output.to(comfy.model_management.intermediate_device())
 
 
-def _encode_prompt(clip, prompt: str) -> tuple[Tensor, dict]:
-    [[embedding, extra]] = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+def _encode_prompt(clip, prompt: str, model: ModelPatcher) -> tuple[Tensor, dict]:
+    # A CLIP with scheduled hooks gives a conditioning for each part of the schedule; the single step is its first moment.
+    embedding, extra = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0]
+    wanted = model.model.model_config.unet_config.get("context_dim", embedding.shape[-1])
+    if embedding.shape[-1] != wanted:
+        raise ValueError(
+            f"This CLIP gives {embedding.shape[-1]} numbers a token, the MODEL takes {wanted}: connect the CLIP that belongs to it."
+        )
     return embedding, extra
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.sd
@@ -122,6 +123,22 @@ def test_models_that_cannot_make_maps_are_refused(tiny, normal_model):
         extract(tiny, normal_model, image, merged_map="depth")
     with pytest.raises(ValueError, match="already carries a LoRA for 'normal'"):
         apply(normal_model, "normal")
+
+
+def test_parts_that_are_missing_or_belong_to_another_model_are_refused_in_words(tiny, normal_model, sdxl_folder, nano_folder):
+    def with_parts(**parts):
+        return SimpleNamespace(**{"clip": tiny.clip, "native_vae": tiny.native_vae} | parts)
+
+    image = torch.rand(1, 32, 32, 3)
+    other_clip, other_vae = load_pipeline(sdxl_folder).clip, load_pipeline(nano_folder).vae
+    for parts, message in (
+        ({"clip": None}, "no CLIP: the checkpoint"),
+        ({"native_vae": None}, "no VAE: the checkpoint"),
+        ({"clip": other_clip}, "gives 96 numbers a token, the MODEL takes 32: connect the CLIP"),
+        ({"native_vae": other_vae}, "latents of 16 channels, the MODEL takes 4: connect the VAE"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            extract(with_parts(**parts), normal_model, image)
 
 
 def renamed(state, old, new):

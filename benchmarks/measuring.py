@@ -1,0 +1,62 @@
+"""How benchmarks measure ways to do the same thing: in turns, in processor seconds, and by the memory that each call takes."""
+
+import ctypes
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+PEAK_RESET = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one way: median processor seconds of all threads, and what the last call returned.
+
+    peak_megabytes: the largest peak of resident memory during a call, above what was there before it; NaN where only Linux could tell.
+    """
+
+    seconds: float
+    peak_megabytes: float
+    result: object
+
+
+def in_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Cost]:
+    """Runs every way once a round, so that the machine's moods fall on all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    peaks: dict[str, list[float]] = {name: [] for name in ways}
+    results = {}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            # What an earlier call returned is not part of what the next one takes.
+            results.pop(name, None)
+            before = _lowest_memory()
+            start = time.process_time()
+            results[name] = way()
+            seconds[name].append(time.process_time() - start)
+            peaks[name].append((_status("VmHWM") - before) / 1024)
+    return {name: Cost(statistics.median(seconds[name]), max(peaks[name]), results[name]) for name in ways}
+
+
+def _lowest_memory() -> float:
+    """Resident kilobytes once what can be given back is given back; the peak starts from here again."""
+    gc.collect()
+    if not PEAK_RESET.exists():
+        return math.nan
+    # Freed memory that the allocator keeps would hide what the next call takes; only glibc has this.
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+    # 5 sets the peak back to the present value (proc(5)).
+    PEAK_RESET.write_text("5")
+    return _status("VmRSS")
+
+
+def _status(entry: str) -> float:
+    """An entry of this process's state in kilobytes, NaN where there is none."""
+    if not PEAK_RESET.exists():
+        return math.nan
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(entry + ":"))
