@@ -18,6 +18,7 @@ import os
 import platform
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
@@ -136,15 +137,20 @@ def exact_cosines(loras: list[Lora], queries: numpy.ndarray) -> numpy.ndarray:
 
 
 def raw_vectors(loras: list[Lora], dimensions: int = 256) -> numpy.ndarray:
-    """`baseline.RawSpace.fit(...).vectors` without holding all the flattened files at once: PCA by their Gram matrix, layer by layer."""
+    """`baseline.RawSpace.fit(...).vectors` without holding all the flattened files at once: PCA by their Gram matrix, layer by layer.
+
+    A file of rank r is zero in the columns after r: those are multiplied only among the files that have them.
+    """
+    ranks = numpy.array([lora[0][0].shape[1] for lora in loras])
     total = torch.zeros(len(loras), len(loras), dtype=torch.float64)
-    for layer, (out, width) in enumerate(LAYERS):
-        rows = torch.zeros(len(loras), max(RANKS) * (out + width))
-        for row, lora in zip(rows, loras, strict=True):
-            up, down = lora[layer]
-            row[: down.numel()] = down.flatten()
-            row[max(RANKS) * width :].view(out, max(RANKS))[:, : up.shape[1]] = up
-        total += rows @ rows.T
+    for first, last in pairwise((0, *RANKS)):
+        members = torch.from_numpy(numpy.flatnonzero(ranks >= last))
+        gram = torch.zeros(len(members), len(members), dtype=torch.float64)
+        for layer in range(len(LAYERS) if len(members) else 0):
+            factors = [loras[number][layer] for number in members.tolist()]
+            rows = torch.stack([torch.cat([up[:, first:last].flatten(), down[first:last].flatten()]) for up, down in factors]).float()
+            gram += rows @ rows.T
+        total[members[:, None], members] += gram
     center = torch.eye(len(loras), dtype=torch.float64) - 1 / len(loras)
     values, vectors = torch.linalg.eigh(center @ total @ center)
     kept = values > values[-1] * 1e-7

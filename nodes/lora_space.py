@@ -151,6 +151,12 @@ class FindSimilarLoRAs(io.ComfyNode):
                     optional=True,
                     tooltip="So many of the best are read again and compared exactly. 0: by the index alone, in milliseconds.",
                 ),
+                io.String.Input(
+                    "folder",
+                    default="",
+                    optional=True,
+                    tooltip="Only LoRAs below this folder of the collection, such as 'styles/anime'. Empty: those of the index.",
+                ),
             ],
             outputs=[
                 io.AnyType.Output("LORA_NAME", display_name="lora_name", tooltip=f"The most similar LoRA. {NAME_TOOLTIP}"),
@@ -174,6 +180,7 @@ class FindSimilarLoRAs(io.ComfyNode):
         also_like: str = "",
         unlike: str = "",
         exact_candidates: int = 50,
+        folder: str = "",
     ) -> io.NodeOutput:
         like = [query, *_listed(also_like)]
         away = _listed(unlike)
@@ -185,14 +192,14 @@ class FindSimilarLoRAs(io.ComfyNode):
                 k=k,
                 subnetwork=subnetwork,
                 family=lora_index.family,
-                folder=lora_index.folder,
+                folder=folder.strip().strip("/\\") or lora_index.folder,
                 rerank=exact_candidates,
                 report=lora_shelf.progress_report(),
             )
         if not matches:
             raise ValueError(
-                f"{query} has nothing to be compared with in this index: no other LoRA is made for the same base model. "
-                "Index a larger folder, or choose another query."
+                f"{query} has nothing to be compared with in this index{f' below {folder!r}' if folder else ''}: no other LoRA is made for "
+                "the same base model. Index a larger folder, or choose another query."
             )
         names = [shown_name(match.entry, lora_index.collection) for match in matches]
         scores = [float(match.score) for match in matches]

@@ -18,11 +18,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .baseline import nearest_raw
 from .duplicates import find_duplicates
 from .index import LoraIndex
 from .names import SUBNETWORKS
+from .qdrant_store import QdrantStore, connect
 from .records import Progress
-from .search import RERANK, find_similar
+from .search import RERANK, family_of, find_similar
 from .shelf_map import draw_map, map_shelf
 
 
@@ -55,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     similar.add_argument("--unlike", nargs="+", default=[], metavar="FILE", help="LoRAs to be unlike")
     similar.add_argument("-k", type=int, default=5, help="how many (%(default)s)")
     similar.add_argument("--rerank", type=int, default=RERANK, help="candidates that are compared exactly; 0: none (%(default)s)")
+    similar.add_argument(
+        "--embedding", choices=["sketches", "raw"], default="sketches", help="raw: the paper's own form, at most 2,000 LoRAs"
+    )
+    similar.add_argument("--qdrant", metavar="WHERE", help="look the vectors up there: http://host:6333, or a folder (Qdrant's local mode)")
     commands.add_parser("duplicates", parents=[common, choice], help="find the same weights in several files")
     shelf = commands.add_parser("map", parents=[common, choice, network], help="draw all LoRAs of a family")
     shelf.add_argument("--out", type=Path, required=True, help="the picture, a PNG")
@@ -83,13 +89,26 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         choice = {"family": options.family, "folder": options.subfolder, "report": _progress}
         if options.command == "similar":
             like, unlike = ([_file(options.folder, name) for name in names] for names in (options.query, options.unlike))
-            found = find_similar(index, like, unlike, k=options.k, subnetwork=options.subnetwork, rerank=options.rerank, **choice)
+            if options.embedding == "raw":
+                if len(like) > 1 or unlike or options.family or options.qdrant:
+                    raise ValueError("--embedding raw takes one --query and neither --unlike, --family nor --qdrant.")
+                found = nearest_raw(index, like[0], k=options.k, subnetwork=options.subnetwork, folder=options.subfolder)
+            else:
+                choice |= {"store": _store(options, index, [*like, *unlike])}
+                found = find_similar(index, like, unlike, k=options.k, subnetwork=options.subnetwork, rerank=options.rerank, **choice)
             return {"query": [str(path) for path in like], "matches": [match.as_json() for match in found]}
         if options.command == "duplicates":
             return {"groups": [group.as_json() for group in find_duplicates(index, **choice)]}
         drawn = map_shelf(index, subnetwork=options.subnetwork, clusters=options.clusters, **choice)
         _save(options.out, draw_map(drawn, options.size))
         return {"picture": str(options.out)} | drawn.as_json()
+
+
+def _store(options: argparse.Namespace, index: LoraIndex, query: Sequence[Path]) -> QdrantStore | None:
+    """The Qdrant that was asked for, in step with the index."""
+    if not options.qdrant:
+        return None
+    return QdrantStore.sync(connect(options.qdrant), index, family_of(index, query), options.subnetwork, report=_progress)
 
 
 def _save(path: Path, picture) -> None:

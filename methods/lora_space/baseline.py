@@ -1,20 +1,37 @@
-"""What ours is compared with: the paper's own form, and singular values only. For evaluations; not used by the index.
+"""What ours is compared with: the paper's own form, and singular values only. For evaluations and to choose instead of ours.
 
 The paper concatenates all A and B of a LoRA and takes principal components over a collection. The files of a collection must have
 the same modules and ranks for that; lower ranks are filled up with zeros, modules that are missing are zeros. Its calibration against
 projection drift is not public; ours scales every projected vector to length 1, which is all a cosine needs.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
 
 from .delta import LowRank
 from .formats import read_deltas
+from .index import LoraIndex
+from .records import Entry
+from .search import family_of
 from .sketch import unit
+
+
+@dataclass(frozen=True)
+class RawMatch:
+    """A LoRA found by the paper's form. score: cosine of the projected vectors, -1..1."""
+
+    entry: Entry
+    score: float
+
+    def as_json(self) -> dict[str, Any]:
+        """What the command line shows of it."""
+        return self.entry.as_json() | {"score": round(self.score, 6)}
 
 
 def _factors(path: str | Path, subnetwork: str) -> dict[str, LowRank]:
@@ -60,6 +77,19 @@ class RawSpace:
         """[d] of any file of the same base model; what the layout has no place for is left out."""
         projected = (_flatten(path, self.subnetwork, self.layout) - self.mean) @ self.components.T
         return unit(projected) if self.calibrated else projected
+
+
+def nearest_raw(index: LoraIndex, query: str | Path, *, k: int = 5, subnetwork: str = "all", folder: str | None = None) -> list[RawMatch]:
+    """The k LoRAs nearest to a query by the paper's form, best first; fitted anew on every LoRA of the query's family (and folder).
+
+    Reads all of them, which takes a shelf's time and memory: at most 2,000. Raises ValueError for more, or a query that is unreadable.
+    """
+    entries = [entry for entry in index.entries(family=family_of(index, [query]), folder=folder) if entry.path != os.path.abspath(query)]
+    if len(entries) < 2:
+        raise ValueError("the paper's form is fitted on a collection: index at least two other LoRAs of the query's base model.")
+    space = RawSpace.fit([entry.path for entry in entries], subnetwork)
+    cosines = space.vectors @ space.embed(query)
+    return [RawMatch(entries[place], float(cosines[place])) for place in numpy.argsort(-cosines)[:k]]
 
 
 def _flatten(path: str | Path, subnetwork: str, layout: dict[str, tuple[int, int, int]]) -> numpy.ndarray:

@@ -65,6 +65,11 @@ MIGRATIONS = (
     );
     CREATE INDEX vectors_by_file ON vectors (file_id);
     """,
+    # 3: a name of the index's own, for its copies elsewhere.
+    """
+    CREATE TABLE identity (name TEXT NOT NULL);
+    INSERT INTO identity SELECT lower(hex(randomblob(6)));
+    """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)
 

@@ -36,7 +36,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """LoRAs with the same weights. original: the most precise, then the oldest; copies: the others, by name."""
+    """LoRAs with the same weights. original: the most precise, then of the lowest rank, then the oldest; copies: the others, by name."""
 
     original: Entry
     copies: tuple[Copy, ...]
@@ -100,7 +100,9 @@ def _near_groups(index: LoraIndex, space: Space, allowed: set[int], threshold: f
 
 def _proven(entries: list[Entry], threshold: float, report: Report | None) -> list[DuplicateGroup]:
     """Exact groups among entries that may be the same: the first is the original of all that equal it, and so on with the rest."""
-    waiting = sorted(entries, key=lambda entry: (-_DTYPE_BITS.get(entry.dtype, 0), entry.approximate, entry.mtime_ns, entry.name))
+    waiting = sorted(
+        entries, key=lambda entry: (-_DTYPE_BITS.get(entry.dtype, 0), entry.approximate, entry.rank_max, entry.mtime_ns, entry.name)
+    )
     groups = []
     while len(waiting) > 1:
         original, others = waiting[0], waiting[1:]

@@ -43,6 +43,11 @@ class LoraIndex:
     def close(self) -> None:
         self._connection.close()
 
+    @property
+    def identity(self) -> str:
+        """Tells this index's copies elsewhere from those of others: 12 letters, drawn when it was made."""
+        return next(iter(self._rows("SELECT name FROM identity")))["name"]
+
     def update(self, roots: Sequence[str | Path], *, embed: bool = True, workers: int = 2, report: Report | None = None) -> Summary:
         """Brings the index in step with the folders: new and changed files are read, moved ones recognised, missing ones dropped.
 
@@ -52,8 +57,9 @@ class LoraIndex:
         """
         started = time.monotonic()
         roots = [os.path.abspath(root) for root in roots]
-        listing = list_files(roots)
+        # Before the listing: what another process adds from a later one is then new to us, not missing.
         known = {row["path"]: row for row in self._rows("SELECT id, path, size, mtime_ns, state, sketch_version, fingerprint FROM files")}
+        listing = list_files(roots)
         work = [found for found in listing.files if _needs_reading(found, known.get(found.path), embed)]
         present = {found.path for found in listing.files}
         gone = {

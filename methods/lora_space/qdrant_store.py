@@ -1,6 +1,7 @@
-"""The vectors of one space in a Qdrant server, for libraries that several machines share or that outgrow one machine's memory.
+"""The vectors of one space in a Qdrant server, for libraries that outgrow one machine's memory.
 
-SQLite stays the truth; a collection is a copy that `sync` brings up to date. Needs qdrant-client: `pip install intrinsic-lab[qdrant]`.
+SQLite stays the truth; a collection is a copy that `sync` brings up to date. Several indexes may share a server: each has collections
+of its own. Needs qdrant-client: `pip install intrinsic-lab[qdrant]`.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import numpy
 
 from .index import LoraIndex
 from .records import Progress, Report
-from .sketch import KINDS
+from .sketch import KINDS, SKETCH_VERSION
 from .space import Candidate, Pca, Space, pack, project
 
 _BATCH = 256
@@ -34,19 +35,19 @@ def connect(where: str) -> Any:
 class QdrantStore:
     """A `Store` whose vectors are in the collection of one fitted space; make it with `sync`."""
 
-    def __init__(self, client: Any, family: str, subnetwork: str, pca: Mapping[str, Pca]) -> None:
+    def __init__(self, client: Any, identity: str, family: str, subnetwork: str, pca: Mapping[str, Pca]) -> None:
         self.family, self.subnetwork, self.pca = family, subnetwork, dict(pca)
         self._client = client
         # Vectors of one fit compare with no other's.
-        fit = hashlib.blake2b(pack(self.pca)[1], digest_size=6).hexdigest()
-        self._prefix = f"lora-space.{family}.{subnetwork}."
+        fit = hashlib.blake2b(b"%d " % SKETCH_VERSION + pack(self.pca)[1], digest_size=6).hexdigest()
+        self._prefix = f"lora-space.{identity}.{family}.{subnetwork}."
         self.collection = self._prefix + fit
 
     @classmethod
     def sync(cls, client: Any, index: LoraIndex, family: str, subnetwork: str = "all", report: Report | None = None) -> "QdrantStore":
         """Brings the collection in step with the index: new and changed LoRAs are sent, missing ones deleted, older fits dropped."""
         space = index.space(family, subnetwork)
-        store = cls(client, family, subnetwork, space.pca)
+        store = cls(client, index.identity, family, subnetwork, space.pca)
         store._make(space)
         stamps = {entry.id: f"{entry.size} {entry.mtime_ns}" for entry in index.entries(family=family)}
         there = store._stamps()

@@ -65,7 +65,7 @@ def find_similar(
         raise ValueError("no LoRA was given to search with, or none was asked for: name at least one, and k of at least 1.")
     query_paths = [str(path) for path in (*like, *unlike)]
     weights = numpy.array([1 / len(like)] * len(like) + [-1 / max(len(unlike), 1)] * len(unlike))
-    found_family = _one_family(index, query_paths)
+    found_family = family_of(index, query_paths)
     if family is not None and family != found_family:
         raise ValueError(f"the query is for {found_family} and {family} LoRAs were asked for: only LoRAs of one base model compare.")
     if store is None:
@@ -93,7 +93,8 @@ def _known(index: LoraIndex, path: str | Path) -> Entry | None:
         return None
 
 
-def _one_family(index: LoraIndex, paths: Sequence[str]) -> str:
+def family_of(index: LoraIndex, paths: Sequence[str | Path]) -> str:
+    """The base family of a query's files. Raises ValueError if they have several, BadFile for an unreadable one."""
     families = {}
     for path in paths:
         entry = _known(index, path)
@@ -104,7 +105,7 @@ def _one_family(index: LoraIndex, paths: Sequence[str]) -> str:
     return next(iter(families.values()))
 
 
-def _named(read, path: str):
+def _named(read, path: str | Path):
     try:
         return read(path)
     except BadFile as error:

@@ -10,9 +10,9 @@ import torch
 from intrinsic_lab.methods.intrinsic_lora.lora_file import LoraLayer
 from intrinsic_lab.methods.lora_space.delta import Kronecker, LowRank, inner_product
 from intrinsic_lab.methods.lora_space.families import base_family
-from intrinsic_lab.methods.lora_space.formats import describe, read_deltas
+from intrinsic_lab.methods.lora_space.formats import deltas_of, describe, read_deltas
 from intrinsic_lab.methods.lora_space.names import canonical_name, part_of
-from intrinsic_lab.methods.lora_space.weight_file import BadFile, read_header
+from intrinsic_lab.methods.lora_space.weight_file import BadFile, Reader, read_header
 from intrinsic_lab.tests.methods.lora_space_shelf import BLOCK, MODULES, dense, make_lora, peft_state_dict, save_lora
 from safetensors.torch import save_file
 
@@ -231,6 +231,27 @@ def test_a_subnetwork_reads_its_own_modules_only(tmp_path):
     assert len(list(read_deltas(path))) == len(MODULES)
     with pytest.raises(ValueError, match="choose one of"):
         list(read_deltas(path, "everything"))
+
+
+def test_only_the_bytes_of_the_subnetwork_are_read(tmp_path):
+    layers = make_lora(1)
+    path = save_lora(tmp_path / "a.safetensors", layers)
+    with Reader(path) as reader:
+        wanted, read = 0, []
+        for key, entry in reader.header.tensors.items():
+            wanted += (entry["data_offsets"][1] - entry["data_offsets"][0]) * ("_ff_" in key)
+        fill = reader._fill
+        reader._fill = lambda view: (read.append(len(view)), fill(view))
+        assert len(list(deltas_of(reader, "feed_forward"))) == 2
+        assert 0 < sum(read) == wanted < reader.header.size / 3
+
+
+def test_ranks_may_differ_from_module_to_module(tmp_path):
+    layers = {name: make_lora(1, rank=rank)[name] for name, rank in zip(MODULES, (1, 2, 3, 4, 5, 6, 8), strict=True)}
+    path = save_lora(tmp_path / "a.safetensors", layers)
+    assert_same(read_dense(path), dense(layers))
+    facts = describe(read_header(path))
+    assert (facts.rank_min, facts.rank_max) == (1, 8)
 
 
 K, V = (f"down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_{side}" for side in "kv")

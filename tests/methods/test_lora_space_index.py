@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -17,10 +18,12 @@ import torch
 from intrinsic_lab.methods.lora_space.__main__ import main
 from intrinsic_lab.methods.lora_space.database import _APPLICATION, MIGRATIONS, SCHEMA_VERSION
 from intrinsic_lab.methods.lora_space.formats import read_deltas
-from intrinsic_lab.methods.lora_space.index import LoraIndex
+from intrinsic_lab.methods.lora_space.index import LoraIndex, _in_parallel
+from intrinsic_lab.methods.lora_space.scan import list_files
 from intrinsic_lab.methods.lora_space.sketch import KINDS, sketch, subnetwork_vectors
 from intrinsic_lab.methods.lora_space.space import LEAST_FOR_PCA
 from intrinsic_lab.tests.methods.lora_space_shelf import MODULES, make_lora, save_lora
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = dict(list(MODULES.items())[:3])
@@ -159,6 +162,9 @@ def test_bad_files_are_reported_one_by_one_and_the_rest_is_indexed(tmp_path):
     layers = make_lora(2, modules=FEW)
     next(iter(layers.values())).up[0, 0] = torch.nan
     save_lora(folder / "nan.safetensors", layers)
+    key = "lora_unet_mid_block_attentions_0_proj_in"
+    save_file({f"{key}.lora_down.weight": torch.zeros(0, 8), f"{key}.lora_up.weight": torch.zeros(8, 0)}, folder / "rank 0.safetensors")
+    save_file({"model.to_q.weight": torch.ones(8, 8)}, folder / "checkpoint.safetensors")
     (folder / "old.ckpt").write_bytes(b"\x80\x02.")
     (folder / "dangling.safetensors").symlink_to(folder / "nowhere")
     (folder / "circle.safetensors").symlink_to(folder / "circle.safetensors")
@@ -172,7 +178,7 @@ def test_bad_files_are_reported_one_by_one_and_the_rest_is_indexed(tmp_path):
         wanted = {
             "truncated.safetensors": "truncated", "empty.safetensors": "empty", "huge.safetensors": "claims", "nan.safetensors": "NaN",
             "old.ckpt": "pickle", "dangling.safetensors": "leads nowhere", "circle.safetensors": "leads nowhere",
-            "\\xff\\xfe.safetensors": "Unicode",
+            "\\xff\\xfe.safetensors": "Unicode", "rank 0.safetensors": "rank 0", "checkpoint.safetensors": "no LoRA weights",
         }  # fmt: skip
         assert reasons.keys() == wanted.keys()
         assert all(word in reasons[name] for name, word in wanted.items())
@@ -318,6 +324,30 @@ def test_two_processes_may_index_the_same_folder_at_once(tmp_path, large, proces
     assert assert_complete(database, folder, reference) == 300
 
 
+def test_what_another_process_adds_meanwhile_is_not_taken_for_missing(shelf, tmp_path, monkeypatch):
+    folder, _, index = shelf
+
+    def list_too_early(roots):
+        listing = list_files(roots)
+        fill(folder, 1, start=6)
+        with LoraIndex(tmp_path / "index.sqlite") as other:
+            added.append(other.update([folder]).added)
+        return listing
+
+    added = []
+    with monkeypatch.context() as patch:
+        calls = iter((list_too_early, list_files))
+        patch.setattr("intrinsic_lab.methods.lora_space.index.list_files", lambda roots: next(calls)(roots))
+        assert index.update([folder]).removed == 0
+    assert added == [1] and len(index.entries()) == 7
+
+
+def test_files_are_read_side_by_side():
+    # Passes only where two are in the job at once; a job alone would wait in vain.
+    together = threading.Barrier(2)
+    assert sorted(_in_parallel(lambda number: (together.wait(timeout=20), number)[1], range(6), workers=2)) == list(range(6))
+
+
 def test_another_connection_s_changes_are_seen(shelf, tmp_path):
     folder, _, index = shelf
     assert len(index.space("sd1").ids) == 6
@@ -339,7 +369,8 @@ def test_an_index_of_the_first_schema_is_migrated_with_what_it_holds(shelf, tmp_
         for table in ("files", "sketches"):
             connection.execute(f"INSERT INTO {table} SELECT * FROM new.{table}")
     connection.close()
-    with LoraIndex(old) as migrated:
+    with LoraIndex(old) as migrated, LoraIndex(old) as again:
+        assert len(migrated.identity) == 12 and again.identity == migrated.identity != index.identity
         assert contents(migrated).keys() == contents(index).keys()
         assert migrated.update([folder]).unchanged == 6
         assert len(migrated.space("sd1").ids) == 6

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from intrinsic_lab.methods.intrinsic_lora.lora_file import LoraLayer
+from intrinsic_lab.methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict
 from intrinsic_lab.methods.lora_space import clusters, shelf_map
 from intrinsic_lab.methods.lora_space.__main__ import main
+from intrinsic_lab.methods.lora_space.baseline import RawSpace, nearest_raw
 from intrinsic_lab.methods.lora_space.clusters import cluster_vectors
 from intrinsic_lab.methods.lora_space.duplicates import find_duplicates
 from intrinsic_lab.methods.lora_space.gram import exact_cosines
@@ -19,12 +20,17 @@ from intrinsic_lab.methods.lora_space.index import LoraIndex
 from intrinsic_lab.methods.lora_space.search import find_similar
 from intrinsic_lab.methods.lora_space.shelf_map import draw_map, layout, map_shelf
 from intrinsic_lab.methods.lora_space.sketch import KINDS
+from intrinsic_lab.methods.lora_space.space import LEAST_FOR_PCA
 from intrinsic_lab.tests.methods.lora_space_shelf import MODULES, make_lora, pad_rank, peft_state_dict, refactor, save_lora
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 STYLES = ("ink", "oil", "photo")
 FEW = dict(list(MODULES.items())[:3])
+
+
+# A real server, where there is one; else the client's own local mode.
+QDRANT = os.environ.get("INTRINSIC_LAB_QDRANT", ":memory:")
 
 
 def place(folder, number):
@@ -66,6 +72,35 @@ def test_re_ranked_scores_are_exact_cosines(shelf, index):
     everything = [path for path in sorted(shelf[0].rglob("*.safetensors")) if path != query]
     best = sorted(exact_cosines([query], everything)[0], reverse=True)[:5]
     numpy.testing.assert_allclose([match.score for match in found], best, atol=1e-9)
+
+
+@pytest.mark.parametrize("rerank", [0, 50])
+@pytest.mark.parametrize("change", [refactor, lambda layers: pad_rank(layers, 11)], ids=["B R, R^-1 A", "rank padding"])
+def test_other_factors_of_the_same_changes_leave_every_match_and_score_equal_behind_components(tmp_path, change, rerank):
+    folder = tmp_path / "loras"
+    for number in range(LEAST_FOR_PCA):
+        save_lora(folder / f"{number}.safetensors", make_lora(number, number % 3, modules=FEW))
+    query = save_lora(tmp_path / "query.safetensors", make_lora(99, 1, modules=FEW))
+    same = tmp_path / "same.safetensors"
+    save_file(kohya_state_dict(change(make_lora(99, 1, modules=FEW))), same)
+    with LoraIndex(tmp_path / "index.sqlite") as index:
+        index.update([folder])
+        assert index.space("sd1").pca["output"].components is not None
+        before, after = (find_similar(index, [path], k=10, rerank=rerank) for path in (query, same))
+    assert [match.entry.name for match in after] == [match.entry.name for match in before]
+    for kind in ("two_sided", "output", "score"):
+        numpy.testing.assert_allclose([getattr(m, kind) for m in after], [getattr(m, kind) for m in before], atol=1e-5)
+
+
+def test_the_papers_form_may_be_chosen_instead(shelf, index, tmp_path):
+    query, everything = place(shelf[0], 1), sorted(shelf[0].rglob("*.safetensors"))
+    found = nearest_raw(index, query, k=4)
+    space = RawSpace.fit([path for path in everything if path != query])
+    cosines = sorted(space.vectors @ space.embed(query), reverse=True)
+    numpy.testing.assert_allclose([match.score for match in found], cosines[:4], atol=1e-5)
+    assert {match.entry.folder for match in nearest_raw(index, query, k=3, folder="oil")} == {"oil"}
+    with pytest.raises(ValueError, match="index at least two"):
+        nearest_raw(index, query, folder="nowhere")
 
 
 def test_a_query_may_lie_outside_the_index(shelf, index, tmp_path):
@@ -158,6 +193,17 @@ def test_equal_weights_are_grouped_whatever_the_file_looks_like(tmp_path):
     assert all(strength == pytest.approx(1, abs=0.01) for strength in factors.values())
 
 
+def test_a_padded_copy_is_the_copy_even_where_it_is_the_older_file(tmp_path):
+    folder, layers = tmp_path / "loras", make_lora(0, modules=FEW)
+    padded = save_lora(folder / "a padded.safetensors", pad_rank(layers, 9))
+    save_lora(folder / "b.safetensors", layers)
+    os.utime(padded, ns=(1, 1))
+    with LoraIndex(tmp_path / "index.sqlite") as index:
+        index.update([folder])
+        (group,) = find_duplicates(index)
+    assert group.original.name == "b.safetensors" and group.copies[0].differences == ("another rank: 4 -> 9",)
+
+
 def test_the_map_puts_styles_apart_and_names_them(index):
     shelf = map_shelf(index)
     assert len(shelf.points) == 24 and [cluster.size for cluster in shelf.clusters] == [8, 8, 8]
@@ -233,7 +279,7 @@ def test_qdrant_answers_as_memory_does(shelf, index):
     pytest.importorskip("qdrant_client")
     from intrinsic_lab.methods.lora_space.qdrant_store import QdrantStore, connect
 
-    client = connect(":memory:")
+    client = connect(QDRANT)
     store = QdrantStore.sync(client, index, "sd1")
     space = index.space("sd1")
     for row in (0, 7, 20):
@@ -255,7 +301,7 @@ def test_qdrant_follows_the_index(tmp_path):
     pytest.importorskip("qdrant_client")
     from intrinsic_lab.methods.lora_space.qdrant_store import QdrantStore, connect
 
-    folder, client, sent = tmp_path / "loras", connect(":memory:"), []
+    folder, client, sent = tmp_path / "loras", connect(QDRANT), []
     paths = [save_lora(folder / f"{number}.safetensors", make_lora(number, modules=FEW)) for number in range(6)]
     with LoraIndex(tmp_path / "index.sqlite") as index:
         index.update([folder])
@@ -271,6 +317,34 @@ def test_qdrant_follows_the_index(tmp_path):
         row = space.ids.tolist().index(index.entry(paths[1]).id)
         best = store.nearest({kind: space.vectors[kind][row] for kind in KINDS}, 1)[0]
         assert best.id == space.ids[row] and best.score == pytest.approx(1, abs=1e-5)
+
+
+def test_two_indexes_share_a_qdrant_without_touching_each_other(tmp_path):
+    pytest.importorskip("qdrant_client")
+    from intrinsic_lab.methods.lora_space.qdrant_store import QdrantStore, connect
+
+    client, stores = connect(QDRANT), []
+    for number in range(2):
+        folder = tmp_path / f"loras {number}"
+        save_lora(folder / "a.safetensors", make_lora(number, modules=FEW))
+        with LoraIndex(tmp_path / f"{number}.sqlite") as index:
+            index.update([folder])
+            stores.append(QdrantStore.sync(client, index, "sd1"))
+    assert stores[0].collection != stores[1].collection
+    assert [client.count(store.collection).count for store in stores] == [1, 1]
+
+
+def test_the_command_line_asks_qdrant_or_the_papers_form(shelf, tmp_path, capsys):
+    pytest.importorskip("qdrant_client")
+    query = ["similar", str(shelf[0]), "--database", str(tmp_path / "i.sqlite"), "--query", os.path.join("ink", "0.safetensors"), "-k", "3"]
+    answers = []
+    for words in ([], ["--qdrant", str(tmp_path / "qdrant")], ["--embedding", "raw"]):
+        assert main([*query, *words]) == 0
+        answers.append([match["name"] for match in json.loads(capsys.readouterr().out)["matches"]])
+    assert answers[0] == answers[1] and len(answers[2]) == 3
+    assert (tmp_path / "qdrant").is_dir()
+    assert main([*query, "--embedding", "raw", "--unlike", os.path.join("oil", "1.safetensors")]) == 1
+    assert "neither --unlike" in capsys.readouterr().err
 
 
 def test_the_command_line_answers_in_json(shelf, tmp_path, capsys):

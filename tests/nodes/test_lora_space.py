@@ -105,6 +105,9 @@ def test_a_folder_and_a_family_narrow_the_index():
     index, text = indexed(folder="oil paint").args
     assert "3 LoRAs are in this index" in text
     assert all(name.startswith("oil paint/") for name in similar("anime/a0.safetensors", k=9, index=index).args[1])
+    assert all(name.startswith("photo/") for name in similar("anime/a0.safetensors", k=9, folder="photo/").args[1])
+    with pytest.raises(ValueError, match="below 'nowhere'"):
+        similar("anime/a0.safetensors", folder="nowhere")
     assert "1 LoRAs are in this index" in indexed(family="sdxl")[1]
     with pytest.raises(ValueError, match="base models found: sd1 9, sdxl 1"):
         indexed(family="flux1")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from intrinsic_lab.benchmarks import lora_space_synthetic
 from intrinsic_lab.benchmarks.lora_space_table import (
     Collection,
     adjusted_rand_index,
@@ -13,6 +14,7 @@ from intrinsic_lab.benchmarks.lora_space_table import (
     retrieval,
 )
 from intrinsic_lab.methods.intrinsic_lora.lora_file import LoraLayer, read_lora
+from intrinsic_lab.methods.lora_space.baseline import RawSpace
 from intrinsic_lab.training.intrinsic_lora.config import load_base
 from intrinsic_lab.training.nano import shelf, styles
 from safetensors import safe_open
@@ -101,6 +103,14 @@ def test_scores_equal_their_definitions():
     assert adjusted_rand_index([0, 0, 1, 1], [0, 0, 0, 1]) == pytest.approx(0)
     assert adjusted_rand_index([0, 0, 1, 1], [0, 1, 0, 1]) == pytest.approx(-0.5)
     assert adjusted_rand_index([0, 0, 1, 2], [4, 4, 2, 9]) == pytest.approx(1)
+
+
+def test_a_made_up_shelf_s_raw_vectors_are_those_of_the_papers_form(tmp_path):
+    made = lora_space_synthetic.Shelf("shared", 8, 0)
+    loras = [made.lora(number) for number in range(8)]
+    assert len({lora[0][0].shape[1] for lora in loras}) > 1
+    found, wanted = lora_space_synthetic.raw_vectors(loras), RawSpace.fit(lora_space_synthetic.write_shelf(loras, tmp_path)).vectors
+    assert abs(found @ found.T - wanted @ wanted.T).max() < 1e-4
 
 
 def test_retrieval_counts_the_own_style_among_the_others_only():
