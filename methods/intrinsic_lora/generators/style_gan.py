@@ -1,0 +1,143 @@
+"""A style-based generator, written from the papers' equations.
+
+z -> mapping network -> w (Karras et al. 2019, section 2) -> an affine layer per convolution: style s -> modulated and demodulated
+convolutions with a noise input (Karras et al. 2020, section 2.2, eq. 1 to 3), summed up from each resolution (section 4, output skips).
+Upsampling is bilinear, which is the papers' [1, 3, 3, 1] filter except at the borders.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+FIRST_SIDE = 4
+
+
+@dataclass(frozen=True)
+class StyleGanConfig:
+    """widths: channels at 4 x 4, 8 x 8 ... up to the picture. mapping_layers: of the mapping network. Raises ValueError."""
+
+    widths: tuple[int, ...] = (128, 128, 96, 64, 32)
+    latent_dim: int = 64
+    style_dim: int = 64
+    mapping_layers: int = 3
+
+    def __post_init__(self) -> None:
+        numbers = (*self.widths, self.latent_dim, self.style_dim, self.mapping_layers)
+        if not all(isinstance(number, int) and 1 <= number <= 8192 for number in numbers):
+            raise ValueError(f"the generator's sizes are {self}: whole numbers from 1 to 8192 are wanted.")
+        if not 1 <= len(self.widths) <= 9:
+            raise ValueError(f"the generator has {len(self.widths)} resolutions, 1 to 9 are possible (4 to 1024 pixels).")
+
+    @property
+    def resolution(self) -> int:
+        """Side of the pictures in pixels."""
+        return FIRST_SIDE * 2 ** (len(self.widths) - 1)
+
+    @property
+    def noise_sides(self) -> tuple[int, ...]:
+        """Side of each layer's noise, in the network's order: one at 4 x 4, two at every further resolution."""
+        return (FIRST_SIDE, *(FIRST_SIDE * 2**level for level in range(1, len(self.widths)) for _ in range(2)))
+
+
+def modulated_convolution(x_bchw: Tensor, weight_oikk: Tensor, style_bi: Tensor, demodulate: bool = True) -> Tensor:
+    """Convolution with `s_i w_ijk`, each output channel scaled to unit variance (Karras et al. 2020, eq. 1 and 3).
+
+    Scales activations instead of weights, which is the same and keeps the batch in one convolution.
+    """
+    output = functional.conv2d(x_bchw * style_bi[:, :, None, None], weight_oikk, padding=weight_oikk.shape[-1] // 2)
+    if demodulate:
+        energy = torch.einsum("oi,bi->bo", weight_oikk.square().sum((2, 3)), style_bi.square())
+        output = output * torch.rsqrt(energy + 1e-8)[:, :, None, None]
+    return output
+
+
+def upsample(x_bchw: Tensor) -> Tensor:
+    """Twice the size, bilinear."""
+    return functional.interpolate(x_bchw, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+class StyledConvolution(nn.Module):
+    """affine (w -> s), modulated convolution, noise, bias, leaky ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, style_dim: int, enlarge: bool):
+        super().__init__()
+        self.enlarge = enlarge
+        self.affine = _affine(style_dim, inputs)
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3) / math.sqrt(9 * inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.noise_strength = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x_bchw: Tensor, w_bd: Tensor, noise_b1hw: Tensor) -> Tensor:
+        x_bchw = upsample(x_bchw) if self.enlarge else x_bchw
+        output = modulated_convolution(x_bchw, self.weight, self.affine(w_bd))
+        output = output + self.noise_strength * noise_b1hw + self.bias[:, None, None]
+        return functional.leaky_relu(output, 0.2) * math.sqrt(2)
+
+
+class ToPicture(nn.Module):
+    """affine (w -> s) and a modulated 1 x 1 convolution to three channels, without demodulation."""
+
+    def __init__(self, inputs: int, style_dim: int):
+        super().__init__()
+        self.affine = _affine(style_dim, inputs)
+        self.weight = nn.Parameter(torch.randn(3, inputs, 1, 1) / math.sqrt(inputs))
+        self.bias = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x_bchw: Tensor, w_bd: Tensor) -> Tensor:
+        return modulated_convolution(x_bchw, self.weight, self.affine(w_bd), demodulate=False) + self.bias[:, None, None]
+
+
+def _affine(style_dim: int, channels: int) -> nn.Linear:
+    """A style that begins around 1: the convolution starts unmodulated."""
+    affine = nn.Linear(style_dim, channels)
+    nn.init.normal_(affine.weight, std=1 / math.sqrt(style_dim))
+    nn.init.ones_(affine.bias)
+    return affine
+
+
+class StyleGenerator(nn.Module):
+    """`style` makes w of z, `forward` a picture of w and noise. `mean_style` `[style_dim]` is what truncation pulls w towards."""
+
+    def __init__(self, config: StyleGanConfig):
+        super().__init__()
+        self.config = config
+        sizes = [config.latent_dim, *[config.style_dim] * config.mapping_layers]
+        self.mapping = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
+        for layer in self.mapping:
+            nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
+            nn.init.zeros_(layer.bias)
+        self.register_buffer("mean_style", torch.zeros(config.style_dim))
+        self.constant = nn.Parameter(torch.randn(1, config.widths[0], FIRST_SIDE, FIRST_SIDE))
+        self.convolutions = nn.ModuleList([StyledConvolution(config.widths[0], config.widths[0], config.style_dim, enlarge=False)])
+        for inputs, outputs in pairwise(config.widths):
+            self.convolutions.append(StyledConvolution(inputs, outputs, config.style_dim, enlarge=True))
+            self.convolutions.append(StyledConvolution(outputs, outputs, config.style_dim, enlarge=False))
+        self.to_picture = nn.ModuleList(ToPicture(width, config.style_dim) for width in config.widths)
+
+    def style(self, z_bd: Tensor, truncation_b1: Tensor | float = 1.0) -> Tensor:
+        """w of z (normalised to unit mean square), pulled towards the mean: `mean + truncation (w - mean)` (2019, section 2.1)."""
+        w_bd = z_bd * torch.rsqrt(z_bd.square().mean(1, keepdim=True) + 1e-8)
+        for layer in self.mapping:
+            w_bd = functional.leaky_relu(layer(w_bd), 0.2) * math.sqrt(2)
+        return torch.lerp(self.mean_style.expand_as(w_bd), w_bd, torch.as_tensor(truncation_b1, dtype=w_bd.dtype, device=w_bd.device))
+
+    def forward(self, w_bd: Tensor, noise: Sequence[Tensor]) -> Tensor:
+        """Pictures `[b, 3, h, w]`, nominally -1..1, not clamped. noise: a `[b, 1, side, side]` for each of `config.noise_sides`."""
+        x = self.convolutions[0](self.constant.expand(len(w_bd), -1, -1, -1), w_bd, noise[0])
+        picture = self.to_picture[0](x, w_bd)
+        for level in range(1, len(self.config.widths)):
+            x = self.convolutions[2 * level - 1](x, w_bd, noise[2 * level - 1])
+            x = self.convolutions[2 * level](x, w_bd, noise[2 * level])
+            picture = upsample(picture) + self.to_picture[level](x, w_bd)
+        return picture
+
+    @torch.no_grad()
+    def measure_mean_style(self, samples: int = 4096) -> None:
+        """Set `mean_style` to the mean of w over a fixed draw of z."""
+        z = torch.randn(samples, self.config.latent_dim, generator=torch.Generator().manual_seed(0))
+        self.mean_style.copy_(self.style(z.to(self.constant.device)).mean(0))

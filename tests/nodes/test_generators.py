@@ -1,0 +1,219 @@
+"""The generators' nodes inside ComfyUI, on tiny random networks: a diffusers VQModel and a style-based generator."""
+
+import folder_paths
+import pytest
+import torch
+from comfy_execution.graph_utils import ExecutionBlocker
+from diffusers import VQModel
+from einops import rearrange
+from intrinsic_lab.methods.intrinsic_lora import generators as methods
+from intrinsic_lab.methods.intrinsic_lora.generators.adapter import generator_header, peft_state_dict, target_names
+from intrinsic_lab.methods.intrinsic_lora.lora_file import LoraLayer
+from intrinsic_lab.methods.maps import MAPS
+from intrinsic_lab.nodes import generators as nodes
+from intrinsic_lab.nodes.native import generators as native
+from safetensors.torch import save_file
+
+NOTHING = {f"{name}_lora": "none" for name in MAPS}
+CONFIG = methods.StyleGanConfig(widths=(8, 8, 4), latent_dim=6, style_dim=5, mapping_layers=2)
+
+
+def write_lora(path, module, kind, map_name):
+    draw = torch.Generator().manual_seed(4)
+    layers = {}
+    for name in target_names(module, kind):
+        outputs, inputs = module.get_submodule(name).weight.shape
+        layers[name] = LoraLayer(torch.randn(2, inputs, generator=draw), 0.3 * torch.randn(outputs, 2, generator=draw))
+    save_file(peft_state_dict(layers), path, generator_header(kind, map_name, 16, "tiny"))
+    return layers
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """models/vae with a VQGAN and one that is no VQGAN, models/diffusers with a GAN, models/loras with a LoRA for each."""
+    for kind in ("vae", "diffusers", "loras"):
+        (tmp_path / kind).mkdir()
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([str(tmp_path / kind)], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
+    monkeypatch.setattr(native, "BUNDLED_FOLDERS", {"vqgan": {}, "gan": {}})
+    torch.manual_seed(0)
+    vqgan = VQModel(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        latent_channels=4,
+        num_vq_embeddings=32,
+        norm_num_groups=4,
+    )
+    torch.nn.init.normal_(vqgan.quantize.embedding.weight)
+    vqgan.eval().save_pretrained(tmp_path / "vae/tiny")
+    gan = methods.StyleGenerator(CONFIG).eval()
+    gan.measure_mean_style(64)
+    methods.save_gan(gan, tmp_path / "diffusers/faces/gan")
+    (tmp_path / "vae/other").mkdir()
+    (tmp_path / "vae/other/config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    (tmp_path / "vae/broken").mkdir()
+    (tmp_path / "vae/broken/config.json").write_text("{")
+    layers = {
+        "vqgan": write_lora(tmp_path / "loras/vq_normal.safetensors", vqgan, "vqgan", "normal"),
+        "gan": write_lora(tmp_path / "loras/gan_depth.safetensors", gan, "gan", "depth"),
+    }
+    return {"vqgan": vqgan, "gan": gan, "layers": layers, "folder": tmp_path}
+
+
+@pytest.fixture(autouse=True)
+def as_comfyui_runs_nodes(world):
+    with torch.inference_mode():
+        yield
+
+
+def load_vqgan(**loras):
+    return nodes.LoadVQGAN.execute("vae/tiny", **NOTHING | loras)[0]
+
+
+def load_gan(**loras):
+    return nodes.LoadGAN.execute("diffusers/faces/gan", **NOTHING | loras)[0]
+
+
+def test_the_loaders_offer_what_the_folders_hold():
+    assert list(native.generator_folders("vqgan")) == ["vae/tiny"]
+    assert list(native.generator_folders("gan")) == ["diffusers/faces/gan"]
+    for node in (nodes.LoadVQGAN, nodes.LoadGAN):
+        assert all(entry.tooltip for entry in node.define_schema().inputs)
+
+
+def test_other_names_are_refused(world):
+    for name in ("vae/../vae/tiny", str(world["folder"] / "vae/tiny"), "vae/other", ""):
+        with pytest.raises(ValueError, match="There is no VQGAN"):
+            nodes.LoadVQGAN.execute(name, **NOTHING)
+    with pytest.raises(FileNotFoundError):
+        load_vqgan(normal_lora="../vae/tiny/diffusion_pytorch_model.safetensors")
+
+
+def test_vqgan_maps_equal_diffusers_with_the_lora_merged(world):
+    image = torch.rand(2, 16, 24, 3, generator=torch.Generator().manual_seed(1))
+    loaded = load_vqgan(normal_lora="vq_normal.safetensors")
+    output = nodes.ExtractMapsVQGAN.execute(loaded, image, 1.0, 0, False)
+    merged = world["vqgan"]
+    with torch.no_grad():
+        for name, layer in world["layers"]["vqgan"].items():
+            merged.get_submodule(name).weight += layer.up @ layer.down
+        picture = rearrange(merged(rearrange(2 * image - 1, "b h w c -> b c h w")).sample, "b c h w -> b h w c") / 2 + 0.5
+    wanted = MAPS["normal"].from_picture(picture)
+    assert output[0].shape == (2, 16, 24, 3) and (output[0] - wanted).abs().max() < 1e-3
+    assert all(isinstance(blocked, ExecutionBlocker) and "No LoRA was chosen" in blocked.message for blocked in output.args[1:])
+    assert output.ui.as_dict()["images"]
+
+
+def test_vqgan_works_at_its_own_size_and_gives_the_pictures_size_back(world):
+    loaded = load_vqgan(normal_lora="vq_normal.safetensors")
+    assert loaded.resolution == 16
+    image = torch.rand(1, 37, 50, 3)
+    small = nodes.ExtractMapsVQGAN.execute(loaded, image, 1.0, -1, True)[0]
+    own = nodes.ExtractMapsVQGAN.execute(loaded, image, 1.0, 0, False)[0]
+    assert small.shape == own.shape == (1, 37, 50, 3) and not torch.allclose(small, own)
+    grey = nodes.ExtractMapsVQGAN.execute(loaded, image[..., :1], 1.0, -1, False)[0]
+    assert grey.shape == (1, 37, 50, 3)
+
+
+def test_strength_0_reads_the_reconstruction_and_leaves_the_model_as_it_was(world):
+    image = torch.rand(1, 16, 16, 3, generator=torch.Generator().manual_seed(1))
+    loaded = load_vqgan(normal_lora="vq_normal.safetensors")
+    nodes.ExtractMapsVQGAN.execute(loaded, image, 1.0, 0, False)
+    zero = nodes.ExtractMapsVQGAN.execute(loaded, image, 0.0, 0, False)[0]
+    reconstruction = world["vqgan"](rearrange(2 * image - 1, "b h w c -> b c h w")).sample
+    wanted = MAPS["normal"].from_picture(rearrange(reconstruction, "b c h w -> b h w c") / 2 + 0.5)
+    assert (zero - wanted).abs().max() < 1e-4
+
+
+def test_core_manages_the_memory(world):
+    import comfy.model_management as management
+
+    loaded = load_vqgan(normal_lora="vq_normal.safetensors")
+    nodes.ExtractMapsVQGAN.execute(loaded, torch.rand(1, 16, 16, 3), 1.0, 0, False)
+    assert any(entry.model is loaded.patcher for entry in management.current_loaded_models)
+    assert loaded.patcher.model_size() >= sum(p.numel() * 4 for p in world["vqgan"].parameters())
+
+
+def test_an_interrupt_ends_the_work(world):
+    import comfy.model_management as management
+
+    management.interrupt_current_processing(True)
+    try:
+        with pytest.raises(management.InterruptProcessingException):
+            nodes.SampleGAN.execute(load_gan(), 0, 1, 1.0, 1.0)
+    finally:
+        management.interrupt_current_processing(False)
+
+
+def test_a_seed_gives_the_same_picture_and_aligned_maps(world):
+    loaded = load_gan(depth_lora="gan_depth.safetensors")
+    image, normal, depth, *_ = nodes.SampleGAN.execute(loaded, 3, 2, 0.7, 1.0).args
+    again = nodes.SampleGAN.execute(loaded, 3, 2, 0.7, 1.0).args
+    assert torch.equal(image, again[0]) and torch.equal(depth, again[2])
+    assert image.shape == depth.shape == (2, 16, 16, 3) and image.min() >= 0 and image.max() <= 1
+    assert torch.equal(depth[..., 0], depth[..., 2]) and isinstance(normal, ExecutionBlocker)
+    draws = methods.draw(CONFIG, 3, 2)
+    wanted = methods.pictures(world["gan"], draws, 0.7, world["layers"]["gan"])
+    assert (depth[..., 0] - (wanted / 2 + 0.5).mean(1)).abs().max() < 1e-4
+    assert not torch.equal(image, nodes.SampleGAN.execute(loaded, 4, 2, 0.7, 1.0)[0])
+    unchanged = nodes.SampleGAN.execute(loaded, 3, 2, 0.7, 0.0).args
+    assert torch.equal(unchanged[0], image)
+    plain = rearrange(methods.pictures(world["gan"], draws, 0.7) / 2 + 0.5, "b c h w -> b h w c")
+    assert torch.allclose(image, plain.clamp(0, 1), atol=1e-5)
+
+
+def test_every_64_bit_seed_works(world):
+    image = nodes.SampleGAN.execute(load_gan(), 0xFFFFFFFFFFFFFFFF, 1, 1.0, 1.0)[0]
+    assert torch.isfinite(image).all()
+
+
+def test_a_lora_in_the_wrong_place_is_refused_in_words(world):
+    with pytest.raises(ValueError, match="choose it as 'normal'"):
+        load_vqgan(depth_lora="vq_normal.safetensors")
+    with pytest.raises(ValueError, match="is a LoRA for a VQGAN"):
+        load_gan(normal_lora="vq_normal.safetensors")
+    with pytest.raises(ValueError, match="without a LoRA"):
+        nodes.ExtractMapsVQGAN.execute(load_vqgan(), torch.rand(1, 16, 16, 3), 1.0, 0, False)
+
+
+def test_replaced_files_are_loaded_anew(world):
+    def state():
+        return nodes.LoadVQGAN.fingerprint_inputs("vae/tiny", **NOTHING | {"normal_lora": "vq_normal.safetensors"})
+
+    first = state()
+    assert state() == first
+    (world["folder"] / "loras/vq_normal.safetensors").touch()
+    second = state()
+    (world["folder"] / "vae/tiny/config.json").touch()
+    assert len({first, second, state()}) == 3
+    assert nodes.LoadVQGAN.fingerprint_inputs("vae/tiny", **NOTHING | {"normal_lora": "gone.safetensors"}) != first
+
+
+def test_damaged_vqgan_folders_are_refused_in_words(world):
+    part = world["folder"] / "vae/tiny"
+    whole = (part / "diffusion_pytorch_model.safetensors").read_bytes()
+    (part / "diffusion_pytorch_model.safetensors").write_bytes(whole[:1000])
+    with pytest.raises(native.ModelFolderError, match="not a complete safetensors file"):
+        load_vqgan()
+    state = dict(world["vqgan"].state_dict())
+    del state["post_quant_conv.bias"]
+    save_file(state, part / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(native.ModelFolderError, match="lacks 1 weights"):
+        load_vqgan()
+    save_file(world["vqgan"].state_dict() | {"more": torch.zeros(1)}, part / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(native.ModelFolderError, match="does not call for"):
+        load_vqgan()
+
+
+def test_names_of_old_diffusers_files_are_understood(world):
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    state = {}
+    for name, weight in world["vqgan"].state_dict().items():
+        for new, former in old.items():
+            name = name.replace(new, former)
+        state[name] = weight
+    save_file(state, world["folder"] / "vae/tiny/diffusion_pytorch_model.safetensors")
+    loaded = load_vqgan().patcher.model.generator.state_dict()
+    assert all(torch.equal(weight, loaded[name]) for name, weight in world["vqgan"].state_dict().items())

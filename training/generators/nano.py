@@ -1,0 +1,75 @@
+"""A nano VQGAN of `scenes` and its LoRAs: the recipe, small enough for one CPU core.
+
+Not bundled yet. Once `assets` holds what it writes, the nodes offer it.
+"""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..loop import LoopConfig, console_report, train, write_atomically
+from ..nano.data import BASE_SEEDS, HELD_OUT_SEEDS, PicturePool
+from ..nano.vae import save_record
+from ..pairs import SceneData
+from .vqgan import VqganTask, build_vqgan, codebook_from_latents, reconstruction_report
+from .vqgan_lora import VqganLoraConfig, train_vqgan_lora
+
+SIZE = 64
+SCENES = 3000
+BATCH = 4
+AUTOENCODER = LoopConfig(Path("autoencoder"), steps=900, learning_rate=2e-3, schedule="cosine", warmup=30, weight_decay=1e-3)
+VQGAN = LoopConfig(Path("vqgan"), steps=1400, learning_rate=1e-3, schedule="cosine", warmup=30, weight_decay=1e-3)
+LORA = LoopConfig(Path("lora"), steps=600, learning_rate=5e-3, schedule="cosine", warmup=30, weight_decay=0.0, ema_decay=0.98)
+LORA_DATA = SceneData(count=4000, size=SIZE)
+NAME = "nano_vqgan"
+
+
+def train_nano_vqgan(runs: Path, assets: Path) -> None:
+    """An autoencoder, a codebook out of its latents, then everything together; written to `assets/nano_vqgan` in float16."""
+    torch.manual_seed(0)
+    pool = PicturePool.render(BASE_SEEDS[:SCENES], SIZE, kinds=("image",))
+    vqgan = build_vqgan()
+    first = train(
+        VqganTask(vqgan, pool, BATCH, quantise=False),
+        replace(AUTOENCODER, output=runs / "autoencoder"),
+        report=console_report("autoencoder"),
+    )
+    codebook_from_latents(vqgan, pool.latents_input(0, slice(0, 512)))
+    torch.manual_seed(1)
+    second = train(VqganTask(vqgan, pool, BATCH, quantise=True), replace(VQGAN, output=runs / "vqgan"), report=console_report("vqgan"))
+    held_out = PicturePool.render(HELD_OUT_SEEDS[:200], SIZE, kinds=("image",)).latents_input(0, slice(None))
+    record = {
+        "held_out": reconstruction_report(vqgan, held_out),
+        "minutes": (first.seconds + second.seconds) / 60,
+        "scenes": SCENES,
+        "batch": BATCH,
+        "autoencoder": vars(AUTOENCODER),
+        "vqgan": vars(VQGAN),
+    }
+    logging.info("vqgan %s", record["held_out"])
+    vqgan.half().save_pretrained(assets / NAME)
+    save_record(assets / NAME, record)
+
+
+def lora_config(runs: Path, assets: Path, map_name: str, init: str = "trained") -> VqganLoraConfig:
+    """Settings of one LoRA, or of its control on random weights."""
+    loop = replace(LORA, output=runs / f"{map_name}-{init}")
+    return VqganLoraConfig(assets / NAME, map_name, loop, LORA_DATA, batch=BATCH, init=init)
+
+
+def train_nano_loras(runs: Path, assets: Path, maps: list[str], init: str = "trained") -> None:
+    """The LoRAs of `maps`; those on trained weights go to `assets`, with their records."""
+    for name in maps:
+        config = lora_config(runs, assets, name, init)
+        history = train_vqgan_lora(config, console_report(f"{name} {init}"))
+        if init == "trained":
+            target = assets / f"{NAME}_{name}.safetensors"
+            write_atomically(target, lambda path, weights=config.weights: path.write_bytes(weights.read_bytes()))
+            last = history.losses[-100:]
+            record = {"final_loss": sum(last) / len(last), "minutes": history.seconds / 60, "settings": config.task_settings()}
+            # A file that travels names no machine's folders.
+            record["settings"] |= {"base": NAME}
+            write_atomically(target.with_suffix(".json"), lambda path, record=record: path.write_text(json.dumps(record, indent=1)))

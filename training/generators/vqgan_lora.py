@@ -1,0 +1,102 @@
+"""An Intrinsic LoRA on a VQGAN: picture -> codes -> the map, by the same decoder with a LoRA on its attention."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...methods.intrinsic_lora.generators.adapter import target_names
+from ...methods.intrinsic_lora.generators.vqgan import downscale, quantised, run_decoder
+from ...methods.maps import MAPS
+from ..folder_data import FolderData
+from ..loop import History, LoopConfig, train
+from ..losses import picture_loss
+from ..pairs import IMAGE, SceneData
+from .lora import LoraOn, save_generator_lora
+
+PREFIX = "decoder."
+
+
+@dataclass(frozen=True)
+class VqganLoraConfig:
+    """base: folder of a diffusers VQModel. data: pictures and maps. rank: the paper's 8.
+
+    init: "trained", or "random" for the paper's control. Raises ValueError for impossible values.
+    """
+
+    base: Path
+    map: str
+    loop: LoopConfig
+    data: SceneData | FolderData = field(default_factory=lambda: SceneData(size=64))
+    rank: int = 8
+    batch: int = 8
+    init: str = "trained"
+
+    def __post_init__(self) -> None:
+        for name, allowed in {"map": tuple(MAPS), "init": ("trained", "random")}.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: choose {', '.join(allowed)}.")
+        if self.batch < 1 or self.rank < 1:
+            raise ValueError(f"batch {self.batch}, rank {self.rank}: both must be at least 1.")
+
+    @property
+    def weights(self) -> Path:
+        return self.loop.output / f"{self.map}.safetensors"
+
+    def task_settings(self) -> dict[str, Any]:
+        """What the weights depend on besides the loop's settings, in JSON's types."""
+        return {name: value for name, value in json.loads(json.dumps(asdict(self), default=str)).items() if name != "loop"}
+
+
+def load_vqgan(folder: Path, init: str = "trained", seed: int = 0):
+    """The VQModel of a folder, float32, frozen; init "random" gives the same architecture with fresh weights. Raises ValueError."""
+    from diffusers import VQModel
+
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} has no readable config.json ({error}): give the folder of a diffusers VQModel.") from None
+    if not isinstance(content, dict) or content.get("_class_name") != "VQModel":
+        raise ValueError(f"{folder} is not the folder of a diffusers VQModel: its config.json must say so.")
+    if init == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            vqgan = VQModel.from_config(content)
+    else:
+        vqgan = VQModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).float()
+    return vqgan.requires_grad_(False).eval()
+
+
+class VqganLoraTask:
+    """A `loop.Task`: pixel-space loss of the decoded map (Intrinsic LoRA, eq. 2)."""
+
+    def __init__(self, config: VqganLoraConfig, vqgan):
+        self.config, self.vqgan, self.source = config, vqgan, config.data.source(config.map)
+        names = [name.removeprefix(PREFIX) for name in target_names(vqgan, "vqgan")]
+        self.module = LoraOn(vqgan.decoder, names, config.rank, config.loop.seed)
+
+    def loss(self, module: nn.Module, draw: torch.Generator) -> Tensor:
+        rows = torch.randint(len(self.source), (self.config.batch,), generator=draw).tolist()
+        with torch.no_grad():
+            codes = quantised(self.vqgan, 2 * self.source.read(IMAGE, rows).to(self.vqgan.device) - 1)
+        decoded = run_decoder(self.vqgan, codes, lambda inputs: module(*inputs))
+        return picture_loss(self.config.map, decoded, 2 * self.source.read(self.config.map, rows).to(decoded.device) - 1)
+
+    def save(self, folder: Path) -> None:
+        size, base = self.config.data.size, self.config.base.name
+        save_generator_lora(self.module, folder / f"{self.config.map}.safetensors", "vqgan", self.config.map, size, base, PREFIX)
+
+
+def train_vqgan_lora(config: VqganLoraConfig, report: Callable[[int, float, float], None] | None = None) -> History:
+    """Train (or resume) one LoRA and write it to `config.weights`. Raises ValueError for a base or data that do not fit."""
+    vqgan = load_vqgan(config.base, config.init, config.loop.seed)
+    if config.data.size % downscale(vqgan):
+        raise ValueError(
+            f"the training size is {config.data.size} pixels, this base needs a multiple of {downscale(vqgan)}: choose another."
+        )
+    vqgan.to("cuda" if torch.cuda.is_available() else "cpu")
+    return train(VqganLoraTask(config, vqgan), config.loop, report=report, settings=config.task_settings())
