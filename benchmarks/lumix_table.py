@@ -251,7 +251,7 @@ def as_markdown(rows: dict[str, dict[str, float]], missing: list[str]) -> str:
     return "\n".join(lines)
 
 
-def sheet(world: World, path: Path, target: Path, scenes: int = 4) -> None:
+def sheet(world: World, path: Path, target: Path, scenes: int = 3) -> None:
     """For the first prompts: the maps from text, below them the maps from the scene's own picture, below them the exact ones."""
     from PIL import Image
 
