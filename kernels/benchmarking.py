@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .dispatch import MeasuredChoice
+
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 
 
@@ -60,6 +62,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--note", default="", help="what else the machine was doing, kept with the table")
     parser.add_argument("--write", action="store_true", help="keep the table in benchmarks/results/")
+    parser.add_argument("--write-table", action="store_true", help="CUDA: keep the faster of our paths in kernels/dispatch_table.json")
     return parser
 
 
@@ -73,7 +76,9 @@ def settings_from(options: argparse.Namespace) -> Settings:
 
 
 def check(name: str, found: Tensor, expected: Tensor, tolerance: float) -> float:
-    """Relative L2 error of `found`, or CheckFailed when above `tolerance` or not finite."""
+    """Relative L2 error of `found`, or CheckFailed when above `tolerance`, not finite or of another shape."""
+    if found.shape != expected.shape:
+        raise CheckFailed(f"{name}: the shape is {tuple(found.shape)} and not {tuple(expected.shape)}: no time is reported.")
     error = ((found.double() - expected.double()).norm() / expected.double().norm()).item()
     if not error <= tolerance:
         raise CheckFailed(f"{name}: relative error {error:.2e} is above {tolerance:.1e}: no time is reported.")
@@ -114,6 +119,14 @@ def _time_once(run: Callable[[], object], settings: Settings) -> float:
     began = clock()
     run()
     return clock() - began
+
+
+def faster_path(operation: str, dtype: str, head_dim: int, tokens: int, torch_ms: float, triton_ms: float) -> MeasuredChoice:
+    """The dispatcher's row for token counts around the measured one: the faster of our two paths on the present CUDA device."""
+    fast, slow = sorted((torch_ms, triton_ms))
+    backend = "triton" if triton_ms == fast else "torch"
+    around = (tokens // 2 + 1, tokens * 2)
+    return MeasuredChoice(operation, torch.cuda.get_device_capability(), dtype, head_dim, around, backend, slow / fast)
 
 
 def peak_extra_bytes(run: Callable[[], object]) -> int:

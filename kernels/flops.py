@@ -58,11 +58,20 @@ def tensor_lora_upstream_flops(tokens: int, width_in: int, width_out: int, maps:
     return merge + 2 * pairs * width_in * rank + 2 * pairs * rank * width_out + pairs * width_out
 
 
+def tensor_lora_shrink_bytes(tokens: int, width_in: int, maps: int, rank: int, element_bytes: int) -> int:
+    """Byte floor of the first half: read x and the merged cores once, write the hidden values."""
+    return (maps * tokens * (width_in + rank) + maps * maps * width_in * rank) * element_bytes
+
+
+def tensor_lora_expand_bytes(tokens: int, width_out: int, maps: int, rank: int, element_bytes: int) -> int:
+    """Byte floor of the second half, and of the key pass but for its rotations: read and write the output, read hidden values and G3."""
+    return (maps * tokens * (2 * width_out + rank) + maps * width_out * rank) * element_bytes
+
+
 def tensor_lora_bytes(tokens: int, width_in: int, width_out: int, maps: int, rank: int, element_bytes: int) -> int:
-    """The byte floor of one update: read x and the weights once, read and write the output once, hidden out and in."""
-    activations = maps * tokens * (width_in + 2 * width_out + 2 * rank)
-    weights = maps * maps * width_in * rank + maps * width_out * rank
-    return (activations + weights) * element_bytes
+    """Byte floor of one update."""
+    shrink = tensor_lora_shrink_bytes(tokens, width_in, maps, rank, element_bytes)
+    return shrink + tensor_lora_expand_bytes(tokens, width_out, maps, rank, element_bytes)
 
 
 def attention_bytes(rows: int, query_tokens: int, key_tokens: int, width: int, element_bytes: int) -> int:

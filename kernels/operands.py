@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def positive_scale(scale: float | None, head_dim: int) -> float:
@@ -24,6 +25,17 @@ def check_same_kind(**tensors: Tensor | None) -> None:
         raise ValueError(f"Expected floating-point tensors of one dtype on one device, got {found}.")
 
 
+def as_under_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors as `scaled_dot_product_attention` would take them: under autocast in its dtype (norms leave float32 behind, projections
+    do not), float64 as it is; outside autocast unchanged."""
+    device = next(tensor for tensor in tensors if tensor is not None).device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    narrows = (torch.float32, torch.float16, torch.bfloat16)
+    return tuple(tensor.to(dtype) if tensor is not None and tensor.dtype in narrows else tensor for tensor in tensors)
+
+
 def any_requires_grad(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a backward may follow a call on `tensors`."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
@@ -39,6 +51,7 @@ class _TorchBackward(torch.autograd.Function):
         return fast(*operands)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_output: Tensor):
         operands = [None if t is None else t.detach().requires_grad_(t.requires_grad) for t in ctx.saved_tensors]
         wanted = [index for index, tensor in enumerate(operands) if tensor is not None and tensor.requires_grad]

@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..operands import any_requires_grad
 from .fused import FusedPass, forward_kernel, fused_backward, fused_forward, has_backward
@@ -25,7 +26,8 @@ def cross_domain_attention_torch(
 ) -> Tensor:
     """The torch path of `cross_domain_attention` (partner None) and `joint_attention` (other_* are then key and value themselves)."""
     runs = active_runs(weights, partner) if other_key.shape[-2] else ()
-    if not runs:
+    # Without a query the fused CPU kernel would divide by zero, which ends the process.
+    if not runs or query.numel() == 0:
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
     needs_grad = any_requires_grad((query, key, value, other_key, other_value))
     kernel = forward_kernel(query, key, value)
@@ -72,8 +74,12 @@ def _run_log_weights(weights: tuple[float, ...], run: RowRun, like: Tensor) -> f
 
 def _merge_(own: FusedPass, other: FusedPass, weights: tuple[float, ...], run: RowRun) -> None:
     """Folds the other domain's pass into `own.output`, in place: the share of the other domain is a sigmoid of the two masses."""
+    output = own.output[run.rows]
     share = torch.sigmoid(other.lse + _run_log_weights(weights, run, other.lse) - own.lse[run.rows]).unsqueeze(-1)
-    own.output[run.rows].lerp_(other.output, share.to(own.output.dtype))
+    if output.device.type == "cpu" and output.dtype != share.dtype:
+        # A CPU blends 16-bit numbers with a broadcast share one by one; with a share per element, in vectors: half the time.
+        share = torch.empty_like(output).copy_(share)
+    output.lerp_(other.output, share.to(output.dtype))
 
 
 def _merge_lse_(own: FusedPass, other: FusedPass, weights: tuple[float, ...], run: RowRun) -> None:
@@ -104,6 +110,7 @@ class _MergedAttention(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_output):
         query, key, value, other_key, other_value, output, lse = ctx.saved_tensors
         if ctx.kernel == "triton" and query.device.type != "cpu":

@@ -219,11 +219,11 @@ def launch(
         return output, lse
     if not has_other:
         other_key, other_value, weights = key, value, None
-    weight_tensor = lse if weights is None else torch.as_tensor(weights, dtype=torch.float32).to(query.device)
+    weight_tensor = lse if weights is None else torch.as_tensor(weights, dtype=torch.float32).to(query.device).contiguous()
     partner_tensor = lse if partner is None else torch.tensor(partner, dtype=torch.int32, device=query.device)
     operands = (query, key, value, other_key, other_value, output)
     for tensor in operands:
-        if tensor.stride(-2) * tensor.shape[-2] >= 2**31:
+        if sum((size - 1) * stride for size, stride in zip(tensor.shape[-2:], tensor.stride()[-2:], strict=True)) >= 2**31:
             raise ValueError(f"A row of shape {tuple(tensor.shape[1:])} spans 2^31 elements or more: split the tokens.")
     capability = torch.cuda.get_device_capability(query.device) if query.device.type == "cuda" else (9, 0)
     config = launch_config(head_dim, query.dtype, capability)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ..dispatch import Backend, run_backend
-from ..operands import any_requires_grad, check_same_kind, positive_scale, with_torch_backward
+from ..operands import any_requires_grad, as_under_autocast, check_same_kind, positive_scale, with_torch_backward
 from . import fast, reference
 
-OPERATION = "query_broadcast_attention"
+OPERATION, CROSS_INTRINSIC = "query_broadcast_attention", "cross_intrinsic_attention"
 
 
 def query_broadcast_attention(
@@ -39,6 +39,7 @@ def query_broadcast_attention(
             f"Expected text_query [group, maps, heads, text, dim] = [{key.shape[0]}, {key.shape[1]}, {key.shape[2]}, *, {key.shape[4]}], "
             f"got {tuple(text_query.shape)}."
         )
+    query, key, value, text_query = as_under_autocast(query, key, value, text_query)
     check_same_kind(query=query, key=key, value=value, text_query=text_query)
     scale = positive_scale(scale, query.shape[-1])
 
@@ -68,6 +69,7 @@ def cross_intrinsic_attention(
             f"Expected query, key, value [group, maps, heads, tokens, dim]; "
             f"got query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}."
         )
+    query, key, value = as_under_autocast(query, key, value)
     check_same_kind(query=query, key=key, value=value)
     scale = positive_scale(scale, query.shape[-1])
 
@@ -82,7 +84,7 @@ def cross_intrinsic_attention(
     def reference_path(*operands: Tensor) -> Tensor:
         return reference.cross_intrinsic_reference(*operands, scale)
 
-    return _run(backend, "cross_intrinsic_attention", (query, key, value), reference_path, torch_path, triton_path)
+    return _run(backend, CROSS_INTRINSIC, (query, key, value), reference_path, torch_path, triton_path)
 
 
 def _run(

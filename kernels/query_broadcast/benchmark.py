@@ -1,6 +1,6 @@
 """Query-broadcast attention: what the shared query saves in a FLUX-wide single-stream block, and the baselines of the paper.
 
-    python -m intrinsic_lab.kernels.query_broadcast.benchmark [--device cuda] [--tokens N] [--threads N] [--write]
+    python -m intrinsic_lab.kernels.query_broadcast.benchmark [--device cuda --write-table] [--tokens N] [--threads N] [--write]
 
 Two tables: the projection into query, key, value (query for one map against all maps, the fused weight sliced as views), and the attention.
 """
@@ -13,11 +13,13 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from .. import benchmarking as bench
+from ..dispatch import MeasuredChoice, write_choices
 from ..flops import cross_intrinsic_flops, query_broadcast_flops, saved_query_flops
-from . import OPERATION, cross_intrinsic_attention, query_broadcast_attention
+from . import CROSS_INTRINSIC, OPERATION, cross_intrinsic_attention, query_broadcast_attention
 
 MAPS, COLOUR, WIDTH, HEADS = 5, 2, 3072, 24
-TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 1.2e-2}
+PATHS = ("torch", "Triton")
+TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 1.2e-2, torch.float16: 2e-3}
 
 
 def separate_projection(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,15 +77,18 @@ def measure_attention(tokens: int, dtype: torch.dtype, settings: bench.Settings)
     runs = {
         "SDPA, query copied per map": copied,
         "ours, torch": lambda: query_broadcast_attention(query, key, value, backend="torch"),
-        "cross-intrinsic (IntrinsiX), torch": lambda: cross_intrinsic_attention(every_query, key, value, backend="torch"),
+        "cross-intrinsic (IntrinsiX), ours, torch": lambda: cross_intrinsic_attention(every_query, key, value, backend="torch"),
     }
     if settings.device == "cuda":
         runs["ours, Triton"] = lambda: query_broadcast_attention(query, key, value, backend="triton")
+        runs["cross-intrinsic (IntrinsiX), ours, Triton"] = lambda: cross_intrinsic_attention(every_query, key, value, backend="triton")
     # Two heads are enough for a check that needs the scores in float64.
-    expected = query_broadcast_attention(query[:, :2].double(), key[:, :, :2].double(), value[:, :, :2].double(), backend="reference")
-    for name in ("ours, torch", "ours, Triton"):
-        if name in runs:
-            bench.check(name, runs[name]()[:, :, :2], expected, TOLERANCE[dtype])
+    two = [tensor[..., :2, :, :].double() for tensor in (query, every_query, key, value)]
+    own = query_broadcast_attention(two[0], *two[2:], backend="reference")
+    across = cross_intrinsic_attention(*two[1:], backend="reference")
+    for name, run in runs.items():
+        found = run()[..., :2, :, :]
+        bench.check(name, found.view_as(own), across if name.startswith("cross-intrinsic") else own, TOLERANCE[dtype])
     measured = bench.side_by_side(runs, settings)
     kind = str(dtype).removeprefix("torch.")
     rows, records = [], []
@@ -98,13 +103,23 @@ def measure_attention(tokens: int, dtype: torch.dtype, settings: bench.Settings)
     return rows, records
 
 
+def choices(records: list[dict]) -> list[MeasuredChoice]:
+    """The faster of our two paths for either attention, by dtype."""
+    times = {(r["dtype"], r["tokens"], r["way"]): r["ms"] for r in records if r["part"] == "attention"}
+    return [
+        bench.faster_path(operation, dtype, WIDTH // HEADS, tokens, *(times[dtype, tokens, f"{prefix}ours, {path}"] for path in PATHS))
+        for dtype, tokens in dict.fromkeys(key[:2] for key in times)
+        for operation, prefix in ((OPERATION, ""), (CROSS_INTRINSIC, "cross-intrinsic (IntrinsiX), "))
+    ]
+
+
 def main() -> None:
     parser = bench.arguments(__doc__)
     parser.add_argument("--tokens", type=int, default=None, help="tokens per map (default 1,536 on CUDA, 256 on the CPU)")
     options = parser.parse_args()
     settings = bench.settings_from(options)
     tokens = options.tokens or (1536 if settings.device == "cuda" else 256)
-    dtypes = (torch.bfloat16,) if settings.device == "cuda" else (torch.float32, torch.bfloat16)
+    dtypes = (torch.float16 if settings.device == "cuda" else torch.float32, torch.bfloat16)
     projection, attention, records = [], [], []
     with torch.inference_mode():
         for dtype in dtypes:
@@ -120,6 +135,8 @@ def main() -> None:
     print("\n\n".join(sections))
     if options.write:
         bench.keep(OPERATION, sections, records, settings)
+    if options.write_table and settings.device == "cuda":
+        write_choices(choices(records))
 
 
 if __name__ == "__main__":

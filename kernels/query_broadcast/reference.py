@@ -6,7 +6,10 @@ from torch import Tensor
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    return (query @ key.transpose(-1, -2) * scale).softmax(dim=-1) @ value
+    """Computed in float32 or wider, rounded once: scores of half precision overflow at 65,504."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    probabilities = (query.to(wide) @ key.to(wide).transpose(-1, -2) * scale).softmax(dim=-1)
+    return (probabilities @ value.to(wide)).to(query.dtype)
 
 
 def query_broadcast_reference(query: Tensor, key: Tensor, value: Tensor, text_query: Tensor | None, scale: float) -> Tensor:

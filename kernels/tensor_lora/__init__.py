@@ -105,6 +105,8 @@ def norm_lora_rotary(
             f"Expected norm_weight [{dim}] and rotation [{tokens}, {dim // 2}, 2, 2] for key {tuple(key.shape)}, "
             f"got {tuple(norm_weight.shape)} and {tuple(rotation.shape)}."
         )
+    # Autocast leaves keys that a norm of float32 weights made in float32, and products in 16 bits.
+    hidden = hidden.to(key.dtype)
     check_same_kind(key=key, hidden=hidden)
 
     def bound(path: Callable[..., Tensor]) -> Callable[..., Tensor]:
