@@ -8,7 +8,7 @@ ARGS ?=
 
 help:
 	@echo "make demo [IMAGE=photo.jpg] [OUT=folder]   maps of a picture, out of a real ComfyUI graph"
-	@echo "make serve [ARGS=...]                      ComfyUI with the pack, for a person"
+	@echo "make serve [PORT=8188] [ARGS=...]          ComfyUI with the pack, for a person"
 	@echo "make setup | test | bench | workflows | export-workflows | nano | format | lint"
 
 setup:
@@ -17,7 +17,10 @@ setup:
 demo:
 	@$(WORKBENCH) demo $(if $(IMAGE),--image "$(IMAGE)") --out "$(OUT)"
 
-test bench serve workflows export-workflows nano:
+serve:
+	@$(WORKBENCH) serve $(if $(PORT),--port $(PORT)) $(if $(ARGS),-- $(ARGS))
+
+test bench workflows export-workflows nano:
 	@$(WORKBENCH) $@ $(if $(ARGS),-- $(ARGS))
 
 format: setup

@@ -34,6 +34,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def is_free(port: int) -> bool:
+    """Whether nobody on this machine listens on a TCP port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
 def device_arguments() -> list[str]:
     """`--cpu` where there is no accelerator that torch could use."""
     has_accelerator = sys.platform == "darwin" or Path("/dev/kfd").exists() or shutil.which("nvidia-smi") is not None
@@ -56,9 +62,12 @@ def comfyui_server(
 ) -> Iterator[RunningServer]:
     """Runs ComfyUI on a free port of 127.0.0.1 while the `with` block lasts.
 
-    base: a folder made by environment.link_pack. Raises WorkbenchError with the server's last words if it does not start.
+    base: a folder made by environment.link_pack. Raises WorkbenchError with the server's last words if it does not start, and for a port
+    that is taken: whoever listens there would answer in its place.
     """
     port = port or free_port()
+    if not is_free(port):
+        raise WorkbenchError(f"Port {port} is taken, perhaps by another ComfyUI.", "stop that one, or choose another port.")
     log = base / f"server-{port}.log"
     with open(log, "wb") as record:
         # A process group of its own: Ctrl-C reaches this process only, which then stops the server in order.

@@ -15,7 +15,7 @@ import aiohttp
 from PIL import Image, ImageDraw, ImageOps
 
 from .batch import Job, run_job
-from .comfyui_client import PictureFailed, Server
+from .comfyui_client import PictureFailed, Server, ServerLost
 from .comfyui_server import RunningServer, comfyui_server, device_arguments
 from .comfyui_source import ROOT, find_comfyui
 from .console import WorkbenchError, exit_code, say, step
@@ -108,8 +108,12 @@ def run(image: Path | None, out: Path) -> int:
         with step(f"Extracting the maps of {picture.name}") as notes:
             try:
                 files = asyncio.run(extract(server.url, prompt, picture, out))
-            except PictureFailed as error:
+            except (PictureFailed, ServerLost, aiohttp.ClientError, asyncio.TimeoutError) as error:
                 raise WorkbenchError(f"ComfyUI could not run {GRAPH.name}: {error}", f"read {server.log}.") from error
+            except OSError as error:
+                raise WorkbenchError(
+                    f"The maps cannot be written: {error}", "free some disk space, or name another folder: OUT=..."
+                ) from error
             notes.append(f"{len(files)} files")
     sheet = contact_sheet(picture, out)
     say(f"- Done in {time.monotonic() - start:.1f} s")

@@ -134,8 +134,13 @@ def _make_venv() -> None:
             f"The development environment wants Python {wanted} or newer, this is {sys.version.split()[0]}.",
             f"install a newer Python, or run `make setup PYTHON=/path/to/python{wanted}`. (The pack itself runs on Python 3.10.)",
         )
-    remedy = f"install Python's venv module (Debian, Ubuntu: apt-get install python3-venv), remove {VENV.name} and run `make setup` again."
-    run_logged([python, "-m", "venv", VENV], LOG, remedy)
+    remedy = "install Python's venv module (Debian, Ubuntu: apt-get install python3-venv) and run `make setup` again."
+    try:
+        run_logged([python, "-m", "venv", VENV], LOG, remedy)
+    except BaseException:
+        # Half an environment would look like a whole one the next time.
+        shutil.rmtree(VENV, ignore_errors=True)
+        raise
     run_logged([venv_python(), "-m", "pip", "install", "--upgrade", "pip"], LOG, "check that pip reaches a package index.")
 
 

@@ -6,8 +6,8 @@ import time
 
 import aiohttp
 
-from .comfyui_client import PictureFailed, Server
-from .console import exit_code, format_table, say
+from .comfyui_client import PictureFailed, Server, ServerLost
+from .console import WorkbenchError, exit_code, format_table, say
 from .demo import started_server
 from .example_workflows import ExampleWorkflow, example_workflows
 from .prompt import load_prompt
@@ -22,7 +22,10 @@ async def run_one(url: str, example: ExampleWorkflow) -> int:
 
 
 def run(names: list[str]) -> int:
-    """Runs the named workflows (all, if none is named); 1 if one fails."""
+    """Runs the named workflows (all, if none is named); 1 if one fails. Raises WorkbenchError for a name that does not exist."""
+    known = [example.name for example in example_workflows()]
+    if unknown := [name for name in names if name not in known]:
+        raise WorkbenchError(f"There is no workflow {', '.join(unknown)}.", f"choose among {', '.join(known)}.")
     rows = []
     with started_server() as server:
         for example in example_workflows():
@@ -35,8 +38,8 @@ def run(names: list[str]) -> int:
                 say(f"- {example.name}")
                 try:
                     files = asyncio.run(run_one(server.url, example))
-                except PictureFailed as error:
-                    result = f"FAILED: {error}"
+                except (PictureFailed, ServerLost, aiohttp.ClientError, asyncio.TimeoutError) as error:
+                    result = f"FAILED: {error or type(error).__name__}"
             rows.append({"workflow": example.name, "seconds": round(time.monotonic() - start, 1), "files": files, "result": result})
     say(f"\n{format_table(rows)}")
     return 1 if any(row["result"].startswith("FAILED") for row in rows) else 0

@@ -13,10 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.comfyui_server import comfyui_server, device_arguments
+from tools.comfyui_server import comfyui_server, device_arguments, free_port, is_free
 from tools.comfyui_source import NEWEST, OLDEST, ROOT, bring_release, version_of
-from tools.console import exit_code, say, step
+from tools.console import WorkbenchError, exit_code, say, step
 from tools.environment import LOG, WORKSPACE, set_up, venv_python
+
+USUAL_PORT = 8188
 
 
 def in_environment(comfyui: Path, *arguments: str, **variables: str) -> int:
@@ -45,8 +47,11 @@ def setup(_options: argparse.Namespace) -> int:
 
 def demo(options: argparse.Namespace) -> int:
     """extract the maps of a picture (or of a rendered scene) with a real ComfyUI graph"""
-    chosen = [f"--image={Path(options.image).resolve()}"] if options.image else []
-    return in_environment(set_up(browser=False), "-m", "intrinsic_lab.tools.demo", *chosen, f"--out={Path(options.out).resolve()}")
+    image, out = (path and Path(path).expanduser().resolve() for path in (options.image, options.out))
+    if image and not image.is_file():
+        raise WorkbenchError(f"There is no picture {image}.", "give the path of a PNG or JPEG file: make demo IMAGE=photo.jpg")
+    chosen = [f"--image={image}"] if image else []
+    return in_environment(set_up(browser=False), "-m", "intrinsic_lab.tools.demo", *chosen, f"--out={out}")
 
 
 def test(options: argparse.Namespace) -> int:
@@ -65,17 +70,21 @@ def bench(options: argparse.Namespace) -> int:
 
 def serve(options: argparse.Namespace) -> int:
     """run ComfyUI with the pack until Ctrl-C"""
+    if any(argument.split("=")[0] == "--port" for argument in options.arguments):
+        raise WorkbenchError("ARGS holds --port, but the workbench chooses the port.", "write it so: make serve PORT=8200")
     comfyui = set_up(browser=False)
     arguments = [*device_arguments(), *_models_of(comfyui), *options.arguments]
-    say("- Starting ComfyUI")
-    with comfyui_server(venv_python(), comfyui, WORKSPACE, arguments, port=options.port) as server:
-        say(f"    ComfyUI is at {server.url} and stops with Ctrl-C.")
+    port = options.port or (USUAL_PORT if is_free(USUAL_PORT) else free_port())
+    say("- Starting ComfyUI" if port in (options.port, USUAL_PORT) else f"- Starting ComfyUI (port {USUAL_PORT} is taken)")
+    with comfyui_server(venv_python(), comfyui, WORKSPACE, arguments, port=port) as server:
+        say(f"    ComfyUI is at {server.url} and stops with Ctrl-C; what it says goes to {server.log}.")
         say(f"    Models go to {server.base / 'models'}, pictures come to {server.base / 'output'}.")
         try:
-            server.process.wait()
+            code = server.process.wait()
         except KeyboardInterrupt:
             say("")
-    return 0
+            return 0
+        raise WorkbenchError(f"ComfyUI ended by itself with exit code {code}.", f"read {server.log}.")
 
 
 def workflows(options: argparse.Namespace) -> int:
@@ -116,7 +125,7 @@ def main() -> int:
             entry.add_argument("--image", help="the picture (default: a rendered scene)")
             entry.add_argument("--out", default="output/demo", help="folder of the maps")
         elif command is serve:
-            entry.add_argument("--port", type=int, default=8188)
+            entry.add_argument("--port", type=int, help=f"default: {USUAL_PORT}, or a free one where that is taken")
         if command in (test, bench, serve, workflows, export_workflows, nano):
             entry.add_argument("arguments", nargs="*", help="handed on; write -- before the first")
     options = parser.parse_args()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 CHECKPOINT = "checkpoint.pt"
@@ -80,8 +81,15 @@ class Interrupted(Exception):
     """Raised by a `report` callback to end a run early; the last step is checkpointed first."""
 
 
+class Diverged(RuntimeError):
+    """The loss is not a number any more; the last checkpoint is from before."""
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """`write` a temporary file beside `path`, flush it to disk, then rename: a kill leaves the old file or the new one."""
+    """`write` a temporary file beside `path`, flush it to disk, then rename: a kill leaves the old file or the new one.
+
+    Raises OSError, which names the file, where it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -93,6 +101,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with open(partial, "rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(partial, path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch and safetensors tell a full disk in their own words.
+        raise OSError(f"{path} could not be written ({error}): free some disk space or choose another folder.") from error
     finally:
         # A full disk must not be filled further by what could not be finished.
         partial.unlink(missing_ok=True)
@@ -178,9 +189,7 @@ def train(
                 optimiser.zero_grad()
             total += accelerator.reduce(loss.detach().float(), "mean").item() / config.accumulation
         if not math.isfinite(total):
-            raise RuntimeError(
-                f"the loss became {total} at step {step}: lower the learning rate; the last checkpoint is in {config.output}."
-            )
+            raise Diverged(f"the loss became {total} at step {step}: lower the learning rate; the last checkpoint is in {config.output}.")
         if average is not None:
             # A young average follows the weights closely, so that the random start is forgotten.
             decay = min(config.ema_decay, (1 + step) / (10 + step))

@@ -73,8 +73,8 @@ def start_trainer():
     """Starts `python -m intrinsic_lab.training.intrinsic_lora` with the given options; ended with the test."""
     started: list[subprocess.Popen] = []
 
-    def start(base: Path, output: Path, options: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "intrinsic_lab.training.intrinsic_lora"]
+    def start(base: Path, output: Path, options: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+        command = [*launcher, sys.executable, "-m", "intrinsic_lab.training.intrinsic_lora"]
         command += ["--base", str(base), "--output", str(output), *options.split()]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))

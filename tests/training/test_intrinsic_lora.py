@@ -168,6 +168,21 @@ def test_predicted_maps_equal_the_published_recipe_written_out(tiny_base, wide):
         predict_maps(base.unet, base.vae, text, torch.zeros(1, 3, 30, 34), "normal")
 
 
+def test_a_vae_with_a_shift_is_trained_on_the_latents_that_the_nodes_give_the_model(tiny_base, pairs):
+    base = load_base(tiny_base)
+    base.vae.register_to_config(shift_factor=0.25)
+    shifted = LatentPairs.encode(base.vae, SCENES, "normal")
+    torch.testing.assert_close(shifted.image_bchw, pairs.image_bchw - 0.25 * 0.5)
+    torch.testing.assert_close(shifted.map_mean_bchw, pairs.map_mean_bchw - 0.25 * 0.5)
+    assert torch.equal(shifted.map_std_bchw, pairs.map_std_bchw)
+    pictures, text = rearrange(render_scenes([5], 32, 32).image_bhwc, "b h w c -> b c h w"), base.embed("depth map")
+    with torch.no_grad():
+        latent = (base.vae.encode(pictures * 2 - 1).latent_dist.mean - 0.25) * 0.5
+        raw = base.vae.decode(base.unet(latent, 999, text).sample / 0.5 + 0.25).sample
+    predicted = predict_maps(base.unet, base.vae, text, pictures, "depth")
+    torch.testing.assert_close(predicted[..., 0], raw.mean(1) / 2 + 0.5, rtol=0, atol=1e-5)
+
+
 def test_losses_of_a_step_equal_the_paper_written_out(tiny_base, pairs, tmp_path):
     base = load_base(tiny_base)
     text = base.embed(MAPS["normal"].prompt)
@@ -267,6 +282,23 @@ def test_a_killed_run_resumes_to_the_same_weights(tiny_base, pairs, tmp_path, st
     assert resumed.history.losses == whole.history.losses
     first, second = load_file(whole.weights), load_file(resumed.weights)
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a limit on files")
+def test_a_full_disk_is_told_in_words_and_leaves_the_old_checkpoint(tiny_base, tmp_path, start_trainer):
+    """A limit on the size of files stands in for the disk: the latents fit, a checkpoint does not."""
+    options = "--map normal --scenes 2 --size 32 --rank 4 --batch 1 --threads 1"
+    first = start_trainer(tiny_base, tmp_path, f"{options} --steps 2")
+    said, _ = first.communicate(timeout=120)
+    assert first.returncode == 0, said
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    limited = start_trainer(tiny_base, tmp_path, f"{options} --steps 4", launcher=("bash", "-c", 'ulimit -f 20; exec "$0" "$@"'))
+    said, _ = limited.communicate(timeout=120)
+    assert limited.returncode == 2 and "Traceback" not in said, said
+    assert f"{tmp_path / CHECKPOINT} could not be written" in said and "free some disk space" in said
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert after.keys() == before.keys() and len(before[CHECKPOINT]) > 20 * 1024
+    assert all(after[name] == before[name] for name in before if name != "config.json")
 
 
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tiny_base, tmp_path, caplog):

@@ -51,7 +51,12 @@ def load_diffusion_base(folder: Path) -> DiffusionBase:
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
-    return DiffusionBase(pipeline, network, pipeline.vae, DDPMScheduler.from_config(pipeline.scheduler.config))
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            f"{folder.name} predicts {scheduler.config.prediction_type!r}: a base that predicts noise or velocity was expected."
+        )
+    return DiffusionBase(pipeline, network, pipeline.vae, scheduler)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from diffusers import DDPMScheduler, PixArtTransformer2DModel
+from diffusers import AutoencoderKL, DDPMScheduler, PixArtTransformer2DModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from ..loop import History, LoopConfig, train, write_atomically
 from ..losses import latent_loss
 from ..pairs import IMAGE
 from .autoencoder import load_intrinsic_autoencoder
-from .data import INTRINSICS_KIND, JointFolderData, JointSceneData
+from .data import INTRINSICS_KIND, JointFolderData, JointSceneData, JointSource
 from .joint_attention import add_joint_adapter
 from .network import TextEmbeddings, conditions, encode_captions, load_diffusion_base
 
@@ -155,6 +155,17 @@ class TrainedJointLora:
     history: History
 
 
+def _latent_format(vae: AutoencoderKL) -> tuple[int, float, float]:
+    return vae.config.latent_channels, vae.config.scaling_factor, vae.config.shift_factor or 0.0
+
+
+def _encoded(vae: AutoencoderKL, source: JointSource, kind: str, cache: Path) -> tuple[Tensor, Tensor]:
+    """Means and deviations of the latents in the model's scale, as samplers give them to the network."""
+    mean, deviation = encode_kind(vae, source, kind, cache)
+    _, scale, shift = _latent_format(vae)
+    return mean - shift * scale, deviation
+
+
 def train_joint_lora(
     config: JointConfig, *, cache: Path | None = None, report: Callable[[int, float, float], None] | None = None
 ) -> TrainedJointLora:
@@ -169,16 +180,16 @@ def train_joint_lora(
     source = config.data.source()
     base = load_diffusion_base(config.base)
     intrinsic_vae = load_intrinsic_autoencoder(config.intrinsic_vae)
-    if intrinsic_vae.config.latent_channels != base.vae.config.latent_channels:
+    if (own := _latent_format(intrinsic_vae)) != (wanted := _latent_format(base.vae)):
         raise ValueError(
-            f"the intrinsic VAE's latents have {intrinsic_vae.config.latent_channels} channels, the base's "
-            f"{base.vae.config.latent_channels}: use the intrinsic VAE that was made from this base."
+            f"the intrinsic VAE's latents have (channels, scaling, shift) {own}, the base's {wanted}: use the intrinsic VAE that was made "
+            "from this base."
         )
     base.pipeline.to(state.device)
     with state.main_process_first():
         kept = cache or config.loop.output
         latents = JointLatents(
-            encode_kind(base.vae, source, IMAGE, kept), encode_kind(intrinsic_vae.to(state.device), source, INTRINSICS_KIND, kept)
+            _encoded(base.vae, source, IMAGE, kept), _encoded(intrinsic_vae.to(state.device), source, INTRINSICS_KIND, kept)
         )
     text = encode_captions(base.pipeline, [*source.captions, ""])
     add_joint_adapter(base.network, config.rank, config.loop.seed, config.image_domain)

@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from ...methods.maps import MAPS
 from ..folder_data import FolderData
-from ..loop import Interrupted, LoopConfig, console_report
+from ..loop import Diverged, Interrupted, LoopConfig, console_report
 from ..pairs import SceneData
 from .adapter import KINDS
 from .config import IntrinsicLoraConfig
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     except Interrupted:
         logging.info("stopped and saved in %s: run the same command to go on", arguments.output)
         return 130
-    except ValueError as error:
+    except (ValueError, OSError, Diverged) as error:
         logging.error("%s", error)
         return 2
     finally:

@@ -22,7 +22,7 @@ _PIXELS = 2**18
 
 @dataclass(frozen=True)
 class LatentPairs:
-    """Latents of pictures and of their maps, `[n, c, h, w]` float32, scaled by the VAE's scaling factor.
+    """Latents of pictures and of their maps, `[n, c, h, w]` float32, in the model's scale.
 
     image_bchw: mode of the encoded pictures. map_mean_bchw, map_std_bchw: the distribution of the encoded maps.
     """
@@ -35,7 +35,9 @@ class LatentPairs:
     def encode(cls, vae: AutoencoderKL, source: PairSource, map_name: str, cache: Path | None = None) -> "LatentPairs":
         """Encode every pair of `source` on the VAE's device. `cache`: a folder to keep the latents in, and to find them."""
         image, _ = encode_kind(vae, source, IMAGE, cache)
-        return cls(image, *encode_kind(vae, source, map_name, cache))
+        mean, std = encode_kind(vae, source, map_name, cache)
+        shift = _shift(vae) * vae.config.scaling_factor
+        return cls(image - shift, mean - shift, std)
 
     def __len__(self) -> int:
         return len(self.image_bchw)
@@ -47,9 +49,23 @@ class LatentPairs:
         return rows.tolist(), self.image_bchw[rows], mean + std * torch.randn(mean.shape, generator=generator)
 
 
+def _shift(vae: AutoencoderKL) -> float:
+    return vae.config.shift_factor or 0.0
+
+
+def model_latents(vae: AutoencoderKL, latents_bchw: Tensor) -> Tensor:
+    """A VAE's latents in the model's scale, as ComfyUI and the nodes take them: shifted, then scaled."""
+    return (latents_bchw - _shift(vae)) * vae.config.scaling_factor
+
+
+def vae_latents(vae: AutoencoderKL, latents_bchw: Tensor) -> Tensor:
+    """Inverse of `model_latents`, in the VAE's number format."""
+    return latents_bchw.to(vae.dtype) / vae.config.scaling_factor + _shift(vae)
+
+
 @torch.no_grad()
 def encode_kind(vae: AutoencoderKL, source: PairSource, kind: str, cache: Path | None) -> tuple[Tensor, Tensor]:
-    """Mean and deviation, `[n, c, h, w]`, of the latents of all of the source's pictures of one kind."""
+    """Mean and deviation, `[n, c, h, w]`, of the latents of all of the source's pictures of one kind, scaled but not shifted."""
     path = None if cache is None else cache / f"latents-{kind}-{_fingerprint(vae, source, kind)}.safetensors"
     if path is not None and path.exists():
         try:

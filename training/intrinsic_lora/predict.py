@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ...methods.maps import MAPS
 from .config import TIMESTEP
+from .latents import model_latents, vae_latents
 
 
 def map_latent(unet: nn.Module, latent_bchw: Tensor, text_1td: Tensor) -> Tensor:
@@ -30,8 +31,8 @@ def predict_maps(
     text_1td = text_1td.to(unet.device, unet.dtype)
     decoded = []
     for part in pictures_bchw.split(batch):
-        latent = vae.encode((2 * part - 1).to(vae.device, vae.dtype)).latent_dist.mode() * vae.config.scaling_factor
+        latent = model_latents(vae, vae.encode((2 * part - 1).to(vae.device, vae.dtype)).latent_dist.mode())
         predicted = map_latent(unet, latent.to(unet.device, unet.dtype), text_1td)
-        decoded.append(vae.decode(predicted.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample.float().cpu())
+        decoded.append(vae.decode(vae_latents(vae, predicted.to(vae.device))).sample.float().cpu())
     pictures = rearrange(torch.cat(decoded), "b c h w -> b h w c") / 2 + 0.5
     return MAPS[map_name].from_picture(pictures)

@@ -15,7 +15,7 @@ from ..losses import latent_loss, picture_loss
 from ..pairs import PairSource
 from .adapter import add_adapter, save_lora
 from .config import Base, IntrinsicLoraConfig, load_base
-from .latents import LatentPairs
+from .latents import LatentPairs, vae_latents
 from .predict import map_latent
 
 
@@ -32,7 +32,7 @@ class IntrinsicLoraTask:
         predicted = map_latent(module, latent.to(device), self.text_1td)
         if self.config.loss == "latent":
             return latent_loss(predicted, target.to(device))
-        decoded = self.vae.decode(predicted.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        decoded = self.vae.decode(vae_latents(self.vae, predicted)).sample
         return picture_loss(self.config.map, decoded, 2 * self.source.read(self.config.map, rows).to(device) - 1)
 
     def save(self, folder: Path) -> None:
