@@ -46,7 +46,9 @@ def _where(kind: str, positions: str) -> Place | None:
 
 
 def _shown(cls, schedule: WeightSchedule, preview_model: str) -> io.NodeOutput:
-    return io.NodeOutput(schedule, ui=ui.PreviewImage(heat_map(schedule, LAYOUTS[preview_model]), cls=cls))
+    picture = ui.PreviewImage(heat_map(schedule, LAYOUTS[preview_model]), cls=cls)
+    # Not "images": the front end would draw it a second time, below the one that web/weight_schedule.js keeps in the node.
+    return io.NodeOutput(schedule, ui={"heat_map": picture.as_dict()["images"]})
 
 
 class DropSchedule(io.ComfyNode):
@@ -300,6 +302,9 @@ class JointLatent(io.ComfyNode):
     def execute(cls, latent: dict, intrinsic_latent: dict | None = None) -> io.NodeOutput:
         picture = _latent_samples(latent, "latent")
         intrinsic = torch.zeros_like(picture) if intrinsic_latent is None else _latent_samples(intrinsic_latent, "intrinsic_latent")
+        if intrinsic.shape[1] != picture.shape[1] and not picture.any():
+            # Core's empty latents have the channels of SD, and samplers widen them to the model's, which the intrinsics have already.
+            picture = picture.new_zeros(picture.shape[0], *intrinsic.shape[1:2], *picture.shape[2:])
         if intrinsic.shape[1:] != picture.shape[1:] or intrinsic.shape[0] not in (1, picture.shape[0]):
             raise ValueError(
                 f"The intrinsic latent is {list(intrinsic.shape)} and the pictures' latent {list(picture.shape)}: give latents of one "

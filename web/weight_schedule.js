@@ -4,21 +4,26 @@ import { app } from "/scripts/app.js";
 import { LAYOUTS, combinedSchedule, dropSchedule, gaussianSchedule, heatMap } from "./schedule_math.js";
 
 const WIDGET = "schedule_preview";
+const LEGEND = "left: noise, right: clean · top: first block · yellow: 1, dark: 0";
+const ONLY_RUNNING_TELLS = "What is connected is known when the graph runs.";
+const AS_IT_RAN = "As it last ran: what is connected is known when the graph runs.";
+const UNREADABLE = "Write positions like 3-7, 9 and a table like 999: 0, 0: 1.";
 
 function values(node) {
     return Object.fromEntries(node.widgets.map((widget) => [widget.name, widget.value]));
 }
 
-// The schedule a node makes, or null where only running the graph can tell.
+// The schedule a node makes, or in words why it cannot be told here.
 function scheduleOf(node) {
     const kind = KINDS[node?.comfyClass];
-    return kind ? kind(values(node), node) : null;
+    // A bypassed node hands something else on; a widget with a wire does not hold its value.
+    if (!kind || node.mode !== 0 || node.inputs.some((input) => input.widget && input.link != null)) return ONLY_RUNNING_TELLS;
+    return kind(values(node), node) ?? UNREADABLE;
 }
 
 function connectedSchedules(node) {
     const sources = node.inputs.filter((input) => input.type === "WEIGHT_SCHEDULE" && input.link != null);
-    const schedules = sources.map((input) => scheduleOf(node.getInputNode(node.inputs.indexOf(input))));
-    return schedules.includes(null) ? null : schedules;
+    return sources.map((input) => scheduleOf(node.getInputNode(node.inputs.indexOf(input))));
 }
 
 const KINDS = {
@@ -26,7 +31,8 @@ const KINDS = {
     IntrinsicLabGaussianSchedule: (v) => gaussianSchedule(v.alpha, v.tau, v.sigma),
     IntrinsicLabCombineSchedules: (v, node) => {
         const connected = connectedSchedules(node);
-        return connected && combinedSchedule(connected, v.operation, v.factor, v.where, v.positions, v.over_time);
+        const unknown = connected.find((schedule) => typeof schedule === "string");
+        return unknown ?? combinedSchedule(connected, v.operation, v.factor, v.where, v.positions, v.over_time);
     },
 };
 
@@ -35,14 +41,16 @@ function draw(node) {
     if (!canvas) return;
     const schedule = scheduleOf(node);
     const context = canvas.getContext("2d");
-    if (schedule) {
+    const drawn = typeof schedule === "function";
+    if (drawn) {
         const picture = heatMap(schedule, LAYOUTS[values(node).preview_model]);
         Object.assign(canvas, { width: picture.width, height: picture.height });
         context.putImageData(new ImageData(picture.data, picture.width, picture.height), 0, 0);
     } else {
         context.clearRect(0, 0, canvas.width, canvas.height);
     }
-    canvas.dataset.drawn = schedule ? "yes" : "no";
+    canvas.dataset.drawn = drawn ? "yes" : "no";
+    canvas.nextSibling.textContent = drawn ? LEGEND : schedule;
     for (const output of node.outputs ?? []) {
         for (const id of output.links ?? []) {
             const target = node.graph?.getNodeById(node.graph.links[id]?.target_id);
@@ -51,28 +59,52 @@ function draw(node) {
     }
 }
 
+// The picture that Python made, where this file cannot make it.
+function showWhatRan(node, output) {
+    const [file] = output?.heat_map ?? [];
+    if (!file || scheduleOf(node) !== ONLY_RUNNING_TELLS) return;
+    const canvas = node.schedulePreview;
+    const picture = new Image();
+    picture.onload = () => {
+        Object.assign(canvas, { width: picture.width, height: picture.height });
+        canvas.getContext("2d").drawImage(picture, 0, 0);
+        canvas.dataset.drawn = "as it ran";
+        canvas.nextSibling.textContent = AS_IT_RAN;
+    };
+    picture.src = app.api.apiURL(`/view?${new URLSearchParams(file)}`);
+}
+
 function after(object, method, then) {
     const original = object[method];
     object[method] = function (...args) {
         const result = original?.apply(this, args);
-        then();
+        then(...args);
         return result;
     };
+}
+
+function previewOf(node) {
+    const box = document.createElement("div");
+    box.style.cssText = "display: flex; flex-direction: column; width: 100%; height: 100%;";
+    const canvas = document.createElement("canvas");
+    canvas.style.cssText = "width: 100%; flex: 1 1 0; min-height: 0; image-rendering: pixelated;";
+    const caption = document.createElement("small");
+    caption.style.cssText = "flex: none; font: 10px sans-serif; opacity: 0.7; text-align: center;";
+    box.append(canvas, caption);
+    node.schedulePreview = canvas;
+    return box;
 }
 
 app.registerExtension({
     name: "intrinsic_lab.weight_schedule",
     nodeCreated(node) {
         if (!KINDS[node.comfyClass]) return;
-        const canvas = document.createElement("canvas");
-        canvas.style.cssText = "width: 100%; height: 100%; image-rendering: pixelated;";
-        canvas.title = "Blocks from top to bottom, sampling from left (noise) to right (clean); dark is 0, yellow is 1.";
-        node.schedulePreview = canvas;
         const redraw = () => draw(node);
         for (const widget of node.widgets) after(widget, "callback", redraw);
-        node.addDOMWidget(WIDGET, "canvas", canvas, { serialize: false, getMinHeight: () => 90, getMaxHeight: () => 180 });
+        node.addDOMWidget(WIDGET, "canvas", previewOf(node), { serialize: false, getMinHeight: () => 106, getMaxHeight: () => 200 });
         after(node, "onConfigure", redraw);
         after(node, "onConnectionsChange", () => requestAnimationFrame(redraw));
+        after(node, "onExecuted", (output) => showWhatRan(node, output));
         requestAnimationFrame(redraw);
     },
 });

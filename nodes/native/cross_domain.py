@@ -5,6 +5,7 @@ LoRA by the mechanism of `row_lora`, the state of each forward in an APPLY_MODEL
 stochastic samplers share, in an OUTER_SAMPLE wrapper.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 
 import comfy.model_management
@@ -14,6 +15,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ldm.pixart.pixartms import PixArtMS
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import TORCH_COMPILE_KWARGS
 from torch import Tensor
 
 from ...methods.ildm.schedules import Block, WeightSchedule
@@ -74,13 +76,31 @@ def exchange_domains(
     load, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     clone.set_additional_models(KEY, [ModelPatcher(adapter, load_device=load, offload_device=offload) for adapter in adapters.values()])
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _run_jointly(schedule, adapters))
-    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _sample_jointly)
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _sample_jointly(_replaced_attention(clone.model_options)))
     return clone, blocks
 
 
-def _sample_jointly(executor, noise, latent_image, sampler, *args, **kwargs):
-    require_same_noise(noise)
-    return executor(noise, latent_image, sharing_noise(sampler), *args, **kwargs)
+def _replaced_attention(model_options: Mapping) -> dict:
+    return dict(model_options["transformer_options"].get("patches_replace", {}).get("attn1", {}))
+
+
+def _sample_jointly(own: Mapping) -> Callable:
+    """own: the replacements of self-attention that are the exchange, by ComfyUI's address."""
+
+    def sample(executor, noise, latent_image, sampler, *args, **kwargs):
+        require_same_noise(noise)
+        options = executor.class_obj.model_options
+        others = [place for place, function in _replaced_attention(options).items() if own and own.get(place) is not function]
+        if others:
+            raise ValueError(
+                f"A node after Cross-Domain Attention replaces self-attention of this MODEL ({len(others)} blocks, first {others[0]}), and "
+                "picture and intrinsics would no longer meet there: remove one of the two."
+            )
+        if TORCH_COMPILE_KWARGS in options:
+            logging.info("Cross-domain attention runs this compiled model uncompiled: torch.compile does not see LoRAs of single rows.")
+        return executor(noise, latent_image, sharing_noise(sampler), *args, **kwargs)
+
+    return sample
 
 
 def _run_jointly(schedule: WeightSchedule, adapters: Mapping[str, row_lora.MapAdapter]) -> Callable:

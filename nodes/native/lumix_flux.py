@@ -108,8 +108,10 @@ class Attention:
         [update] = self.layer.proj(grouped, self.strength)
         return rows.join(update.add_to_(grouped))
 
-    def attend(self, projected: Projected, norm: QKNorm, heads: int, text: tuple[Tensor, ...] | None, args: dict, rows: MapRows) -> Tensor:
-        """Attention of text tokens, if they have a stream of their own, and the rest: [row, token, width].
+    def attend(
+        self, projected: Projected, norm: QKNorm, heads: int, text: tuple[Tensor, ...] | None, args: dict, rows: MapRows
+    ) -> tuple[Tensor | None, Tensor]:
+        """Attention of text tokens, if they have a stream of their own, and of the rest: [row, token, width] each.
 
         text: query, key, value [row, head, token, dim], normed. args: what core hands to the block.
         """
@@ -122,23 +124,26 @@ class Attention:
         if value_update is not None:
             value = rows.join(value_update.add_to_(rows.split(value)))
         value = _by_head(value, heads)
+        length = None if text is None else text[0].shape[2]
         patched = _CORE_RUNS_ATTN1_PATCH and "attn1_patch" in options.get("patches", {})
         others = mask is not None or patched or options.get("optimized_attention_override") is not None
         if self.way == SEPARATE or others or pe is None:
-            return self._through_core(query, _by_head(key, heads), value, norm, key_update, text, mask, pe, options, rows)
-        length = 0 if text is None else text[0].shape[2]
+            out = self._through_core(query, _by_head(key, heads), value, norm, key_update, text, mask, pe, options, rows)
+            return _output_patched(out, length, options)
         key = _rotated_key(norm, _by_head(key, heads), key_update, pe[:, :, length:], rows)
         query = apply_rope1(query, pe[: query.shape[0], :, length:])
-        if text is None:
-            text_query = None
-        else:
-            text_query, text_key = apply_rope(text[0], text[1], pe[:, :, :length])
-            text_query = rows.split(text_query)
-            key, value = torch.cat([text_key, key], dim=2), torch.cat([text[2], value], dim=2)
         if self.way != QUERY_BROADCAST:
             query = rows.split(query)
-        out = rows.join(attend_maps(self.way, query, rows.split(key), rows.split(value), text_query=text_query))
-        return rearrange(out, "row head token dim -> row token (head dim)")
+        if text is None:
+            return _output_patched(_joined(attend_maps(self.way, query, rows.split(key), rows.split(value)), rows), length, options)
+        text_query, text_key = apply_rope(text[0], text[1], pe[:, :, :length])
+        key, value = (rows.split(torch.cat(streams, dim=2)) for streams in ((text_key, key), (text[2], value)))
+        # Apart, because the projections that follow are apart: no copy joins them. Text queries stay per map.
+        way_of_text = SEPARATE if self.way == QUERY_BROADCAST else self.way
+        out = (_joined(attend_maps(way, q, key, value), rows) for way, q in ((way_of_text, rows.split(text_query)), (self.way, query)))
+        if not _output_patches(options):
+            return tuple(out)
+        return _output_patched(torch.cat(tuple(out), dim=1), length, options)
 
     def _add_to_query(self, query: Tensor, update: Update, rows: MapRows) -> Tensor:
         tokens = rearrange(query, "row head token dim -> row token (head dim)").contiguous()
@@ -213,13 +218,13 @@ def double_block(number: int, shared: Attention) -> Callable:
         text = block.txt_attn.qkv(apply_mod(block.txt_norm1(txt), 1 + txt_mod1.scale, txt_mod1.shift))
         text = rearrange(text, "row token (part head dim) -> part row head token dim", part=3, head=block.num_heads)
         text = (*block.txt_attn.norm(*text), text[2])
-        out = shared.attend(projected, block.img_attn.norm, block.num_heads, text, args, rows)
-        length = txt.shape[1]
-        out = _output_patched(out, {**args["transformer_options"], "img_slice": [length, out.shape[1]]})
-        img += apply_mod(shared.project_out(block.img_attn.proj, out[:, length:], rows), img_mod1.gate)
-        img += apply_mod(block.img_mlp(apply_mod(block.img_norm2(img), 1 + img_mod2.scale, img_mod2.shift)), img_mod2.gate)
-        txt += apply_mod(block.txt_attn.proj(out[:, :length]), txt_mod1.gate)
-        txt += apply_mod(block.txt_mlp(apply_mod(block.txt_norm2(txt), 1 + txt_mod2.scale, txt_mod2.shift)), txt_mod2.gate)
+        text_out, out = shared.attend(projected, block.img_attn.norm, block.num_heads, text, args, rows)
+        # Let go before the widest tensors of the block are made.
+        del image, query, others, projected, text
+        img += shared.project_out(block.img_attn.proj, out, rows).mul_(img_mod1.gate)
+        img += block.img_mlp(apply_mod(block.img_norm2(img), 1 + img_mod2.scale, img_mod2.shift)).mul_(img_mod2.gate)
+        txt += block.txt_attn.proj(text_out).mul_(txt_mod1.gate)
+        txt += block.txt_mlp(apply_mod(block.txt_norm2(txt), 1 + txt_mod2.scale, txt_mod2.shift)).mul_(txt_mod2.gate)
         return {"img": img, "txt": _finite(txt)}
 
     return run
@@ -233,9 +238,10 @@ def single_block(number: int, shared: Attention) -> Callable:
         modulated = apply_mod(block.pre_norm(x), 1 + modulation.scale, modulation.shift)
         query, others = shared.project(block.linear1, modulated, rows)
         key, value, mlp = others.split([block.hidden_size, block.hidden_size, block.mlp_hidden_dim], dim=-1)
-        out = shared.attend(Projected(modulated, query, key, value), block.norm, block.num_heads, None, args, rows)
-        out = _output_patched(out, dict(args["transformer_options"]))
-        x += apply_mod(shared.project_out(block.linear2, torch.cat([out, block.mlp_act(mlp)], dim=2), rows), modulation.gate)
+        _, out = shared.attend(Projected(modulated, query, key, value), block.norm, block.num_heads, None, args, rows)
+        out = torch.cat([out, block.mlp_act(mlp)], dim=2)
+        del modulated, query, others, key, value, mlp
+        x += shared.project_out(block.linear2, out, rows).mul_(modulation.gate)
         return {"img": _finite(x)}
 
     return run
@@ -250,10 +256,20 @@ def _running(args: dict, kind: str, number: int) -> tuple[MapRows, DoubleStreamB
     return rows, getattr(rows.network, kind)[number]
 
 
-def _output_patched(out: Tensor, options: dict) -> Tensor:
-    for patch in options.get("patches", {}).get("attn1_output_patch", ()):
-        out = patch(out, options)
-    return out
+def _output_patches(options: dict) -> tuple:
+    return tuple(options.get("patches", {}).get("attn1_output_patch", ()))
+
+
+def _output_patched(out: Tensor, length: int | None, options: dict) -> tuple[Tensor | None, Tensor]:
+    """What patches make of a block's attention [row, token, width]; split after `length` text tokens where they have their own stream."""
+    extra = dict(options) if length is None else {**options, "img_slice": [length, out.shape[1]]}
+    for patch in _output_patches(options):
+        out = patch(out, extra)
+    return (None, out) if length is None else (out[:, :length], out[:, length:])
+
+
+def _joined(out: Tensor, rows: MapRows) -> Tensor:
+    return rearrange(rows.join(out), "row head token dim -> row token (head dim)")
 
 
 def _finite(x: Tensor) -> Tensor:
