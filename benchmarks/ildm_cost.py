@@ -7,6 +7,8 @@ pack's joint forward (one batch of two rows, rank-32 LoRA on the intrinsic row, 
 same place, with the same LoRA: keys and values concatenated, the weight's logarithm in a mask. "naive" makes the N x 2N mask of the paper;
 "broadcast" knows that its rows are equal and lets the attention repeat one. All joint ways must give the same latents.
 
+ComfyUI's own attention is torch's in all of them, as it is on GPUs: what it takes on a CPU by default is slower and wants more memory.
+
 Target: the joint forward within 1.15 of the two forwards' sum plus the exchange's counted extra attention (8 N^2 D operations a block, at
 the two forwards' own speed). Memory is the peak of resident memory during the step, above what it was before. Times are processor seconds
 of all threads, after a step of each kind to warm up.
@@ -228,6 +230,9 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     start_comfyui()
+    from comfy.cli_args import args
+
+    args.use_pytorch_cross_attention = True
     rows = []
     with torch.inference_mode():
         for family in arguments.models:

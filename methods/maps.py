@@ -45,7 +45,9 @@ def normal_picture(normal_bhw3: Tensor) -> Tensor:
 
 def unit_normals(vector: Tensor) -> Tensor:
     """Vectors (last dimension 3) of length 1; a zero vector becomes (0, 0, 1), facing the viewer."""
-    length = vector.norm(dim=-1, keepdim=True)
+    # Several times faster than a norm over three neighbouring numbers.
+    x, y, z = vector.unbind(-1)
+    length = (x * x + y * y + z * z).sqrt()[..., None]
     towards_viewer = vector.new_tensor([0.0, 0.0, 1.0]).expand_as(vector)
     return torch.where(length > 1e-6, vector / length.clamp(min=1e-6), towards_viewer)
 

@@ -25,7 +25,8 @@ PRODUCT, MAXIMUM = "product", "maximum"
 SCHEDULE_TOOLTIP = "How strongly the picture attends to its intrinsics, by block and noise level: for Cross-Domain Attention or Combine."
 POSITIONS_TOOLTIP = (
     "Numbers and ranges from 0 on, such as '3-7, 9'. Stages count resolutions in order of execution (SD 1.5 and 2.1: 0-8, 4 is the middle; "
-    "SDXL: 0-6, 3 is the middle; PixArt: nine parts of the network). Blocks count self-attentions (16, 70, 28)."
+    "SDXL and nano: 0-6, 3 is the middle; PixArt: nine parts of the network). Blocks count self-attentions (SD: 16, SDXL: 70, PixArt: 28, "
+    "nano: 10)."
 )
 
 

@@ -158,9 +158,7 @@ def measure_parts(tokens: int, dtype: torch.dtype, settings: bench.Settings) -> 
         floor = _floor_ms(floor_bytes, given.x, measured.pop(COPY))
         for name, result in measured.items():
             against_floor = f"{result.milliseconds / floor:.1f} of {floor:.2f} ms"
-            rows.append(
-                (kind, operation, name, f"{result.milliseconds:.2f}", f"{result.ratio:.2f}", against_floor, f"{errors[name]:.1e}")
-            )
+            rows.append((kind, operation, name, f"{result.milliseconds:.2f}", f"{result.ratio:.2f}", against_floor, f"{errors[name]:.1e}"))
             records.append(
                 {"part": operation, "dtype": kind, "head_dim": head_dim, "tokens": tokens, "way": name, "ms": result.milliseconds,
                  "ratio": result.ratio, "byte_floor_ms": floor}
@@ -186,7 +184,7 @@ def choices(records: list[dict]) -> list[MeasuredChoice]:
     """The faster of our two paths for each part and dtype."""
     times = {(r["part"], r["dtype"], r["head_dim"], r["tokens"], r["way"]): r["ms"] for r in records}
     classes = dict.fromkeys(key[:-1] for key in times)
-    return [bench.faster_path(*part, times[*part, "ours, torch"], times[*part, "ours, Triton"]) for part in classes]
+    return [bench.faster_path(*part, *(times[(*part, f"ours, {path}")] for path in ("torch", "Triton"))) for part in classes]
 
 
 def main() -> None:
