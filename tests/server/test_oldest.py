@@ -1,4 +1,4 @@
-"""The smoke run on the oldest supported ComfyUI: loading a model and extracting a map, over HTTP, as the newest does it."""
+"""The smoke run on the oldest supported ComfyUI: loading, extracting, sampling a picture and its maps, over HTTP, as the newest does it."""
 
 import os
 import sys
@@ -12,6 +12,7 @@ from intrinsic_lab.tests.nodes.conftest import build_model_folder
 from intrinsic_lab.tools.comfyui_server import RunningServer, comfyui_server
 from intrinsic_lab.tools.comfyui_source import OLDEST, cached_copy, version_of
 from intrinsic_lab.tools.environment import link_pack
+from intrinsic_lab.tools.example_workflows import example_workflows
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -76,6 +77,47 @@ def test_the_oldest_comfyui_extracts_the_same_map_as_the_one_under_test(server, 
     found = extract(type(client)(oldest_server.url), oldest_server)
     assert found.shape == (64, 64, 3) and np.ptp(found) > 10
     assert np.abs(found - expected).max() <= 1
+
+
+def joint_prompt(name: str) -> dict:
+    """A nano example in two steps, with the saver that every ComfyUI has."""
+    [example] = [example for example in example_workflows() if example.name == name]
+    prompt = example.prompt()
+    for node in prompt.values():
+        if node["class_type"] == "SaveImageAdvanced":
+            node["class_type"] = "SaveImage"
+            node["inputs"] = {name: node["inputs"][name] for name in ("images", "filename_prefix")}
+        elif node["class_type"] in ("KSampler", "IntrinsicLabJointSampler"):
+            node["inputs"]["steps"] = 2
+    return prompt
+
+
+def sample_jointly(client, server: RunningServer, name: str) -> dict[str, np.ndarray]:
+    """The saved picture and maps of an example, by their nodes' titles."""
+    prompt = joint_prompt(name)
+    events, entry = client.run(prompt)
+    assert events[-1]["type"] == "execution_success", events[-1]
+    pictures = {}
+    for key, node in prompt.items():
+        if node["class_type"] == "SaveImage":
+            [file] = entry["outputs"][key]["images"]
+            path = server.base / "output" / file["subfolder"] / file["filename"]
+            pictures[node["_meta"]["title"]] = np.asarray(Image.open(path)).astype(int)
+    return pictures
+
+
+@pytest.mark.parametrize(
+    ("name", "saved"),
+    [
+        ("text_to_image_and_maps_nano", ("picture", "depth", "normal", "segmentation", "line")),
+        ("text_to_maps_nano", ("picture", "albedo", "irradiance", "depth", "normal")),
+    ],
+)
+def test_the_oldest_comfyui_samples_the_same_picture_and_maps_as_the_one_under_test(server, client, oldest_server, name, saved):
+    expected, found = sample_jointly(client, server, name), sample_jointly(type(client)(oldest_server.url), oldest_server, name)
+    assert set(found) == {f"Save {name}" for name in saved}
+    for title, picture in found.items():
+        assert np.ptp(picture) > 10 and np.abs(picture - expected[title]).max() <= 2, title
 
 
 def test_the_oldest_comfyui_knows_every_node_of_the_pack(server, client, oldest_server):
