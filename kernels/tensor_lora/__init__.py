@@ -95,8 +95,8 @@ def norm_lora_rotary(
     """The key path of a LumiX block in one pass: RMS norm over the head dim, + Tensor LoRA delta, then the rotary embedding.
 
     key [(group,) maps, heads, tokens, dim], the projection's output, any strides; norm_weight [dim]; hidden [(group,) maps, tokens, rank]
-    from `shrink`; g3 [maps, heads * dim, rank], the key's half; rotation [tokens, dim / 2, 2, 2], one matrix per token and pair of
-    neighbouring channels (FLUX's `pe`). Returns key's shape, a new tensor. Differentiable in key, norm_weight, hidden, g3.
+    from `shrink`; g3 [maps, heads * dim, rank], the key's half; rotation [tokens, dim / 2, 2, 2], one rotation [[c, -s], [s, c]] per token
+    and pair of neighbouring channels (FLUX's `pe`). Returns key's shape, a new tensor. Differentiable in key, norm_weight, hidden, g3.
     """
     heads, tokens, dim = key.shape[-3:]
     _check_expand((*key.shape[:-3], tokens, heads * dim), hidden, g3)

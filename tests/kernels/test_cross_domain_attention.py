@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from intrinsic_lab.kernels.cross_domain_attention import cross_domain_attention, fast, joint_attention
+from intrinsic_lab.kernels.cross_domain_attention import cross_domain_attention, fast, fused, joint_attention
 from intrinsic_lab.kernels.cross_domain_attention.runs import active_runs
 
 HEAD_DIMS = (40, 64, 72, 80, 128, 160)
@@ -44,10 +44,11 @@ def assert_close(found, expected, dtype):
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("dim", HEAD_DIMS)
-def test_torch_path_equals_float64_at_every_head_dim(dim, dtype):
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_reference_and_torch_path_equal_float64_at_every_head_dim(backend, dim, dtype):
     tensors = operands(4, 2, 63, 64, dim, dtype)
     weights = [0.0, 1e-30, 0.5, 1.0]
-    assert_close(cross_domain_attention(*tensors, torch.tensor(weights), backend="torch"), oracle(*tensors, weights), dtype)
+    assert_close(cross_domain_attention(*tensors, torch.tensor(weights), backend=backend), oracle(*tensors, weights), dtype)
 
 
 @pytest.mark.parametrize("tokens, other", [(1, 1), (1, 64), (63, 1), (64, 257), (257, 63), (1000, 1000), (257, 0)])
@@ -114,15 +115,57 @@ def test_weight_one_is_plain_attention_on_both_domains(backend):
     torch.testing.assert_close(found, both, atol=2e-6, rtol=2e-5)
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
 @pytest.mark.parametrize("own_level, other_level", [(300.0, -300.0), (-300.0, 300.0), (300.0, 300.0)])
-def test_log_sum_exp_merge_holds_at_extreme_scores(own_level, other_level, backend):
-    tensors = operands(1, 1, 17, 19, 64, torch.float32)
-    tensors[0][..., 0] = 8.0
+@pytest.mark.parametrize("dtype, query_level, tolerance", [(torch.float32, 8.0, 1e-4), (torch.float16, 240.0, 1e-2)], ids=str)
+def test_log_sum_exp_merge_holds_at_extreme_scores(own_level, other_level, backend, dtype, query_level, tolerance):
+    tensors = operands(1, 1, 17, 19, 64, dtype)
+    # In float16 the products, 72,000, are beyond its largest number.
+    tensors[0][..., 0] = query_level
     tensors[1][..., 0], tensors[3][..., 0] = own_level, other_level
     found = cross_domain_attention(*tensors, 1e-30, backend=backend)
     assert found.isfinite().all()
-    torch.testing.assert_close(found.double(), oracle(*tensors, [1e-30]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.double(), oracle(*tensors, [1e-30]), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 0, 16), (2, 0, 9, 16), (0, 2, 9, 16)], ids=str)
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
+def test_no_query_no_head_or_no_row_gives_an_empty_result(shape, backend):
+    rows, heads = shape[:2]
+    keys = [torch.randn(rows, heads, 9, 16) for _ in range(4)]
+    assert cross_domain_attention(torch.randn(shape), *keys, 0.5, backend=backend).shape == shape
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_autocast_casts_operands_of_any_weight_as_it_does_for_plain_attention(weight, backend):
+    """A norm leaves queries and keys in float32, a projection gives values in 16 bits."""
+    tensors = [t.half() if index in (2, 4) else t for index, t in enumerate(operands(2, 2, 17, 9, 40, torch.float32))]
+    with pytest.raises(ValueError, match="one dtype"):
+        cross_domain_attention(*tensors, weight, backend=backend)
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    with torch.autocast("cpu", torch.float16):
+        assert F.scaled_dot_product_attention(*tensors[:3]).dtype == torch.float16
+        found = cross_domain_attention(*leaves, weight, backend=backend)
+        joint = joint_attention(*tensors[:3], [weight, 1.0], partner=[1, 0], backend=backend)
+    assert joint.dtype == torch.float16
+    assert_close(found, oracle(*(t.half() for t in tensors), [weight] * 2), torch.float16)
+    reached = leaves if weight else leaves[:3]
+    gradients = torch.autograd.grad(found.float().square().sum(), reached)
+    assert [g.dtype for g in gradients] == [leaf.dtype for leaf in reached] and all(g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.parametrize("weights", [torch.tensor(0.3), torch.tensor([0.3, 9.0, 0.7, 9.0])[::2]], ids=["one number", "strided"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
+def test_a_weight_tensor_may_be_one_number_or_have_strides(weights, backend):
+    tensors = operands(2, 1, 9, 9, 16, torch.float32)
+    expected = oracle(*tensors, weights.expand(2).tolist())
+    assert_close(cross_domain_attention(*tensors, weights, backend=backend), expected, torch.float32)
+    if backend == "triton":
+        from intrinsic_lab.kernels.cross_domain_attention.triton_kernel import launch
+
+        # As from a GPU, where weights are read in place.
+        assert_close(launch(*tensors, weights.expand(2), None, 0.25)[0], expected, torch.float32)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -199,6 +242,32 @@ def test_backward_in_plain_products_equals_the_fused_one():
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_second_derivative_is_refused_instead_of_wrong(backend):
+    leaves = [t.requires_grad_() for t in operands(1, 1, 5, 5, 16, torch.float32)]
+    first = torch.autograd.grad(cross_domain_attention(*leaves, 0.5, backend=backend).square().sum(), leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        sum(g.square().sum() for g in first).backward()
+
+
+@pytest.mark.parametrize("kernel", ["flash", "efficient"])
+def test_cuda_passes_fit_this_torchs_signatures_and_layouts(kernel, monkeypatch):
+    """Without a GPU: fake tensors go through torch's own shape and layout rules of the CUDA kernels."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    monkeypatch.setattr(fast, "forward_kernel", lambda *_: kernel)
+    with FakeTensorMode():
+        tensors = [torch.empty(4, 33, 2, 64, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(5)]
+        weights, partner = (0.5, 0.5, 1.0, 1.0), (2, 3, 0, 1)
+        results = [fast.cross_domain_attention_torch(*tensors, weights, None, 0.125)]
+        results.append(fast.cross_domain_attention_torch(*tensors[:3], *tensors[1:3], weights, partner, 0.125))
+        if fused.has_backward(kernel):
+            passed = fused.fused_forward(*tensors[:3], 0.125, kernel)
+            results += fused.fused_backward(results[0], *tensors[:3], passed.output, passed.lse - 0.5, 0.125, passed.flash_state)
+    for tensor in results:
+        assert tensor.shape == (4, 2, 33, 64) and tensor.dtype == torch.bfloat16 and tensor.device.type == "cuda"
+
+
 def test_devices_without_a_log_sum_exp_get_the_same_values_and_gradients(monkeypatch):
     tensors = operands(4, 2, 20, 13, 40)
     weights = [0.5, 0.0, 1.0, 0.25]
@@ -222,6 +291,8 @@ def test_devices_without_a_log_sum_exp_get_the_same_values_and_gradients(monkeyp
         (lambda t: {"weight": 1.5}, "must be in"),
         (lambda t: {"weight": math.nan}, "must be in"),
         (lambda t: {"weight": torch.ones(3)}, "one weight per row"),
+        (lambda t: {"weight": torch.ones(2, 1, 1, 1)}, "one weight per row"),
+        (lambda t: {"weight": torch.ones(2, requires_grad=True)}, "pass weight.detach"),
         (lambda t: {"scale": -1.0}, "positive finite"),
         (lambda t: {"backend": "cuda"}, "expected one of"),
         (lambda t: {"key": t[1][..., :0, :], "value": t[2][..., :0, :]}, "no tokens"),

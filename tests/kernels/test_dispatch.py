@@ -144,6 +144,21 @@ def test_torch_compile_of_the_torch_paths_needs_no_graph_break():
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_torch_compile_of_16_bit_torch_paths_needs_no_graph_break(dtype):
+    operands = [t.to(dtype) for t in case()]
+    merged, g3 = merge_cores(torch.randn(5, 5, 8), torch.randn(5, 16, 8, 8)).to(dtype), torch.randn(5, 12, 8, dtype=dtype)
+    x, out = torch.randn(5, 9, 16, dtype=dtype), torch.randn(5, 9, 12, dtype=dtype)
+
+    def block(*operands):
+        return cross_domain_attention(*operands, 0.5), tensor_lora_(out.clone(), x, merged, g3, 0.3)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    for found, expected in zip(compiled(*operands), block(*operands), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_torch_compile_of_training_gives_the_eager_gradients():
     leaves = [t.requires_grad_() for t in case()]
 
@@ -158,8 +173,9 @@ def test_torch_compile_of_training_gives_the_eager_gradients():
 def test_a_pack_named_by_its_path_runs_compiles_and_imports_triton_only_when_it_launches():
     report = run_python(
         """
-kernels = importlib.import_module(name + ".kernels.cross_domain_attention")
-importlib.import_module(name + ".kernels.query_broadcast"), importlib.import_module(name + ".kernels.tensor_lora")
+kernels, broadcast, lora = (
+    importlib.import_module(name + ".kernels." + part) for part in ("cross_domain_attention", "query_broadcast", "tensor_lora")
+)
 assert "triton" not in sys.modules and "torch._dynamo" not in sys.modules, "imported too early"
 import torch
 torch.set_num_threads(1)
@@ -168,6 +184,20 @@ expected = kernels.cross_domain_attention(*operands, 0.5, backend="reference")
 for run in (kernels.cross_domain_attention, torch.compile(kernels.cross_domain_attention, backend="eager")):
     for backend in ("torch", "triton"):
         torch.testing.assert_close(run(*operands, 0.5, backend=backend), expected)
+query, keys = torch.randn(1, 2, 9, 16), torch.randn(1, 5, 2, 9, 16)
+merged, g3 = lora.merge_cores(torch.randn(5, 5, 8), torch.randn(5, 16, 8, 8)), torch.randn(5, 32, 8)
+x, out = torch.randn(5, 9, 16), torch.randn(5, 9, 32)
+angle = torch.randn(9, 8)
+rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).unflatten(-1, (2, 2))
+
+def block(backend):
+    attended = broadcast.query_broadcast_attention(query, keys, keys, backend=backend)
+    updated = lora.tensor_lora_(out.clone(), x, merged, g3, 0.3, backend=backend)
+    hidden = lora.shrink(x, merged, backend=backend)
+    return attended, updated, lora.norm_lora_rotary(keys[0], torch.ones(16), hidden, g3, rotation, 0.3, backend=backend)
+
+for run in (block, torch.compile(block, backend="aot_eager")):
+    torch.testing.assert_close(run("triton"), block("reference"), atol=1e-3, rtol=1e-4)
 assert "triton" in sys.modules
 print("ran")
 """,

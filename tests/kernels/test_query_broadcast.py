@@ -41,6 +41,39 @@ def test_every_map_is_read_with_the_colour_maps_query(backend, dtype, group, tex
     assert relative_error(found, expected) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("tokens, text, dim", [(1, 0, 64), (63, 1, 72), (64, 0, 80), (257, 7, 128), (1, 64, 160), (1000, 24, 64)])
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
+def test_every_token_count_and_head_dim_equals_float64_and_every_output_is_written(tokens, text, dim, backend, monkeypatch):
+    query, key, value, text_query = operands(torch.float16, group=1, maps=2, heads=1, tokens=tokens, text=text, dim=dim)
+    empty = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *size, **kinds: empty(self, *size, **kinds).fill_(math.nan))
+    found = query_broadcast_attention(query, key, value, text_query=text_query, backend=backend)
+    per_map = repeat(query, "g h n d -> g m h n d", m=2)
+    expected = attention(per_map if text_query is None else torch.cat([text_query, per_map], -2), key, value)
+    assert relative_error(found, expected) < TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
+def test_scores_beyond_float16_stay_finite(backend):
+    query, key, value, _ = operands(torch.float16)
+    query[..., 0], key[..., 0] = 240.0, 300.0
+    expected = attention(repeat(query, "g h n d -> g m h n d", m=3), key, value)
+    assert relative_error(query_broadcast_attention(query, key, value, backend=backend), expected) < 1e-2
+    own = cross_intrinsic_attention(key, key, value, backend=backend)
+    assert own.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
+def test_autocast_casts_normed_queries_and_keys_to_the_values_dtype(backend):
+    query, key, value, text_query = operands(torch.float32, text=5)
+    with torch.autocast("cpu", torch.float16):
+        found = query_broadcast_attention(query, key, value.half(), text_query=text_query, backend=backend)
+        across = cross_intrinsic_attention(key, key, value.half(), backend=backend)
+    assert found.dtype == across.dtype == torch.float16
+    low = [t.half() for t in (query, key, value, text_query)]
+    assert relative_error(found, query_broadcast_attention(*low[:3], text_query=low[3], backend="reference").double()) < 2e-3
+
+
 @pytest.mark.parametrize("backend, dtype", BACKENDS)
 def test_cross_intrinsic_queries_read_the_keys_of_all_maps(backend, dtype):
     _, key, value, _ = operands(dtype)
@@ -89,6 +122,14 @@ def test_triton_gradients_equal_the_torch_paths():
         gradients.append(torch.autograd.grad(out.square().sum(), (query, key, value, text)))
     for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_second_derivative_of_a_triton_forward_is_refused_instead_of_wrong():
+    query, key, value, _ = operands(torch.float32)
+    query.requires_grad_()
+    (first,) = torch.autograd.grad(query_broadcast_attention(query, key, value, backend="triton").square().sum(), query, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.square().sum().backward()
 
 
 def test_shapes_that_do_not_fit_are_refused():

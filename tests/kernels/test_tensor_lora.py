@@ -48,7 +48,7 @@ def test_the_reference_is_the_published_sum():
 
 
 @pytest.mark.parametrize("backend, dtype", BACKENDS)
-@pytest.mark.parametrize("tokens, group", [(1, None), (63, 2), (257, None)])
+@pytest.mark.parametrize("tokens, group", [(1, None), (63, 2), (64, None), (257, None), (1000, None)])
 def test_every_path_adds_the_published_update_in_place(backend, dtype, tokens, group):
     g1, g2, g3 = cores(72, 80)
     lead = () if group is None else (group,)
@@ -137,6 +137,25 @@ def test_the_key_pass_is_norm_then_delta_then_rotary(backend, dtype, group):
     found = norm_lora_rotary(*low, rotation, SCALE, backend=backend)
     assert found.dtype == dtype and found.shape == key.shape
     assert relative_error(found, expected) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("tokens, heads, dim", [(1, 1, 40), (63, 5, 64), (64, 2, 72), (257, 1, 80), (17, 4, 128), (5, 3, 160)])
+def test_the_triton_key_pass_writes_every_output_at_any_size(tokens, heads, dim, monkeypatch):
+    key, norm_weight, hidden, g3, rotation = key_case(None, tokens, heads, dim)
+    expected = key_pass_step_by_step(key, norm_weight, hidden, g3, rotation)
+    empty_like = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, **kinds: empty_like(tensor, **kinds).fill_(math.nan))
+    low = [t.half() for t in (key, norm_weight, hidden, g3)]
+    assert relative_error(norm_lora_rotary(*low, rotation, SCALE, backend="triton"), expected) < TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
+def test_autocast_may_leave_keys_and_hidden_values_in_different_dtypes(backend):
+    key, norm_weight, hidden, g3, rotation = key_case(None)
+    expected = key_pass_step_by_step(key, norm_weight, hidden, g3, rotation)
+    with torch.autocast("cpu", torch.float16):
+        found = norm_lora_rotary(key.float(), norm_weight.float(), hidden.half(), g3.float(), rotation, SCALE, backend=backend)
+    assert found.dtype == torch.float32 and relative_error(found, expected) < TOLERANCE[torch.float16]
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])
