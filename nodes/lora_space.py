@@ -8,11 +8,9 @@ import comfy.utils
 import torch
 from comfy_api.latest import io, ui
 
-from ..methods.lora_space import shelf_map
-from ..methods.lora_space.duplicates import find_duplicates
+# What only an execution needs is imported there: the pack loads with ComfyUI, whether its nodes are used or not.
 from ..methods.lora_space.names import SUBNETWORKS
 from ..methods.lora_space.records import Entry
-from ..methods.lora_space.search import find_similar
 from .native import lora_shelf
 from .native.lora_pictures import Row, table_picture
 from .native.lora_shelf import Shelf, lora_path, shown_name
@@ -182,6 +180,8 @@ class FindSimilarLoRAs(io.ComfyNode):
         exact_candidates: int = 50,
         folder: str = "",
     ) -> io.NodeOutput:
+        from ..methods.lora_space.search import find_similar
+
         like = [query, *_listed(also_like)]
         away = _listed(unlike)
         with lora_index.open() as index:
@@ -261,6 +261,8 @@ class LoRAMap(io.ComfyNode):
     def execute(
         cls, lora_index: Shelf, subnetwork: str, clusters: int, size: int, selected: str = NONE, layout_seed: int = 0
     ) -> io.NodeOutput:
+        from ..methods.lora_space import shelf_map
+
         with lora_index.open() as index:
             shelf = shelf_map.map_shelf(
                 index,
@@ -325,6 +327,8 @@ class FindDuplicateLoRAs(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora_index: Shelf, threshold: float) -> io.NodeOutput:
+        from ..methods.lora_space.duplicates import find_duplicates
+
         with lora_index.open() as index:
             groups = find_duplicates(
                 index, family=lora_index.family, folder=lora_index.folder, threshold=threshold, report=lora_shelf.progress_report()

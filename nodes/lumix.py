@@ -11,7 +11,7 @@ from ..methods.ildm.schedules import parse_positions
 from ..methods.lumix import schedule
 from ..methods.lumix.design import ATTENTIONS, MAP_NAMES, QUERY_BROADCAST
 from ..methods.maps import MAPS, image_from_map
-from .native import lumix, lumix_sampling
+from .native import lumix, lumix_prompts, lumix_sampling
 from .native.paths import bundled_file
 from .native.schema import schema
 
@@ -137,7 +137,7 @@ class JoinMaps(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Makes the rows of a batch meet in every self-attention, as LumiX or IntrinsiX does, without a LumiX file: for SD 1.x, SD "
-                "2.x, SDXL and FLUX.1. With query-broadcast every row is laid out as the color row; bring differences by prompts per row."
+                "2.x, SDXL and FLUX.1. With query-broadcast every row is laid out as the color row; Make Map Prompts makes them differ."
             ),
             search_aliases=["query broadcast", "cross-intrinsic attention", "shared attention", "aligned batch", "lumix", "intrinsix"],
             inputs=[
@@ -227,6 +227,34 @@ class MapSigmas(io.ComfyNode):
         tokens = lumix_sampling.image_tokens(latent)
         found = {PUBLISHED: schedule.published_shift(tokens), BY_SIZE: schedule.shift_by_tokens(tokens), FIXED: mu}
         return io.NodeOutput(schedule.shifted_sigmas(steps, found[shift]))
+
+
+class MapPrompts(io.ComfyNode):
+    """A prompt for each map -> one conditioning for all."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IntrinsicLabMapPrompts",
+            display_name="Make Map Prompts",
+            category=CATEGORY,
+            description=(
+                "Tells every map something of its own: 'a depth map of ...', 'a normal map of ...'. For Join Maps in Attention, where only "
+                "prompts tell the maps apart; LumiX files need no such thing, all their maps share one prompt."
+            ),
+            search_aliases=["prompt per row", "batch prompts", "join maps", "query broadcast"],
+            inputs=[
+                io.Latent.Input("latent", tooltip="From Make Map Latents: it says which maps and how many scenes there are."),
+                io.Conditioning.Input("prompt", tooltip="For every map that has none of its own below."),
+                *(io.Conditioning.Input(name, optional=True, tooltip=f"{text} Its own prompt.") for name, text in MAP_TOOLTIPS.items()),
+            ],
+            outputs=[io.Conditioning.Output("CONDITIONING", display_name="prompts", tooltip="For a sampler, as positive or negative.")],
+        )
+
+    @classmethod
+    def execute(cls, latent: dict, prompt: list, **own: list | None) -> io.NodeOutput:
+        connected = {name: conditioning for name, conditioning in own.items() if conditioning is not None}
+        return io.NodeOutput(lumix_prompts.prompts_of_maps(latent, prompt, connected))
 
 
 class SplitMaps(io.ComfyNode):
@@ -343,4 +371,4 @@ class JointSampler(io.ComfyNode):
         return io.NodeOutput(*_by_name(lumix_sampling.split_maps(maps)), maps)
 
 
-NODES = [ApplyTensorLoRA, JoinMaps, MapLatents, MapSigmas, JointSampler, SplitMaps, DecodeMaps]
+NODES = [ApplyTensorLoRA, JoinMaps, MapLatents, MapSigmas, MapPrompts, JointSampler, SplitMaps, DecodeMaps]

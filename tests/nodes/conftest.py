@@ -30,7 +30,7 @@ def write_own_tokenizer(folder: Path) -> int:
     return len(tokens)
 
 
-def _clip(act: str = "quick_gelu", width: int = 32, layers: int = 3, vocabulary: int = CLIP_VOCABULARY, projection: int | None = None):
+def tiny_clip(act: str = "quick_gelu", width: int = 32, layers: int = 3, vocabulary: int = CLIP_VOCABULARY, projection: int | None = None):
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -55,7 +55,7 @@ def _t5(width: int = 32):
     return T5EncoderModel(config).eval()
 
 
-def _vae(channels: int = 4, widths=(32, 64, 64, 96), **options):
+def tiny_vae(channels: int = 4, widths=(32, 64, 64, 96), **options):
     from diffusers import AutoencoderKL
 
     levels = len(widths)
@@ -84,7 +84,7 @@ def _unet(channels: int = 4, widths=(32, 64), attention=(True, True), **options)
     ).eval()
 
 
-def _schedule(prediction: str = "epsilon", **options) -> dict:
+def tiny_schedule(prediction: str = "epsilon", **options) -> dict:
     return {
         "_class_name": "DDIMScheduler",
         "beta_start": 0.00085,
@@ -98,13 +98,13 @@ def _schedule(prediction: str = "epsilon", **options) -> dict:
 
 def _sd15() -> tuple[dict, dict]:
     unet = _unet(widths=(32, 64), cross_attention_dim=32, attention_head_dim=2)
-    return {"unet": unet, "vae": _vae(), "text_encoder": _clip()}, _schedule()
+    return {"unet": unet, "vae": tiny_vae(), "text_encoder": tiny_clip()}, tiny_schedule()
 
 
 def _sd21() -> tuple[dict, dict]:
     unet = _unet(widths=(32, 96), cross_attention_dim=32, attention_head_dim=(2, 6), use_linear_projection=True, upcast_attention=True)
-    schedule = _schedule("v_prediction", beta_end=0.011, rescale_betas_zero_snr=True)
-    return {"unet": unet, "vae": _vae(), "text_encoder": _clip("gelu")}, schedule
+    schedule = tiny_schedule("v_prediction", beta_end=0.011, rescale_betas_zero_snr=True)
+    return {"unet": unet, "vae": tiny_vae(), "text_encoder": tiny_clip("gelu")}, schedule
 
 
 def _sdxl() -> tuple[dict, dict]:
@@ -120,8 +120,8 @@ def _sdxl() -> tuple[dict, dict]:
         addition_time_embed_dim=256,
         projection_class_embeddings_input_dim=pooled + 6 * 256,
     )
-    texts = {"text_encoder": _clip(), "text_encoder_2": _clip("gelu", width=64, projection=pooled)}
-    return {"unet": unet, "vae": _vae(scaling_factor=0.13025), **texts}, _schedule()
+    texts = {"text_encoder": tiny_clip(), "text_encoder_2": tiny_clip("gelu", width=64, projection=pooled)}
+    return {"unet": unet, "vae": tiny_vae(scaling_factor=0.13025), **texts}, tiny_schedule()
 
 
 def _pixart() -> tuple[dict, dict]:
@@ -138,8 +138,8 @@ def _pixart() -> tuple[dict, dict]:
         caption_channels=32,
         use_additional_conditions=True,
     ).eval()
-    schedule = _schedule(beta_start=0.0001, beta_end=0.02, beta_schedule="linear", _class_name="DPMSolverMultistepScheduler")
-    return {"transformer": transformer, "vae": _vae(), "text_encoder": _t5()}, schedule
+    schedule = tiny_schedule(beta_start=0.0001, beta_end=0.02, beta_schedule="linear", _class_name="DPMSolverMultistepScheduler")
+    return {"transformer": transformer, "vae": tiny_vae(), "text_encoder": _t5()}, schedule
 
 
 def _flux() -> tuple[dict, dict]:
@@ -156,15 +156,15 @@ def _flux() -> tuple[dict, dict]:
         guidance_embeds=True,
         axes_dims_rope=(4, 6, 6),
     ).eval()
-    vae = _vae(16, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.3611, shift_factor=0.1159)
+    vae = tiny_vae(16, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.3611, shift_factor=0.1159)
     schedule = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
-    return {"transformer": transformer, "vae": vae, "text_encoder": _clip(), "text_encoder_2": _t5()}, schedule
+    return {"transformer": transformer, "vae": vae, "text_encoder": tiny_clip(), "text_encoder_2": _t5()}, schedule
 
 
 def _nano(vocabulary: int) -> tuple[dict, dict]:
     unet = _unet(16, widths=(64, 96), cross_attention_dim=32, attention_head_dim=2)
-    vae = _vae(16, widths=(32, 64, 64, 96), scaling_factor=0.7, shift_factor=0.2)
-    return {"unet": unet, "vae": vae, "text_encoder": _clip(layers=2, vocabulary=vocabulary)}, _schedule()
+    vae = tiny_vae(16, widths=(32, 64, 64, 96), scaling_factor=0.7, shift_factor=0.2)
+    return {"unet": unet, "vae": vae, "text_encoder": tiny_clip(layers=2, vocabulary=vocabulary)}, tiny_schedule()
 
 
 PIPELINES = {
@@ -183,11 +183,16 @@ def build_model_folder(folder: Path, family: str) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(SEEDS[family])
         parts, schedule = _nano(write_own_tokenizer(folder / "tokenizer")) if family == "nano" else PARTS[family]()
+    return write_model_folder(folder, parts, schedule, PIPELINES[family])
+
+
+def write_model_folder(folder: Path, parts: dict, schedule: dict, pipeline: str) -> Path:
+    """Write a model's parts as diffusers does; returns `folder`."""
     for name, part in parts.items():
         part.save_pretrained(folder / name)
     (folder / "scheduler").mkdir()
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps(schedule))
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": PIPELINES[family]}))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
     return folder
 
 

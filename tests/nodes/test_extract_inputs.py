@@ -9,17 +9,21 @@ import comfy.model_management
 import comfy.sd
 import comfy.utils
 import diffusers
+import folder_paths
 import pytest
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 from intrinsic_lab.methods.maps import MAPS
 from intrinsic_lab.nodes.extract import ApplyIntrinsicLoRA, ExtractIntrinsicMaps
 from intrinsic_lab.nodes.native.diffusers_folder import load_pipeline
+from intrinsic_lab.tests.nodes.conftest import tiny_clip, tiny_schedule, tiny_vae, write_model_folder, write_own_tokenizer
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+
+from nodes import CheckpointLoaderSimple
 
 sys.path.insert(0, str(Path(__file__).parent))
-from extract_world import ATTENTION, apply, error, extract, folders, normal_model, peft_unet, save_lora, tiny
+from extract_world import ATTENTION, apply, both_worlds, error, extract, folders, normal_model, peft_unet, save_lora, tiny
 
 
 def test_one_file_gives_the_same_in_lora_loader_in_diffusers_and_here(tiny, folders):
@@ -40,6 +44,45 @@ def test_one_file_gives_the_same_in_lora_loader_in_diffusers_and_here(tiny, fold
     for output in (here, in_core):
         assert error(tiny, output, unet, image, "shading") < 1e-4
         assert error(tiny, output, loaded, image, "shading") < 1e-4
+
+
+@pytest.fixture(scope="module")
+def published_widths(tmp_path_factory):
+    """A UNet that core's own detection takes for Stable Diffusion 1.5: its channels and text width, but a single level."""
+    folder = tmp_path_factory.mktemp("models") / "sd15-widths"
+    vocabulary = write_own_tokenizer(folder / "tokenizer")
+    with torch.random.fork_rng(), torch.inference_mode(False):
+        torch.manual_seed(7)
+        parts = {
+            "unet": diffusers.UNet2DConditionModel(
+                block_out_channels=(320,),
+                layers_per_block=1,
+                down_block_types=("CrossAttnDownBlock2D",),
+                up_block_types=("CrossAttnUpBlock2D",),
+                cross_attention_dim=768,
+                attention_head_dim=8,
+            ),
+            "vae": tiny_vae(),
+            "text_encoder": tiny_clip(width=768, layers=2, vocabulary=vocabulary),
+        }
+    return write_model_folder(folder, parts, tiny_schedule(), "StableDiffusionPipeline")
+
+
+def test_a_checkpoint_of_cores_own_loader_gives_the_maps_of_diffusers(published_widths, folders, monkeypatch):
+    world = both_worlds(published_widths)
+    unet, state = peft_unet(world, "all", seed=0)
+    save_lora(folders, "normal", state)
+    names = comfy.utils.unet_to_diffusers(world.model.model.model_config.unet_config)
+    weights = load_file(published_widths / "unet/diffusion_pytorch_model.safetensors")
+    save_file({f"model.diffusion_model.{names[name]}": weight for name, weight in weights.items()}, folders / "checkpoint.safetensors")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "checkpoints", ([str(folders)], {".safetensors"}))
+    model, clip, _ = CheckpointLoaderSimple().load_checkpoint("checkpoint.safetensors")
+    assert type(model.model.model_config).__name__ == "SD15" and clip is None
+    image = torch.rand(1, 32, 48, 3)
+    output = extract(world, apply(model, "normal"), image)
+    assert error(world, output, unet, image, "normal") < 1e-4
+    unet.disable_adapters()
+    assert error(world, output, unet, image, "normal") > 0.05
 
 
 def test_published_attention_processor_keys_in_a_bin_give_the_same_maps(tiny, folders):

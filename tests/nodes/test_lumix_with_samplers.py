@@ -159,3 +159,44 @@ def test_a_part_of_a_given_map_is_freed_by_its_mask(world, lora_folder):
     result = sampled(model, world, latent)["samples"]
     assert torch.allclose(result[COLOR][..., :5], latent["samples"][COLOR][..., :5], atol=1e-4)
     assert relative_error(result[COLOR][..., 7:], latent["samples"][COLOR][..., 7:]) > 0.1
+
+
+def test_every_map_is_sampled_under_its_own_prompt(world, lora_folder):
+    names = ("depth", "color", "normal")
+    model = lumix.JoinMaps.execute(world.model, "separate", ", ".join(names))[0]
+    shared, own = conditions(world)
+    longer = [[torch.cat([own[0][0]] * 2, dim=1), own[0][1]]]
+    latent = lumix.MapLatents.execute(model, **PIXELS, batch_size=2)[0]
+    prompts = lumix.MapPrompts.execute(latent, shared, depth=longer, color=None)[0]
+    [[context, told]] = prompts
+    assert context.shape == (6, 18, 32) and told["pooled_output"].shape == (6, 32)
+    rows = joint(model, world, latent, cfg=1.0, prompts=(prompts, prompts)).unflatten(0, (3, 2))
+    for place, prompt in ((0, longer), (1, [[context[2:3], shared[0][1]]])):
+        for picture in range(2):
+            row = {"samples": torch.zeros(1, 16, 8, 12), "batch_index": [picture]}
+            sigmas = lumix.MapSigmas.execute(row, STEPS, lumix.PUBLISHED, 0.0)[0]
+            alone = world.model.model.process_latent_in(advanced(world.model, row, sigmas, (prompt, prompt), cfg=1.0))
+            assert relative_error(rows[place, picture], alone[0]) < 1e-5
+    assert torch.equal(rows[1], rows[2]) and relative_error(rows[0], rows[1]) > 1e-3
+
+
+def test_prompts_per_map_make_joined_rows_of_stable_diffusion_differ(loaded):
+    model = lumix.JoinMaps.execute(loaded("sd15").model, "query-broadcast", "color, depth")[0]
+    latent = latents(model)
+    shared, own = ([[randn(1, 9, 32, seed=seed), {}]] for seed in (1, 2))
+    settings = dict(steps=2, guidance=1.0, cfg=CFG, sampler_name="euler", seed=SEED)
+    alike = lumix.JointSampler.execute(model, shared, own, 0, 0, latent=latent, **settings)[5]["samples"]
+    assert relative_error(*alike) < 1e-5
+    prompts = lumix.MapPrompts.execute(latent, shared, depth=own)[0]
+    color, depth = lumix.JointSampler.execute(model, prompts, own, 0, 0, latent=latent, **settings)[5]["samples"]
+    # The picture itself does not change: its own queries, its own keys.
+    assert relative_error(color, alike[0]) < 1e-5 and relative_error(depth, color) > 1e-3
+
+
+def test_prompts_that_do_not_fit_the_maps_are_refused_in_words(world, lora_folder):
+    model = lumix.JoinMaps.execute(world.model, "separate", "color, depth")[0]
+    prompt, other = conditions(world)
+    with pytest.raises(ValueError, match="has no albedo; its maps are color, depth"):
+        lumix.MapPrompts.execute(latents(model), prompt, albedo=other)
+    with pytest.raises(ValueError, match=r"The prompt of depth has 2 parts.*after this node"):
+        lumix.MapPrompts.execute(latents(model), prompt, depth=other + prompt)

@@ -97,6 +97,22 @@ def test_a_refused_graph_is_reported_with_the_refusing_nodes_own_words(server, g
     assert "node 2 (ImageScale): Value not in list: upscale_method: 'by magic'" in told
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a limit on files")
+def test_a_full_disk_ends_the_batch_in_words_and_the_same_command_goes_on_later(server, graph, tmp_path):
+    """A limit on the size of files stands in for the disk."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(noise).save(tmp_path / "in" / "noise.png")
+    script = Path(__file__).resolve().parents[2] / "batch.py"
+    command = [sys.executable, script, graph, "--input", tmp_path / "in", "--out", tmp_path / "out", "--server", server.url]
+    limited = subprocess.run(["bash", "-c", 'ulimit -f 1; exec "$0" "$@"', *command], capture_output=True, text=True, check=False)
+    assert limited.returncode == 2 and "Traceback" not in limited.stderr, limited.stderr
+    assert "the results of" in limited.stderr and "cannot be written: " in limited.stderr
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert_inverted(tmp_path / "out", {"noise": noise})
+
+
 def test_a_second_run_does_only_what_is_missing(server, graph, tmp_path, capsys):
     pictures = make_pictures(tmp_path / "in", 3)
     arguments = [str(graph), "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--server", server.url]
