@@ -21,12 +21,14 @@ from pathlib import Path
 import torch
 
 from ..methods.maps import MAPS
+from ..scenes import render_scenes
 from ..tools.comfyui_source import find_comfyui
 from ..tools.console import format_table
 from .measuring import in_turns
 
 NANO = Path(__file__).resolve().parents[1] / "assets" / "nano"
 ROUNDS = 9
+SCENE = 122
 WARM_UP_SIZE = 64
 # Of map data, whose values span 1 or 2: merging rounds the weights, a LoRA per row does not.
 LARGEST_DIFFERENCE = 2e-2
@@ -105,7 +107,7 @@ class Setting:
 
         self.pipeline = load_pipeline(base)
         self.size = size
-        self.image = torch.rand(1, size, size, 3, generator=torch.Generator().manual_seed(0))
+        self.image = render_scenes([SCENE], size, size).image_bhwc
         self.files = {name: comfy.utils.load_torch_file(str(path), safe_load=True) for name, path in loras.items()}
         native = {
             name.removesuffix(".weight"): key.removesuffix(".weight")

@@ -1,6 +1,6 @@
 """What a joint step of I-LDM costs at the real SD 2.1 and SDXL architectures (random weights), in ComfyUI, side by side in one run.
 
-    python -m intrinsic_lab.benchmarks.ildm_cost [--models sd21 sdxl] [--side 64] [--rounds 3] [--threads 0]
+    python -m intrinsic_lab.benchmarks.ildm_cost [--models sd21 sdxl] [--side 64] [--rounds 3] [--threads 1]
 
 One sampler step of a picture and its intrinsics, without guidance, four ways in turns: as two independent forwards of the base; as the
 pack's joint forward (one batch of two rows, rank-32 LoRA on the intrinsic row, weight 0.5); and as two plain spellings of eq. 4 in the
@@ -225,10 +225,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=tuple(ARCHITECTURES), default=["sd21"], help="sdxl needs 7 GB of memory")
     parser.add_argument("--side", type=int, default=64, help="of the latent; 64 is 512 pixels")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: torch's choice")
+    # Threads that wait for each other on a busy machine spin, and processor seconds count that.
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(arguments.threads)
     start_comfyui()
     from comfy.cli_args import args
 

@@ -45,7 +45,7 @@ def normal_picture(normal_bhw3: Tensor) -> Tensor:
 
 def unit_normals(vector: Tensor) -> Tensor:
     """Vectors (last dimension 3) of length 1; a zero vector becomes (0, 0, 1), facing the viewer."""
-    # Several times faster than a norm over three neighbouring numbers.
+    # On a decoder's planes several times faster than `norm`, which gathers its three numbers for every pixel.
     x, y, z = vector.unbind(-1)
     length = (x * x + y * y + z * z).sqrt()[..., None]
     towards_viewer = vector.new_tensor([0.0, 0.0, 1.0]).expand_as(vector)

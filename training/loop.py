@@ -18,6 +18,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ..kernels.benchmarking import machine
+
 CHECKPOINT = "checkpoint.pt"
 _LOG = logging.getLogger(__name__)
 
@@ -83,6 +85,12 @@ class Interrupted(Exception):
 
 class Diverged(RuntimeError):
     """The loss is not a number any more; the last checkpoint is from before."""
+
+
+def machine_name() -> str:
+    """What a run is made on: graphics card if there is one, processor, cores, version of torch."""
+    card = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return card + machine()
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -162,7 +170,7 @@ def train(
     if checkpoint.exists():
         first, history = _restore(checkpoint, config, settings, parameters, average, optimiser, accelerator.scaler)
     if accelerator.is_main_process:
-        text = json.dumps(asdict(config) | {"task": dict(settings or {})}, indent=1, default=str)
+        text = json.dumps(asdict(config) | {"task": dict(settings or {}), "machine": machine_name()}, indent=1, default=str)
         write_atomically(config.output / "config.json", lambda path: path.write_text(text))
 
     def keep(step: int) -> None:

@@ -1,8 +1,10 @@
 """A tiny random Stable Diffusion in diffusers format, made once per session, and how to run the trainer in a process of its own."""
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,17 +72,23 @@ def tiny_base(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def start_trainer():
-    """Starts `python -m intrinsic_lab.training.intrinsic_lora` with the given options; ended with the test."""
+    """Starts `python -m intrinsic_lab.training.intrinsic_lora` on the CPU with the given options; ended with the test.
+
+    launcher: what stands in python's place.
+    """
     started: list[subprocess.Popen] = []
 
-    def start(base: Path, output: Path, options: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
-        command = [*launcher, sys.executable, "-m", "intrinsic_lab.training.intrinsic_lora"]
+    def start(base: Path, output: Path, options: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.Popen:
+        command = [*launcher, "-m", "intrinsic_lab.training.intrinsic_lora"]
         command += ["--base", str(base), "--output", str(output), *options.split()]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+        started.append(subprocess.Popen(command, env=environment, **pipes))
         return started[-1]
 
     yield start
     for process in started:
-        process.kill()
+        # A launcher's children too, should it hang.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()

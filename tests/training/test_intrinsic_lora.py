@@ -292,7 +292,9 @@ def test_a_full_disk_is_told_in_words_and_leaves_the_old_checkpoint(tiny_base, t
     said, _ = first.communicate(timeout=120)
     assert first.returncode == 0, said
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    limited = start_trainer(tiny_base, tmp_path, f"{options} --steps 4", launcher=("bash", "-c", 'ulimit -f 20; exec "$0" "$@"'))
+    limited = start_trainer(
+        tiny_base, tmp_path, f"{options} --steps 4", launcher=("bash", "-c", 'ulimit -f 20; exec "$0" "$@"', sys.executable)
+    )
     said, _ = limited.communicate(timeout=120)
     assert limited.returncode == 2 and "Traceback" not in said, said
     assert f"{tmp_path / CHECKPOINT} could not be written" in said and "free some disk space" in said
@@ -377,29 +379,39 @@ train(Task(), LoopConfig(Path(sys.argv[1]), 5, learning_rate=1e-2, clip_norm=1e9
 """
 
 
+def accelerate_launch() -> tuple[str, ...]:
+    """The command that starts what follows it in two processes, and its settings."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    return sys.executable, "-m", "accelerate.commands.launch", *settings.split(), "--main_process_port", str(port)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_trains_one_lora_in_two_processes(tiny_base, pairs, tmp_path, start_trainer):
+    options = "--map normal --scenes 12 --size 32 --steps 3 --rank 4 --batch 2 --threads 1 --log-every 1 --learning-rate 1e-2 --loss latent"
+    process = start_trainer(tiny_base, tmp_path, options, launcher=accelerate_launch())
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    # The first process encodes the pictures and the maps, writes and reports; the other one only helps.
+    assert said.count("encoded 12 of 12") == 2 and said.count("step 3 ") == 1 and said.count("written:") == 1
+    base = load_base(tiny_base)
+    task = IntrinsicLoraTask(config_of(tiny_base, tmp_path), base.unet, base.vae, base.embed(MAPS["normal"].prompt), pairs)
+    with torch.no_grad():
+        first = [task.loss(base.unet, step_generator(0, 0, process)).item() for process in (0, 1)]
+    losses = json.loads((tmp_path / "loss.json").read_text())["losses"]
+    assert len(losses) == 3 and losses[0] == pytest.approx(sum(first) / 2, rel=1e-5) and abs(first[0] - first[1]) > 1e-3
+    assert any(tensor.abs().max() > 0 for name, tensor in load_file(tmp_path / "normal.safetensors").items() if "lora_up" in name)
+
+
 @pytest.mark.slow
 def test_accelerate_launch_averages_the_gradients_of_its_processes(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(_TWO_PROCESSES)
-    launch = [
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-    ]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     # Without a GPU the processes meet over gloo.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, *launch, "--main_process_port", str(port), str(script), str(tmp_path / "out")]
+    command = [*accelerate_launch(), str(script), str(tmp_path / "out")]
     process = subprocess.Popen(
         command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

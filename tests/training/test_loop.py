@@ -137,6 +137,7 @@ def test_a_run_leaves_its_settings_and_its_loss_curve(tmp_path):
     history = train(Regression(), LoopConfig(tmp_path, 8, ema_decay=0.5), settings={"map": "depth"})
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["steps"] == 8 and config["ema_decay"] == 0.5 and config["task"] == {"map": "depth"}
+    assert "cores, torch " in config["machine"]
     assert json.loads((tmp_path / "loss.json").read_text())["losses"] == history.losses
     with Image.open(tmp_path / "loss.png") as curve:
         assert curve.size == (640, 320) and len(curve.convert("RGB").getcolors(1 << 20)) > 2

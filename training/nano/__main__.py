@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ...methods.maps import MAPS
-from ..loop import LoopConfig, console_report, train
+from ..loop import LoopConfig, console_report, machine_name, train
 from .adapters import train_adapters
 from .base import BaseTask, LatentCaptions, build_scheduler, build_unet, encode_pictures, tokenize
 from .data import BASE_SEEDS, PicturePool
@@ -33,7 +33,8 @@ BASE_BATCH = 16
 
 def _record(config: LoopConfig, history, **more) -> dict:
     last = history.losses[-100:]
-    return {"config": vars(config), "minutes": history.seconds / 60, "final_loss": sum(last) / len(last)} | more
+    spent = {"minutes": history.seconds / 60, "machine": machine_name()}
+    return {"config": vars(config)} | spent | {"final_loss": sum(last) / len(last)} | more
 
 
 def train_vae(runs: Path, steps: int | None) -> None:

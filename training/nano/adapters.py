@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from ..intrinsic_lora import IntrinsicLoraConfig, train_intrinsic_lora
-from ..loop import LoopConfig, console_report, write_atomically
+from ..loop import LoopConfig, console_report, machine_name, write_atomically
 from ..pairs import SceneData
 
 ADAPTER_DATA = SceneData(count=1500, size=128)
@@ -31,6 +31,8 @@ def train_adapters(runs: Path, assets: Path, maps: list[str]) -> None:
         result = train_intrinsic_lora(config, cache=runs / "table" / "latents", report=console_report(name, every=250))
         write_atomically(assets / f"nano_{name}.safetensors", lambda path, weights=result.weights: path.write_bytes(weights.read_bytes()))
         last = result.history.losses[-100:]
-        record = {"final_loss": sum(last) / len(last), "minutes": result.history.seconds / 60, "settings": config.task_settings()}
+        loop = {name: value for name, value in vars(config.loop).items() if name != "output"}
+        spent = {"minutes": result.history.seconds / 60, "machine": machine_name()}
+        record = {"final_loss": sum(last) / len(last)} | spent | {"settings": config.task_settings(), "loop": loop}
         text = json.dumps(record, indent=1)
         write_atomically(assets / f"nano_{name}.json", lambda path, text=text: path.write_text(text))
