@@ -10,6 +10,8 @@ import re
 from functools import lru_cache
 
 PARTS = ("attention", "feed_forward", "text_encoder", "other")
+# Of the files that can hold a LoRA.
+SUFFIXES = (".safetensors", ".sft")
 SUBNETWORKS = {"all": PARTS, "attention": ("attention",), "feed_forward": ("feed_forward",), "text_encoder": ("text_encoder",)}
 
 _TEXT_ENCODER = re.compile(r"^(?:lora_(?:prior_)?te(?P<kohya>\d?)_|text_encoder(?:_(?P<peft>\d))?\.)")

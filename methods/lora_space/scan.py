@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .formats import Facts, deltas_of, describe
+from .names import SUFFIXES
 from .sketch import Sketches, sketch
 from .weight_file import BadFile, Reader
 
-SUFFIXES = (".safetensors", ".sft")
 PICKLES = (".pt", ".pt2", ".pth", ".bin", ".ckpt", ".pkl")
 
 

@@ -8,15 +8,20 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import comfy.model_management
 import comfy.utils
 import folder_paths
 from PIL import Image
 
-from ...methods.lora_space.index import Entry, LoraIndex, Progress
-from ...methods.lora_space.scan import SUFFIXES, list_files
+# The index itself is imported where it is opened: the pack loads with ComfyUI, whether its nodes are used or not.
+from ...methods.lora_space.names import SUFFIXES
+from ...methods.lora_space.records import Entry, Progress
 from .paths import bundled_file
+
+if TYPE_CHECKING:
+    from ...methods.lora_space.index import LoraIndex
 
 LORAS, BUNDLED = "models/loras", "nano styles (bundled)"
 COLLECTIONS = (LORAS, BUNDLED)
@@ -37,8 +42,10 @@ class Shelf:
     folder: str | None
     state: str
 
-    def open(self) -> AbstractContextManager[LoraIndex]:
+    def open(self) -> "AbstractContextManager[LoraIndex]":
         """The index itself, for one thread."""
+        from ...methods.lora_space.index import LoraIndex
+
         return LoraIndex(database_of(self.collection))
 
 
@@ -60,6 +67,8 @@ def database_of(collection: str) -> Path:
 
 def files_state(collection: str) -> str:
     """Changes whenever a file of the collection is added, replaced, moved or removed; costs a stat per file."""
+    from ...methods.lora_space.scan import list_files
+
     files = sorted((file.name, file.root, file.size, file.mtime_ns) for file in list_files(roots_of(collection)).files)
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
