@@ -38,7 +38,7 @@ TOLERANCE = 3e-2
 PROJECTIONS, ATTENTION, TENSOR_LORA, REST = "projections", "attention", "Tensor LoRA products", "norms, rotations, sums, copies"
 KINDS = {
     PROJECTIONS: ("addmm", "mkldnn_linear", "aten::mm", "aten::linear"),
-    ATTENTION: ("scaled_dot_product", "flash_attention"),
+    ATTENTION: ("scaled_dot_product", "flash_attention", "softmax"),
     TENSOR_LORA: ("bmm", "einsum"),
 }
 
@@ -185,6 +185,9 @@ def where_time_goes(run: Callable[[], Tensor], device: str) -> dict[str, float]:
 
 def _kind(event) -> str:
     kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), REST)
+    # A weight is at least as wide as the stream either way; queries, keys and values of a head are not.
+    if kind == PROJECTIONS and min(event.input_shapes[2 if "addmm" in event.key else 1]) < WIDTH:
+        kind = TENSOR_LORA if RANK in event.input_shapes[1] else ATTENTION
     # On slices of a stream torch's Linear is a batched product, with the weight once a row.
     if kind == TENSOR_LORA and any(len(shape) == 3 and min(shape[1:]) >= WIDTH for shape in event.input_shapes):
         return PROJECTIONS

@@ -7,6 +7,8 @@ Two tables: the projection into query, key, value (query for one map against all
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -115,14 +117,14 @@ def choices(records: list[dict]) -> list[MeasuredChoice]:
 
 def main() -> None:
     parser = bench.arguments(__doc__)
-    parser.add_argument("--tokens", type=int, default=None, help="tokens per map (default 1,536 on CUDA, 256 on the CPU)")
+    parser.add_argument("--tokens", type=int, nargs="+", help="tokens per map (default 1,536 on CUDA, 256 and 1,024 on the CPU)")
     options = parser.parse_args()
     settings = bench.settings_from(options)
-    tokens = options.tokens or (1536 if settings.device == "cuda" else 256)
+    counts = options.tokens or ([1536] if settings.device == "cuda" else [256, 1024])
     dtypes = (torch.float16 if settings.device == "cuda" else torch.float32, torch.bfloat16)
     projection, attention, records = [], [], []
     with torch.inference_mode():
-        for dtype in dtypes:
+        for dtype, tokens in product(dtypes, counts):
             for rows, measure in ((projection, measure_projection), (attention, measure_attention)):
                 found, kept = measure(tokens, dtype, settings)
                 rows += found

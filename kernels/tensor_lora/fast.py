@@ -8,8 +8,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from ..operands import any_requires_grad
+
 # Tokens converted at a time where a CPU has no 16-bit products; 64 keep the copy at 4 MB for five maps of width 3,072.
 TOKENS_PER_CONVERSION = 64
+# Tokens of the key pass at a time on a CPU: 384 KB in float32 at width 3,072.
+TOKENS_IN_CACHE = 32
 
 
 def _cpu_product_dtypes() -> frozenset[torch.dtype]:
@@ -73,12 +77,42 @@ def _groups(tensor: Tensor) -> Iterator[Tensor]:
 def norm_lora_rotary_torch(
     key: Tensor, norm_weight: Tensor, hidden: Tensor, g3: Tensor, rotation: Tensor, scale: float, eps: float
 ) -> Tensor:
-    """RMS norm, then `expand_torch_` into its fresh result, then the rotation in float32 or wider; shapes as `norm_lora_rotary`."""
-    token_first = key.transpose(-2, -3)
-    normed = F.rms_norm(token_first, token_first.shape[-1:], norm_weight.to(key.dtype), eps).contiguous()
+    """RMS norm, then the expansion into its fresh result, then the rotation in float32 or wider; shapes as `norm_lora_rotary`."""
+    in_parts = key.device.type == "cpu" and not any_requires_grad((key, norm_weight, hidden, g3)) and not torch.compiler.is_compiling()
+    run = _key_pass_in_parts if in_parts else _key_pass
+    return run(key.transpose(-2, -3), norm_weight, hidden, g3, _turns(key.dtype, rotation), scale, eps).transpose(-2, -3)
+
+
+def _turns(dtype: torch.dtype, rotation: Tensor) -> Tensor:
+    """A rotation of a pair as one complex number, [token, 1, dim / 2], the same for all heads: the product with it reads neighbours once;
+    by columns it is four strided passes, ten times slower."""
+    wide = torch.promote_types(dtype, torch.float32)
+    return torch.complex(rotation[..., 0, 0].to(wide), rotation[..., 1, 0].to(wide)).unsqueeze(-2)
+
+
+def _key_pass(key: Tensor, norm_weight: Tensor, hidden: Tensor, g3: Tensor, turns: Tensor, scale: float, eps: float) -> Tensor:
+    """Three passes over all keys [..., token, head, dim]."""
+    normed = F.rms_norm(key, key.shape[-1:], norm_weight.to(key.dtype), eps).contiguous()
     normed = expand_torch_(normed.flatten(-2), hidden, g3, scale).view(normed.shape)
-    wide = torch.promote_types(key.dtype, torch.float32)
-    # A rotation of a pair is one complex product, which reads neighbours once; by columns it is four strided passes, ten times slower.
-    turn = torch.complex(rotation[..., 0, 0].to(wide), rotation[..., 1, 0].to(wide)).unsqueeze(-2)  # the same for all heads
-    turned = torch.view_as_complex(normed.to(wide).unflatten(-1, (-1, 2))).mul_(turn)
-    return torch.view_as_real(turned).flatten(-2).to(key.dtype).transpose(-2, -3)
+    turned = torch.view_as_complex(normed.to(turns.real.dtype).unflatten(-1, (-1, 2))).mul_(turns)
+    return torch.view_as_real(turned).flatten(-2).to(key.dtype)
+
+
+def _key_pass_in_parts(key: Tensor, norm_weight: Tensor, hidden: Tensor, g3: Tensor, turns: Tensor, scale: float, eps: float) -> Tensor:
+    """The same by parts that stay in a core's cache, in float32 or wider until they are stored; nothing is kept for a backward."""
+    heads, dim = key.shape[-2:]
+    wide = turns.real.dtype
+    up = (rearrange(g3, "map d_out rank -> map rank d_out").to(wide) * scale).contiguous()
+    hidden, norm_weight = hidden.to(wide), norm_weight.to(wide)
+    out = torch.empty(key.shape, dtype=key.dtype)
+    for place in product(*(range(size) for size in key.shape[:-3])):
+        for start in range(0, key.shape[-3], TOKENS_IN_CACHE):
+            tokens = slice(start, start + TOKENS_IN_CACHE)
+            part = (*place, tokens)
+            x = key[part].to(wide, copy=True, memory_format=torch.contiguous_format)
+            x *= torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(dim).add_(eps).rsqrt_()
+            x *= norm_weight
+            x.view(-1, heads * dim).addmm_(hidden[part], up[place[-1]])
+            torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(turns[tokens])
+            out[part] = x
+    return out

@@ -1,10 +1,10 @@
 """Attention of the maps of one picture, in the three ways of the paper's design matrix (LumiX, section 3.2)."""
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from ...kernels import cpu_attention
 from ...kernels.query_broadcast import cross_intrinsic_attention, query_broadcast_attention
 from .design import CROSS_INTRINSIC, QUERY_BROADCAST, SEPARATE
 
@@ -27,4 +27,5 @@ def attend_maps(attention: str, query: Tensor, key: Tensor, value: Tensor, *, te
     if attention != SEPARATE:
         raise ValueError(f"attention is {attention!r}: choose one of {SEPARATE}, {CROSS_INTRINSIC}, {QUERY_BROADCAST}.")
     rows = [rearrange(x, "group map head token dim -> (group map) head token dim") for x in (query, key, value)]
-    return rearrange(F.scaled_dot_product_attention(*rows), "(group map) head token dim -> group map head token dim", map=key.shape[1])
+    output = cpu_attention.attention(*rows, scale=query.shape[-1] ** -0.5)
+    return rearrange(output, "(group map) head token dim -> group map head token dim", map=key.shape[1])

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 from einops import repeat
-from intrinsic_lab.kernels.query_broadcast import cross_intrinsic_attention, fast, query_broadcast_attention
+from intrinsic_lab.kernels import cpu_attention
+from intrinsic_lab.kernels.query_broadcast import cross_intrinsic_attention, query_broadcast_attention
 
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 BACKENDS = [
@@ -87,7 +88,7 @@ def test_cross_intrinsic_queries_read_the_keys_of_all_maps(backend, dtype):
 def test_the_query_reaches_attention_as_a_view_without_a_copy_per_map(monkeypatch):
     seen = []
     plain = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(fast.F, "scaled_dot_product_attention", lambda q, k, v, **kw: seen.append(q) or plain(q, k, v, **kw))
+    monkeypatch.setattr(cpu_attention.F, "scaled_dot_product_attention", lambda q, k, v, **kw: seen.append(q) or plain(q, k, v, **kw))
     query, key, value, _ = operands(torch.float32, group=2)
     query_broadcast_attention(query, key, value, backend="torch")
     assert [(q.stride(0), q.untyped_storage().data_ptr()) for q in seen] == [(0, query.untyped_storage().data_ptr())] * 2
