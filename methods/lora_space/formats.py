@@ -44,6 +44,8 @@ _OTHER_KINDS = {
     "tt_lora": "Tensor LoRA",
 }
 MAX_TAGS = 20
+# What is read before it is used, at most.
+_BATCH_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ class _Module:
     @cached_property
     def kind(self) -> str:
         return next((kind for role, kind in _KINDS if role in self.keys), "none")
+
+    @cached_property
+    def read(self) -> dict[str, str]:
+        """Role -> key of what is read: a DoRA's magnitudes are not."""
+        return {role: key for role, key in self.keys.items() if role not in ("dora_scale", "lora_magnitude_vector")}
 
     @cached_property
     def weight(self) -> str:
@@ -208,26 +215,50 @@ def deltas_of(reader: Reader, subnetwork: str = "all") -> Iterator[Delta]:
     """`read_deltas` of an open file."""
     if subnetwork not in SUBNETWORKS:
         raise ValueError(f"there is no sub-network {subnetwork!r}: choose one of {', '.join(SUBNETWORKS)}.")
-    parts, header = SUBNETWORKS[subnetwork], reader.header
-    modules = _modules(header)
-    for name, module in sorted(modules.items(), key=lambda item: _offset(header, item[1])):
-        # linear1 of a single FLUX block is attention and feed-forward in one.
-        if part_of(name) in parts or name.endswith("_linear1"):
-            delta = _delta(name, module, reader)
-            rows = fused_rows(name, *delta.shape)
-            pieces = [delta] if len(rows) == 1 else [delta.rows(*row) for row in rows]
-            yield from (piece for piece in pieces if part_of(piece.module) in parts)
+    parts = SUBNETWORKS[subnetwork]
+    # linear1 of a single FLUX block is attention and feed-forward in one.
+    modules = {name: module for name, module in _modules(reader.header).items() if part_of(name) in parts or name.endswith("_linear1")}
+    for name, module in _in_order(modules, reader):
+        yield from (piece for piece in _pieces(_delta(name, module, reader, widen=True)) if part_of(piece.module) in parts)
 
 
-def _offset(header: Header, module: _Module) -> int:
-    places = [header.tensors[key].get("data_offsets") for key in module.keys.values()]
-    return min((place[0] for place in places if isinstance(place, list) and place and isinstance(place[0], int)), default=0)
+def batches_of(reader: Reader) -> Iterator[list[Delta]]:
+    """`deltas_of` all modules, many at a time; the factors of plain LoRAs stay in the dtype of the file. A batch is good until the next
+    is asked for, because the reader's memory is then used again."""
+    batch, size = [], 0
+    for name, module in _in_order(_modules(reader.header), reader):
+        batch += _pieces(_delta(name, module, reader, widen=False))
+        size += sum(reader.size_of(key) for key in module.read.values())
+        if size >= _BATCH_BYTES:
+            yield batch
+            reader.forget()
+            batch, size = [], 0
+    yield batch
+    reader.forget()
 
 
-def _delta(name: str, module: _Module, reader: Reader) -> Delta:
-    read = {role: reader.tensor(key) for role, key in module.keys.items() if role not in ("dora_scale", "lora_magnitude_vector")}
-    alpha = read.pop("alpha", None)
-    tensors = {role: tensor.float() for role, tensor in read.items()}
+def _in_order(modules: Mapping[str, _Module], reader: Reader) -> list[tuple[str, _Module]]:
+    """As they lie in the file, which the reader is told."""
+    places = {key: _offset(reader.header, key) for module in modules.values() for key in module.read.values()}
+    reader.expect(sorted(places, key=places.__getitem__))
+    return sorted(modules.items(), key=lambda item: places[item[1].weight])
+
+
+def _pieces(delta: Delta) -> list[Delta]:
+    rows = fused_rows(delta.module, *delta.shape)
+    return [delta] if len(rows) == 1 else [delta.rows(*row) for row in rows]
+
+
+def _offset(header: Header, key: str) -> int:
+    place = header.tensors[key].get("data_offsets")
+    return place[0] if isinstance(place, list) and place and isinstance(place[0], int) else 0
+
+
+def _delta(name: str, module: _Module, reader: Reader, widen: bool) -> Delta:
+    tensors = {role: reader.tensor(key) for role, key in module.read.items()}
+    alpha = tensors.pop("alpha", None)
+    if widen or module.kind != "lora" or "lora_mid" in tensors:
+        tensors = {role: tensor.float() for role, tensor in tensors.items()}
     if alpha is not None and alpha.numel() != 1:
         raise BadFile(f"alpha of {name} has {alpha.numel()} values, one was expected: export it again.")
     try:
@@ -261,7 +292,7 @@ def _lora(name: str, tensors: Mapping[str, Tensor], scale: Callable[[int], float
         raise BadFile(f"module {name} has shapes {tuple(down.shape)} and {tuple(up.shape)}, wanted [rank, in] and [out, rank].")
     if "lora_mid" in tensors:
         down = torch.einsum("rs...,si->ri...", tensors["lora_mid"], down.flatten(1))
-    return LowRank(name, down.flatten(1), up.flatten(1), scale(rank))
+    return LowRank(name, down if down.ndim == 2 else down.flatten(1), up if up.ndim == 2 else up.flatten(1), scale(rank))
 
 
 def _loha(name: str, tensors: Mapping[str, Tensor], scale: Callable[[int], float]) -> LowRank:

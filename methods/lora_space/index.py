@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import torch
 
 from .database import connect, snapshot, transaction
 from .names import SUBNETWORKS
@@ -18,6 +20,7 @@ from .records import Entry, Problem, Progress, Report, Summary
 from .scan import Found, Inspection, inspect, list_files
 from .sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, Sketches, subnetwork_vectors
 from .space import DIMENSIONS, LEAST_FOR_PCA, Pca, Space, fit_pca, pack, unpack
+from .weight_file import Memory
 
 _COLUMNS = "id, path, root, name, size, mtime_ns, family, format, rank_min, rank_max, dtype, modules, approximate, tags, sketch_version"
 # Rows that the PCA is fitted on, at most; drawn evenly from the shelf.
@@ -71,9 +74,13 @@ class LoraIndex:
         batch: list[tuple[Found, Inspection]] = []
         flushed = time.monotonic()
 
+        memories = threading.local()
+
         def job(found: Found) -> tuple[Found, Inspection]:
             twins = () if found.path in known else vanished.get((found.size, found.mtime_ns), ())
-            return found, inspect(found.path, embed, twins)
+            if not hasattr(memories, "own"):
+                memories.own = Memory()
+            return found, inspect(found.path, embed, twins, memories.own)
 
         try:
             for done, result in enumerate(_in_parallel(job, work, workers), 1):
@@ -330,7 +337,9 @@ def _below(path: str, folders: Iterable[str]) -> bool:
 def _in_parallel(job: Callable[[Found], Any], work: Sequence[Found], workers: int) -> Iterator[Any]:
     """Results as they come, a few files ahead of the caller; leaving early stops what has not begun."""
     remaining = iter(work)
-    with ThreadPoolExecutor(workers) as pool:
+    threads = torch.get_num_threads()
+    # A file's products are small: threads of torch's own below the workers' would only wait for each other.
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         running: set[Future] = set()
         try:
             while True:
@@ -343,3 +352,5 @@ def _in_parallel(job: Callable[[Found], Any], work: Sequence[Found], workers: in
         finally:
             for future in running:
                 future.cancel()
+            # Threads that begin later take the number that was set last anywhere.
+            torch.set_num_threads(threads)

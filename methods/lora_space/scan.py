@@ -5,10 +5,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .formats import Facts, deltas_of, describe
+from .formats import Facts, batches_of, describe
 from .names import SUFFIXES
-from .sketch import Sketches, sketch
-from .weight_file import BadFile, Reader
+from .sketch import Sketches, sketch_batches
+from .weight_file import BadFile, Memory, Reader
 
 PICKLES = (".pt", ".pt2", ".pth", ".bin", ".ckpt", ".pkl")
 
@@ -103,11 +103,11 @@ class Inspection:
     unreadable: bool = False
 
 
-def inspect(path: str, embed: bool, known: Collection[bytes] = ()) -> Inspection:
+def inspect(path: str, embed: bool, known: Collection[bytes] = (), memory: Memory | None = None) -> Inspection:
     """Header, and with `embed` the sketches, of one file. A file whose fingerprint is among `known` is not read further."""
     fingerprint = None
     try:
-        reader = Reader(path)
+        reader = Reader(path, memory or Memory())
     except BadFile as error:
         return Inspection(reason=str(error), unreadable=not os.access(path, os.R_OK))
     with reader:
@@ -116,7 +116,7 @@ def inspect(path: str, embed: bool, known: Collection[bytes] = ()) -> Inspection
             return Inspection(fingerprint)
         try:
             facts = describe(reader.header)
-            return Inspection(fingerprint, facts, sketch(deltas_of(reader)) if embed else None)
+            return Inspection(fingerprint, facts, sketch_batches(batches_of(reader)) if embed else None)
         except BadFile as error:
             return Inspection(fingerprint, reason=str(error))
         # One odd file among thousands must not end the work on the others; it is listed with what happened, and tried again.

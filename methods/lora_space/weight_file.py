@@ -7,12 +7,13 @@ a mapped file that another program cuts short ends the process. Format: 8 bytes 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -27,6 +28,9 @@ DTYPES = {
 # The limit of the safetensors package.
 MAX_HEADER_BYTES = 100_000_000
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
+_NUMPY_DTYPES = {torch.float64: "f8", torch.float32: "f4", torch.float16: "f2"}
+# Neighbouring tensors that are read together; a tensor that is larger is read alone.
+_SPAN_BYTES, _SPANS_HELD = 4 << 20, 4
 
 
 class BadFile(ValueError):
@@ -54,15 +58,51 @@ def read_header(path: str | Path) -> Header:
         return reader.header
 
 
-class Reader:
-    """An open safetensors file; use in a `with`. Raises BadFile as `read_header` does."""
+@dataclass(eq=False)
+class _Span:
+    """Bytes of one dtype, read at once."""
 
-    def __init__(self, path: str | Path) -> None:
+    dtype: torch.dtype
+    start: int
+    stop: int
+
+
+class Memory:
+    """Memory that is used file after file: what is new to a process costs it ten times as long as reading a cached file into it."""
+
+    def __init__(self) -> None:
+        self._free: list[numpy.ndarray] = []
+        self._taken: list[numpy.ndarray] = []
+
+    def take(self, size: int) -> numpy.ndarray:
+        """At least `size` bytes."""
+        fits = self._free and len(self._free[-1]) >= size
+        memory = self._free.pop() if fits else numpy.empty(max(size, _SPAN_BYTES), numpy.uint8)
+        self._taken.append(memory)
+        return memory
+
+    def give_back(self) -> None:
+        """All that was taken is free again; what was larger than a span is not kept."""
+        self._free += [memory for memory in self._taken if len(memory) == _SPAN_BYTES]
+        self._taken = []
+
+
+class Reader:
+    """An open safetensors file; use in a `with`. Raises BadFile as `read_header` does.
+
+    memory: what is read goes there, and is good until `forget`; without it tensors own their memory.
+    """
+
+    def __init__(self, path: str | Path, memory: "Memory | None" = None) -> None:
         try:
             # Unbuffered: tensors are large and read once, straight into their own memory.
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise BadFile(f"it cannot be opened ({error.strerror}): check the link, or who may read it.") from None
+        self._places: dict[str, tuple[torch.dtype, list[int], int, int]] = {}
+        self._spans: dict[str, _Span] = {}
+        self._held: dict[_Span, numpy.ndarray] = {}
+        self._memory = memory
         try:
             self.header = self._read_header()
         except BaseException:
@@ -75,20 +115,57 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
+    def expect(self, names: Iterable[str]) -> None:
+        """These tensors will be asked for, about in this order: neighbours are read at once, and no byte that is not theirs."""
+        span = _Span(torch.uint8, 0, 0)
+        for name in names:
+            try:
+                dtype, _, start, stop = self._place(name)
+            except BadFile:
+                # `tensor` says so, in its turn.
+                continue
+            if dtype != span.dtype or start != span.stop or stop - span.start > _SPAN_BYTES:
+                span = _Span(dtype, start, stop)
+            span.stop = stop
+            self._spans[name] = span
+
     def tensor(self, name: str) -> Tensor:
         """The tensor `name` as stored. Raises BadFile if its entry or its data are broken."""
         dtype, shape, start, stop = self._place(name)
-        tensor = torch.empty(shape, dtype=dtype)
-        self._file.seek(self.header.data_start + start)
-        if stop > start:
-            self._fill(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
-        return tensor
+        span = self._spans.get(name) or _Span(dtype, start, stop)
+        data = self._held.pop(span, None)
+        if data is None:
+            if self._memory is None and len(self._held) == _SPANS_HELD:
+                del self._held[next(iter(self._held))]
+            data = (self._memory or Memory()).take(span.stop - span.start)
+            self._file.seek(self.header.data_start + span.start)
+            self._fill(memoryview(data[: span.stop - span.start]))
+        # Spans asked for last are let go last: alphas lie together, far from most modules' weights.
+        self._held[span] = data
+        # Views are numpy's: torch hands over to other threads at each of them, which costs more than the view.
+        known = _NUMPY_DTYPES.get(dtype)
+        values = torch.from_numpy(data[start - span.start : stop - span.start].view(known or f"i{dtype.itemsize}").reshape(shape))
+        return values if known else values.view(dtype)
+
+    def size_of(self, name: str) -> int:
+        """Bytes of a tensor."""
+        *_, start, stop = self._place(name)
+        return stop - start
+
+    def forget(self) -> None:
+        """What was read is not looked at any more: its memory is used for what comes."""
+        self._held.clear()
+        if self._memory is not None:
+            self._memory.give_back()
 
     def _place(self, name: str) -> tuple[torch.dtype, list[int], int, int]:
+        """(dtype, shape, start, stop) of a tensor, checked against the file. Raises BadFile."""
+        if name in self._places:
+            return self._places[name]
         entry = self.header.tensors[name]
         try:
             kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            whole = not {type(value) for value in (*shape, start, stop)} - {int} and min(*shape, start, stop) >= 0
+            whole = set(map(type, (*shape, start, stop))) == {int} and min(*shape, start, stop) >= 0
         except (KeyError, TypeError, ValueError):
             whole = False
         if not whole or not start <= stop <= self.header.size - self.header.data_start:
@@ -97,7 +174,8 @@ class Reader:
             raise BadFile(f"{name} is stored as {kind}, floating point weights were expected: export it as fp16.")
         if stop - start != prod(shape) * DTYPES[kind].itemsize:
             raise BadFile(f"{name} has {stop - start} bytes for shape {shape} in {kind}: it is damaged, download it again.")
-        return DTYPES[kind], shape, start, stop
+        self._places[name] = place = DTYPES[kind], shape, start, stop
+        return place
 
     def _fill(self, view: memoryview) -> None:
         done = 0

@@ -420,3 +420,18 @@ def test_a_space_is_fitted_grows_and_follows_the_files(tmp_path):
         assert len(index.space("sd1", "text_encoder").ids) == 0
         with pytest.raises(ValueError, match="choose one of"):
             index.space("sd1", "everything")
+
+
+def test_reading_leaves_torch_as_many_threads_as_it_had(tmp_path):
+    save_lora(tmp_path / "a.safetensors", make_lora(1, modules=FEW))
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        with LoraIndex(tmp_path / "index.sqlite") as index:
+            assert index.update([tmp_path]).embedded == 1
+        newcomer = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        newcomer.start()
+        newcomer.join()
+        assert (torch.get_num_threads(), seen) == (3, [3])
+    finally:
+        torch.set_num_threads(before)

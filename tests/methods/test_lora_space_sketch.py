@@ -6,11 +6,12 @@ import numpy
 import pytest
 import torch
 from intrinsic_lab.methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict
+from intrinsic_lab.methods.lora_space import formats, weight_file
 from intrinsic_lab.methods.lora_space.baseline import RawSpace, singular_values
 from intrinsic_lab.methods.lora_space.delta import Kronecker, LowRank
 from intrinsic_lab.methods.lora_space.formats import read_deltas
 from intrinsic_lab.methods.lora_space.gram import exact_cosines
-from intrinsic_lab.methods.lora_space.sketch import KINDS, SKETCH_VERSION, sketch, subnetwork_vectors
+from intrinsic_lab.methods.lora_space.sketch import KINDS, SKETCH_VERSION, sketch, sketch_batches, subnetwork_vectors
 from intrinsic_lab.methods.lora_space.space import fit_pca
 from intrinsic_lab.methods.lora_space.weight_file import BadFile
 from intrinsic_lab.tests.methods.lora_space_shelf import MODULES, dense, make_lora, pad_rank, refactor, save_lora
@@ -165,3 +166,30 @@ def test_singular_values_are_those_of_the_full_matrix(shelf):
         wanted = torch.linalg.svdvals(change)[:8]
         wanted[4:] = 0
         numpy.testing.assert_allclose(found[name], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_memory_that_is_used_again_changes_nothing(tmp_path, monkeypatch, dtype):
+    # Ranks on both sides of SIDE, alphas of another dtype in between, spans shorter than a tensor, many batches; two files in one memory.
+    monkeypatch.setattr(weight_file, "_SPAN_BYTES", 700)
+    monkeypatch.setattr(formats, "_BATCH_BYTES", 2000)
+    memory = weight_file.Memory()
+    for number, rank in enumerate((4, 20)):
+        path = save_lora(tmp_path / f"{number}.safetensors", pad_rank(make_lora(number), rank), dtype=dtype)
+        with weight_file.Reader(path, memory) as reader:
+            batches = 0
+
+            def counted(reader=reader):
+                nonlocal batches
+                for batch in formats.batches_of(reader):
+                    batches += 1
+                    yield batch
+                    for delta in batch:
+                        # What is said to be good no longer must not be looked at.
+                        delta.up.zero_()
+
+            found = sketch_batches(counted())
+        assert batches > 2
+        for part, kinds in sketch(read_deltas(path)).items():
+            for kind, vector in kinds.items():
+                numpy.testing.assert_allclose(found[part][kind], vector, rtol=1e-4, atol=1e-5 * numpy.abs(vector).max())
