@@ -95,7 +95,10 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str, map: str, strength: float, model=None) -> str:
+    def fingerprint_inputs(cls, lora_name: str | None, map: str, strength: float, model=None) -> str:
+        if lora_name is None:
+            # It comes over a link: then what is there changes with it.
+            return "linked"
         try:
             stat = os.stat(_lora_path(lora_name))
         except FileNotFoundError:

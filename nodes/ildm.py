@@ -264,10 +264,11 @@ class CrossDomainAttention(io.ComfyNode):
         return io.NodeOutput(patched, ui=ui.PreviewImage(heat_map(schedule, blocks), cls=cls))
 
 
-def _file_state(name: str) -> tuple | None:
+def _file_state(name: str | None) -> tuple | None:
     """Changes when a LoRA file is replaced; None without one, which `execute` reports in words."""
     try:
-        state = os.stat(_lora_path(name)) if name != NO_LORA else None
+        # A name that comes over a link is not known yet.
+        state = os.stat(_lora_path(name)) if name not in (NO_LORA, None) else None
     except FileNotFoundError:
         return None
     return state and (name, state.st_size, state.st_mtime_ns)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..methods.ildm.intrinsic_vae import INTRINSICS, join_intrinsics, split_intrinsics
 from ..methods.maps import image_from_map, map_from_image, normal_picture
-from .native.intrinsic_vae import intrinsic_vae_folders, load_intrinsic_vae
+from .native.intrinsic_vae import intrinsic_vae_folder, intrinsic_vae_folders, load_intrinsic_vae
 from .native.paths import folder_fingerprint
 from .native.schema import schema
 
@@ -61,13 +61,7 @@ class LoadIntrinsicVAE(io.ComfyNode):
 
     @classmethod
     def execute(cls, intrinsic_vae: str) -> io.NodeOutput:
-        folders = intrinsic_vae_folders()
-        if intrinsic_vae not in folders:
-            raise ValueError(
-                f"There is no intrinsic VAE {intrinsic_vae!r} (offered: {', '.join(folders) or 'there is none yet'}). Put its folder into "
-                "models/vae, or into its base model's folder under the name intrinsic_vae."
-            )
-        return io.NodeOutput(load_intrinsic_vae(folders[intrinsic_vae]))
+        return io.NodeOutput(load_intrinsic_vae(intrinsic_vae_folder(intrinsic_vae)))
 
 
 class EncodeIntrinsics(io.ComfyNode):

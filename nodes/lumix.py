@@ -109,8 +109,10 @@ class ApplyTensorLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str, **others) -> tuple | None:
-        """A replaced file is read anew; a missing one is reported by `execute`."""
+    def fingerprint_inputs(cls, lora_name: str | None, **others) -> tuple | None:
+        """A replaced file is read anew; a missing one is reported by `execute`, a linked name changes with what made it."""
+        if lora_name is None:
+            return None
         try:
             state = _adapter_path(lora_name).stat()
         except FileNotFoundError:

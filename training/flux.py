@@ -1,6 +1,6 @@
 """A diffusers FLUX.1 folder as the trainers hold it: tokens, positions, text embeddings, and one prediction of the flow."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,10 +95,16 @@ def load_flux_base(folder: Path, dtype: torch.dtype = torch.float32) -> FluxBase
 
 
 @torch.no_grad()
-def encode_texts(folder: Path, texts: Sequence[str], tokens: int = 512, device: torch.device | str = "cpu") -> FluxText:
+def encode_texts(
+    folder: Path,
+    texts: Sequence[str],
+    tokens: int = 512,
+    device: torch.device | str = "cpu",
+    on_encoded: Callable[[str, int, int], None] | None = None,
+) -> FluxText:
     """What the text encoders of a FLUX.1 folder make of `texts`, float32 on the CPU; they are let go afterwards.
 
-    tokens: length of T5's context, less where its tokenizer is made for less.
+    tokens: length of T5's context, less where its tokenizer is made for less. on_encoded: see `intrinsic_lora.latents`.
     """
     from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
@@ -118,4 +124,6 @@ def encode_texts(folder: Path, texts: Sequence[str], tokens: int = 512, device: 
         pooled.append(clip.eval()(ids[clip].to(device)).pooler_output.float().cpu())
         # Without a mask, as the pipelines do: what follows the text is part of what the model knows.
         context.append(t5.eval()(ids[t5].to(device)).last_hidden_state.float().cpu())
+        if on_encoded is not None:
+            on_encoded("captions", start + len(part), len(texts))
     return FluxText(torch.cat(context), torch.cat(pooled))

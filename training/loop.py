@@ -87,6 +87,14 @@ class Diverged(RuntimeError):
     """The loss is not a number any more; the last checkpoint is from before."""
 
 
+class CheckpointMismatch(ValueError):
+    """The checkpoint in a run's folder is no start for this run. changes: (the checkpoint's, this run's) by setting; may be empty."""
+
+    def __init__(self, message: str, changes: Mapping[str, tuple[Any, Any]]):
+        super().__init__(message)
+        self.changes = dict(changes)
+
+
 def machine_name() -> str:
     """What a run is made on: graphics card if there is one, processor, cores, version of torch."""
     card = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
@@ -144,8 +152,8 @@ def train(
     optimizer: makes the optimiser of the trainable parameters, AdamW with the config's settings by default.
     report(step, loss, seconds_left): called after every step; may raise `Interrupted`, which saves a checkpoint and is
     raised again. settings: the task's own settings (of JSON's types), kept in config.json beside the loop's.
-    Writes config.json, loss.json, loss.png and whatever the task saves. Returns the history. Raises ValueError, before
-    anything is written, if the checkpoint's settings differ in what the weights depend on.
+    Writes config.json, loss.json, loss.png and whatever the task saves. Returns the history. Raises CheckpointMismatch,
+    before anything is written, if the checkpoint's settings differ in what the weights depend on.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -255,24 +263,44 @@ def _keep(config: LoopConfig, settings, step, parameters, average, optimiser, sc
     write_atomically(config.output / CHECKPOINT, lambda path: torch.save(state, path))
 
 
-def _restore(checkpoint: Path, config: LoopConfig, settings, parameters, average, optimiser, scaler) -> tuple[int, History]:
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+def kept_history(config: LoopConfig, settings: Mapping[str, Any] | None = None) -> History:
+    """What the run that `train` would go on with has done so far, without its weights; empty where there is no checkpoint.
+
+    Raises CheckpointMismatch as `train` does, where settings tell.
+    """
+    checkpoint = config.output / CHECKPOINT
+    if not checkpoint.exists():
+        return History()
+    # The weights stay on the disk.
+    state = torch.load(str(checkpoint), map_location="cpu", weights_only=True, mmap=True)
+    _require_same_run(checkpoint, state, config, settings)
+    return History(list(state["losses"]), state["seconds"])
+
+
+def _require_same_run(checkpoint: Path, state: dict[str, Any], config: LoopConfig, settings: Mapping[str, Any] | None) -> None:
     wanted = _run_settings(config, settings)
     # A checkpoint written before settings were kept has none to compare.
     kept = state.get("settings", wanted)
     if changed := [name for name in sorted(kept.keys() | wanted.keys()) if kept.get(name) != wanted.get(name)]:
         told = "; ".join(f"{name} was {kept.get(name)}, now {wanted.get(name)}" for name in changed)
-        raise ValueError(
+        raise CheckpointMismatch(
             f"{checkpoint} belongs to a run with other settings ({told}): use the same settings to resume it, "
-            "choose another output folder, or delete it to start again."
+            "choose another output folder, or delete it to start again.",
+            {name: (kept.get(name), wanted.get(name)) for name in changed},
         )
     if state["step"] > config.steps:
-        raise ValueError(
-            f"{checkpoint} is at step {state['step']}, {config.steps} were asked for: ask for more steps or choose another output folder."
+        raise CheckpointMismatch(
+            f"{checkpoint} is at step {state['step']}, {config.steps} were asked for: ask for more steps or choose another output folder.",
+            {"steps": (state["step"], config.steps)},
         )
+
+
+def _restore(checkpoint: Path, config: LoopConfig, settings, parameters, average, optimiser, scaler) -> tuple[int, History]:
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    _require_same_run(checkpoint, state, config, settings)
     if [p.shape for p in state["parameters"]] != [p.shape for p in parameters]:
-        raise ValueError(
-            f"{checkpoint} holds other parameters than this model has: choose another output folder, or delete it to start again."
+        raise CheckpointMismatch(
+            f"{checkpoint} holds other parameters than this model has: choose another output folder, or delete it to start again.", {}
         )
     for parameter, value in zip(parameters, state["parameters"], strict=True):
         parameter.data.copy_(value)

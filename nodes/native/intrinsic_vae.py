@@ -26,6 +26,17 @@ def intrinsic_vae_folders() -> dict[str, Path]:
     return found
 
 
+def intrinsic_vae_folder(name: str) -> Path:
+    """The folder behind a name of `intrinsic_vae_folders`. Raises ValueError for any other text, such as a path."""
+    folders = intrinsic_vae_folders()
+    if name not in folders:
+        raise ValueError(
+            f"There is no intrinsic VAE {name!r} (offered: {', '.join(folders) or 'there is none yet'}). Put its folder into "
+            "models/vae, or into its base model's folder under the name intrinsic_vae."
+        )
+    return folders[name]
+
+
 def load_intrinsic_vae(folder: Path, dtype: torch.dtype | None = None) -> comfy.sd.VAE:
     """A widened AutoencoderKL in diffusers format; its pixels are the channels of `methods.ildm.intrinsic_vae`, -1..1, never clamped.
 

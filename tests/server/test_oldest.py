@@ -9,6 +9,7 @@ import pytest
 import torch
 from intrinsic_lab.methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict
 from intrinsic_lab.tests.nodes.conftest import build_model_folder
+from intrinsic_lab.tests.server.test_train import interrupted, lora_file, lora_node, message
 from intrinsic_lab.tools.comfyui_server import RunningServer, comfyui_server
 from intrinsic_lab.tools.comfyui_source import OLDEST, cached_copy, version_of
 from intrinsic_lab.tools.environment import link_pack
@@ -118,6 +119,17 @@ def test_the_oldest_comfyui_samples_the_same_picture_and_maps_as_the_one_under_t
     assert set(found) == {f"Save {name}" for name in saved}
     for title, picture in found.items():
         assert np.ptp(picture) > 10 and np.abs(picture - expected[title]).max() <= 2, title
+
+
+def test_the_oldest_comfyui_trains_the_same_lora_through_an_interrupt(server, client, oldest_server):
+    oldest, prompt = type(client)(oldest_server.url), {"train": lora_node("smoke", steps=20, scenes=2)}
+    events, _ = client.run(prompt)
+    assert events[-1]["type"] == "execution_success", message(events)
+    interrupted(oldest, prompt, "train", at=3)
+    events, _ = oldest.run(prompt)
+    assert events[-1]["type"] == "execution_success", message(events)
+    expected, found = load_file(lora_file(server, "smoke")), load_file(lora_file(oldest_server, "smoke"))
+    assert all(torch.allclose(found[key], expected[key], atol=1e-5) for key in expected)
 
 
 def test_the_oldest_comfyui_knows_every_node_of_the_pack(server, client, oldest_server):

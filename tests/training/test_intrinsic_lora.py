@@ -27,7 +27,7 @@ from intrinsic_lab.training.intrinsic_lora import (
     train_intrinsic_lora,
 )
 from intrinsic_lab.training.intrinsic_lora.run import IntrinsicLoraTask
-from intrinsic_lab.training.loop import CHECKPOINT, LoopConfig, step_generator
+from intrinsic_lab.training.loop import CHECKPOINT, Interrupted, LoopConfig, step_generator
 from intrinsic_lab.training.losses import normal_loss
 from intrinsic_lab.training.pairs import SceneData
 from PIL import Image
@@ -200,6 +200,23 @@ def test_losses_of_a_step_equal_the_paper_written_out(tiny_base, pairs, tmp_path
         assert latent.loss(base.unet, step_generator(0, 8)).item() == pytest.approx(error.item(), rel=0.1)
         pixels = normal_loss(base.vae.decode(output / 0.5).sample, rearrange(maps.normal_bhwc, "b h w c -> b c h w"))
         assert decoded.loss(base.unet, step_generator(0, 8)).item() == pytest.approx(pixels.item(), rel=1e-4)
+
+
+def test_encoding_is_told_as_it_goes_and_can_be_ended(tmp_path, tiny_base):
+    vae, told = load_base(tiny_base).vae, []
+    LatentPairs.encode(vae, SCENES, "normal", tmp_path, lambda *progress: told.append(progress))
+    assert [kind for kind, done, total in told if done == total == len(SCENES)] == ["image", "normal"]
+    told.clear()
+    LatentPairs.encode(vae, SCENES, "normal", tmp_path, lambda *progress: told.append(progress))
+    assert not told, "nothing is encoded twice"
+
+    def end(kind, done, total):
+        raise Interrupted
+
+    config = IntrinsicLoraConfig(tiny_base, "depth", LoopConfig(tmp_path / "ended", 1), SCENES)
+    with pytest.raises(Interrupted):
+        train_intrinsic_lora(config, on_encoded=end)
+    assert not list((tmp_path / "ended").glob("*"))
 
 
 def test_latents_are_encoded_once_and_read_back(tiny_base, pairs, tmp_path, caplog):

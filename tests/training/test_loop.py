@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from intrinsic_lab.training.loop import CHECKPOINT, Interrupted, LoopConfig, learning_rate_at, step_generator, train, write_atomically
+from intrinsic_lab.training.loop import (
+    CHECKPOINT,
+    CheckpointMismatch,
+    Interrupted,
+    LoopConfig,
+    kept_history,
+    learning_rate_at,
+    step_generator,
+    train,
+    write_atomically,
+)
 from PIL import Image
 from torch import nn
 
@@ -141,6 +151,20 @@ def test_a_run_leaves_its_settings_and_its_loss_curve(tmp_path):
     assert json.loads((tmp_path / "loss.json").read_text())["losses"] == history.losses
     with Image.open(tmp_path / "loss.png") as curve:
         assert curve.size == (640, 320) and len(curve.convert("RGB").getcolors(1 << 20)) > 2
+
+
+def test_what_a_run_has_done_is_told_without_starting_it(tmp_path):
+    config = LoopConfig(tmp_path, 4)
+    assert kept_history(config, {"map": "depth"}).losses == []
+    history = train(Regression(), config, settings={"map": "depth"})
+    assert kept_history(LoopConfig(tmp_path, 9), {"map": "depth"}) == history
+    for wanted, settings, changes in (
+        (LoopConfig(tmp_path, 4, seed=1), {"map": "normal"}, {"map": ("depth", "normal"), "seed": (0, 1)}),
+        (LoopConfig(tmp_path, 3), {"map": "depth"}, {"steps": (4, 3)}),
+    ):
+        with pytest.raises(CheckpointMismatch) as refused:
+            kept_history(wanted, settings)
+        assert refused.value.changes == changes
 
 
 @pytest.mark.parametrize(

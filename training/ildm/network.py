@@ -1,6 +1,6 @@
 """The diffusers base that a joint LoRA is trained on: SD 1.x / 2.x, SDXL or PixArt-alpha, and what its text encoders say."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,8 +60,10 @@ def load_diffusion_base(folder: Path) -> DiffusionBase:
 
 
 @torch.no_grad()
-def encode_captions(pipeline: DiffusionPipeline, captions: Sequence[str]) -> TextEmbeddings:
-    """What the pipeline's own text encoders make of the captions, float32 on the CPU."""
+def encode_captions(
+    pipeline: DiffusionPipeline, captions: Sequence[str], on_encoded: Callable[[str, int, int], None] | None = None
+) -> TextEmbeddings:
+    """What the pipeline's own text encoders make of the captions, float32 on the CPU. on_encoded: see `intrinsic_lora.latents`."""
     parts = []
     for start in range(0, len(captions), _CAPTIONS):
         texts = list(captions[start : start + _CAPTIONS])
@@ -75,6 +77,8 @@ def encode_captions(pipeline: DiffusionPipeline, captions: Sequence[str]) -> Tex
             parts.append((context, mask, None))
         else:
             parts.append((encoded[0], None, None))
+        if on_encoded is not None:
+            on_encoded("captions", start + len(texts), len(captions))
     joined = (None if column[0] is None else torch.cat([part.float().cpu() for part in column]) for column in zip(*parts, strict=True))
     return TextEmbeddings(*joined)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...methods.ildm.intrinsic_vae import INTRINSICS
 from ...methods.intrinsic_lora.lora_file import kohya_state_dict
 from ..intrinsic_lora.adapter import lora_layers
-from ..intrinsic_lora.latents import encode_kind
+from ..intrinsic_lora.latents import OnEncoded, encode_kind
 from ..loop import History, LoopConfig, train, write_atomically
 from ..losses import latent_loss
 from ..pairs import IMAGE
@@ -159,20 +159,24 @@ def _latent_format(vae: AutoencoderKL) -> tuple[int, float, float]:
     return vae.config.latent_channels, vae.config.scaling_factor, vae.config.shift_factor or 0.0
 
 
-def _encoded(vae: AutoencoderKL, source: JointSource, kind: str, cache: Path) -> tuple[Tensor, Tensor]:
+def _encoded(vae: AutoencoderKL, source: JointSource, kind: str, cache: Path, on_encoded: OnEncoded | None = None) -> tuple[Tensor, Tensor]:
     """Means and deviations of the latents in the model's scale, as samplers give them to the network."""
-    mean, deviation = encode_kind(vae, source, kind, cache)
+    mean, deviation = encode_kind(vae, source, kind, cache, on_encoded)
     _, scale, shift = _latent_format(vae)
     return mean - shift * scale, deviation
 
 
 def train_joint_lora(
-    config: JointConfig, *, cache: Path | None = None, report: Callable[[int, float, float], None] | None = None
+    config: JointConfig,
+    *,
+    cache: Path | None = None,
+    report: Callable[[int, float, float], None] | None = None,
+    on_encoded: OnEncoded | None = None,
 ) -> TrainedJointLora:
     """Train (or resume) the LoRA of the intrinsic domain and write it to `config.weights`.
 
-    cache: folder of encoded latents (the output folder by default). report: see `loop.train`. Raises ValueError for bases, VAEs and data
-    that do not fit together.
+    cache: folder of encoded latents (the output folder by default). report: see `loop.train`. on_encoded: see `intrinsic_lora.latents`.
+    Raises ValueError for bases, VAEs and data that do not fit together.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -189,9 +193,10 @@ def train_joint_lora(
     with state.main_process_first():
         kept = cache or config.loop.output
         latents = JointLatents(
-            _encoded(base.vae, source, IMAGE, kept), _encoded(intrinsic_vae.to(state.device), source, INTRINSICS_KIND, kept)
+            _encoded(base.vae, source, IMAGE, kept, on_encoded),
+            _encoded(intrinsic_vae.to(state.device), source, INTRINSICS_KIND, kept, on_encoded),
         )
-    text = encode_captions(base.pipeline, [*source.captions, ""])
+    text = encode_captions(base.pipeline, [*source.captions, ""], on_encoded)
     add_joint_adapter(base.network, config.rank, config.loop.seed, config.image_domain)
     if config.gradient_checkpointing:
         base.network.enable_gradient_checkpointing()

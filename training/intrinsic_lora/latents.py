@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,9 @@ _LOG = logging.getLogger(__name__)
 # Pixels encoded at once: 16 pictures of 128 x 128, one of 512 x 512.
 _PIXELS = 2**18
 
+# Called while data are encoded before the first step: what, how many are done, of how many. May raise `loop.Interrupted`.
+OnEncoded = Callable[[str, int, int], None]
+
 
 @dataclass(frozen=True)
 class LatentPairs:
@@ -32,10 +36,12 @@ class LatentPairs:
     map_std_bchw: Tensor
 
     @classmethod
-    def encode(cls, vae: AutoencoderKL, source: PairSource, map_name: str, cache: Path | None = None) -> "LatentPairs":
+    def encode(
+        cls, vae: AutoencoderKL, source: PairSource, map_name: str, cache: Path | None = None, on_encoded: OnEncoded | None = None
+    ) -> "LatentPairs":
         """Encode every pair of `source` on the VAE's device. `cache`: a folder to keep the latents in, and to find them."""
-        image, _ = encode_kind(vae, source, IMAGE, cache)
-        mean, std = encode_kind(vae, source, map_name, cache)
+        image, _ = encode_kind(vae, source, IMAGE, cache, on_encoded)
+        mean, std = encode_kind(vae, source, map_name, cache, on_encoded)
         shift = _shift(vae) * vae.config.scaling_factor
         return cls(image - shift, mean - shift, std)
 
@@ -64,7 +70,9 @@ def vae_latents(vae: AutoencoderKL, latents_bchw: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encode_kind(vae: AutoencoderKL, source: PairSource, kind: str, cache: Path | None) -> tuple[Tensor, Tensor]:
+def encode_kind(
+    vae: AutoencoderKL, source: PairSource, kind: str, cache: Path | None, on_encoded: OnEncoded | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean and deviation, `[n, c, h, w]`, of the latents of all of the source's pictures of one kind, scaled but not shifted."""
     path = None if cache is None else cache / f"latents-{kind}-{_fingerprint(vae, source, kind)}.safetensors"
     if path is not None and path.exists():
@@ -82,6 +90,8 @@ def encode_kind(vae: AutoencoderKL, source: PairSource, kind: str, cache: Path |
         means.append(posterior.mode().float().cpu() * factor)
         deviations.append(posterior.std.float().cpu() * factor)
         start += len(pictures)
+        if on_encoded is not None:
+            on_encoded(kind, start, len(source))
         step = max(1, _PIXELS // pictures[0, 0].numel())
         if start // 256 != (start - len(pictures)) // 256 or start == len(source):
             _LOG.info("encoded %d of %d pictures (%s)", start, len(source), kind)

@@ -15,7 +15,7 @@ from ..losses import latent_loss, picture_loss
 from ..pairs import PairSource
 from .adapter import add_adapter, save_lora
 from .config import Base, IntrinsicLoraConfig, load_base
-from .latents import LatentPairs, vae_latents
+from .latents import LatentPairs, OnEncoded, vae_latents
 from .predict import map_latent
 
 
@@ -57,11 +57,12 @@ def train_intrinsic_lora(
     pairs: LatentPairs | None = None,
     cache: Path | None = None,
     report: Callable[[int, float, float], None] | None = None,
+    on_encoded: OnEncoded | None = None,
 ) -> TrainedIntrinsicLora:
     """Train (or resume) one I-LoRA and write it to `config.weights`.
 
     pairs: latents encoded before, of the same data; else they are encoded and kept in `cache` (the output folder by
-    default), so that a resumed run and runs that share a cache encode nothing twice. report: see `loop.train`.
+    default), so that a resumed run and runs that share a cache encode nothing twice. report: see `loop.train`. on_encoded: see `latents`.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -81,7 +82,7 @@ def train_intrinsic_lora(
     if pairs is None:
         # Of several processes the first encodes, the others read what it kept.
         with state.main_process_first():
-            pairs = LatentPairs.encode(base.vae, source, config.map, cache or config.loop.output)
+            pairs = LatentPairs.encode(base.vae, source, config.map, cache or config.loop.output, on_encoded)
     if len(pairs) != len(source):
         raise ValueError(f"{len(pairs)} encoded pairs came for {len(source)} pictures: encode them from the same data.")
     task = IntrinsicLoraTask(config, base.unet, base.vae, base.embed(MAPS[config.map].prompt), pairs)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...methods.lumix.tensor_lora.file import file_state
 from ..flux import PATCH, FluxText, draw_times, encode_texts, load_flux_base
-from ..intrinsic_lora.latents import encode_kind
+from ..intrinsic_lora.latents import OnEncoded, encode_kind
 from ..loop import History, train, write_atomically
 from .config import LumixConfig
 from .data import KINDS, MapSource, map_source
@@ -27,9 +27,11 @@ class MapLatents:
     deviation: Tensor
 
     @classmethod
-    def encode(cls, vae: AutoencoderKL, source: MapSource, maps: Sequence[str], cache: Path) -> "MapLatents":
+    def encode(
+        cls, vae: AutoencoderKL, source: MapSource, maps: Sequence[str], cache: Path, on_encoded: OnEncoded | None = None
+    ) -> "MapLatents":
         """Encode all of `source`; `cache`: a folder to keep the latents in, and to find them."""
-        encoded = [encode_kind(vae, source, KINDS[name], cache) for name in maps]
+        encoded = [encode_kind(vae, source, KINDS[name], cache, on_encoded) for name in maps]
         shift = (vae.config.shift_factor or 0.0) * vae.config.scaling_factor
         return cls(torch.stack([mean for mean, _ in encoded]) - shift, torch.stack([deviation for _, deviation in encoded]))
 
@@ -95,12 +97,16 @@ class TrainedLumix:
 
 
 def train_lumix(
-    config: LumixConfig, *, cache: Path | None = None, report: Callable[[int, float, float], None] | None = None
+    config: LumixConfig,
+    *,
+    cache: Path | None = None,
+    report: Callable[[int, float, float], None] | None = None,
+    on_encoded: OnEncoded | None = None,
 ) -> TrainedLumix:
     """Train (or resume) one adapter and write it to `config.weights`.
 
-    cache: folder of encoded latents (the output folder by default). report: see `loop.train`. Raises ValueError for bases and data that
-    do not fit.
+    cache: folder of encoded latents (the output folder by default). report: see `loop.train`. on_encoded: see `intrinsic_lora.latents`.
+    Raises ValueError for bases and data that do not fit.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -111,10 +117,11 @@ def train_lumix(
     if config.data.size % factor:
         raise ValueError(f"the training size is {config.data.size} pixels, this base needs a multiple of {factor}: choose another size.")
     optimizer = make_optimizer(config)
-    text = encode_texts(config.base, [*source.captions, ""], config.text_tokens, state.device)
+    text = encode_texts(config.base, [*source.captions, ""], config.text_tokens, state.device, on_encoded)
     # Of several processes the first encodes, the others read what it kept.
     with state.main_process_first():
-        latents = MapLatents.encode(base.vae.to(state.device), source, config.design.maps, cache or config.loop.output)
+        kept = cache or config.loop.output
+        latents = MapLatents.encode(base.vae.to(state.device), source, config.design.maps, kept, on_encoded)
     base.vae.to("cpu")
     adapter = make_adapter(base.transformer, config.design, config.rank, config.other_rank, config.loop.seed)
     denoiser = MapDenoiser(base.transformer.to(state.device), adapter.to(state.device), config.guidance)
