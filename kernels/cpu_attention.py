@@ -13,8 +13,8 @@ from torch import Tensor
 from .operands import any_requires_grad
 from .tensor_lora.fast import CPU_PRODUCT_DTYPES
 
-# Measured on two cores: below this many multiplications a head, or with few keys, the calls weigh more than what they save.
-LEAST_PRODUCTS, LEAST_KEYS = 2**25, 256
+# Measured on two cores: with fewer multiplications a head, few keys or small heads, the calls weigh more than what they save.
+LEAST_PRODUCTS, LEAST_KEYS, LEAST_DIM = 2**25, 256, 64
 # Of a part, 8 MB: fewer and larger products gain more than a smaller cache would.
 SCORES_AT_ONCE = 2**22
 KEYS_PER_SAMPLE = 16
@@ -25,8 +25,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Ten
 
     `scaled_dot_product_attention`, except where `attention_by_parts` is faster. Differentiable.
     """
-    products = query.shape[-2] * key.shape[-2] * query.shape[-1]
-    large = products >= LEAST_PRODUCTS and key.shape[-2] >= LEAST_KEYS
+    (tokens, dim), keys = query.shape[-2:], key.shape[-2]
+    large = tokens * keys * dim >= LEAST_PRODUCTS and keys >= LEAST_KEYS and dim >= LEAST_DIM
     native = query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.bfloat16 in CPU_PRODUCT_DTYPES
     if large and native and not any_requires_grad((query, key, value)) and not torch.compiler.is_compiling():
         return attention_by_parts(query, key, value, scale=scale)
@@ -35,15 +35,23 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Ten
 
 def attention_by_parts(query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Tensor:
     """The same by matrix products in the tensors' own dtype, without a graph for a backward; shapes as `attention`."""
-    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    at_once = max(1, SCORES_AT_ONCE // key.shape[-2])
-    for batch in range(query.shape[0]):
+    out, (tokens, keys) = query.new_empty(query.shape), (query.shape[-2], key.shape[-2])
+    at_once = max(1, min(tokens, SCORES_AT_ONCE // keys))
+    # Used again for every head: new memory costs a process more time than a product.
+    memory = query.new_empty(2, at_once, keys)
+    for row in range(query.shape[0]):
         for head in range(query.shape[1]):
-            keys, values = key[batch, head].t(), value[batch, head]
-            few = torch.mm(query[batch, head], key[batch, head, ::KEYS_PER_SAMPLE].contiguous().t()).float().mul_(scale)
-            expected = torch.linalg.vecdot(torch.softmax(few, dim=-1), few).to(query.dtype).unsqueeze(-1)
-            for start in range(0, query.shape[2], at_once):
-                part = (batch, head, slice(start, start + at_once))
-                scores = torch.addmm(expected[part[-1]], query[part], keys, beta=-1, alpha=scale)
-                torch.mm(torch.softmax(scores, dim=-1), values, out=out[part])
+            expected = _expected_score(query[row, head], key[row, head], scale)
+            for start in range(0, tokens, at_once):
+                part = slice(start, min(start + at_once, tokens))
+                scores, shares = memory[:, : part.stop - start]
+                torch.addmm(expected[part], query[row, head, part], key[row, head].t(), beta=-1, alpha=scale, out=scores)
+                torch.softmax(scores, dim=-1, out=shares)
+                torch.mm(shares, value[row, head], out=out[row, head, part])
     return out
+
+
+def _expected_score(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """[tokens, 1]: of each query's softmax over a few of the keys."""
+    few = torch.mm(query, key[::KEYS_PER_SAMPLE].contiguous().t()).float().mul_(scale)
+    return torch.linalg.vecdot(torch.softmax(few, dim=-1), few).to(query.dtype).unsqueeze(-1)
