@@ -225,14 +225,13 @@ def deltas_of(reader: Reader, subnetwork: str = "all") -> Iterator[Delta]:
 def batches_of(reader: Reader) -> Iterator[list[Delta]]:
     """`deltas_of` all modules, many at a time; the factors of plain LoRAs stay in the dtype of the file. A batch is good until the next
     is asked for, because the reader's memory is then used again."""
-    batch, size = [], 0
+    batch = []
     for name, module in _in_order(_modules(reader.header), reader):
         batch += _pieces(_delta(name, module, reader, widen=False))
-        size += sum(reader.size_of(key) for key in module.read.values())
-        if size >= _BATCH_BYTES:
+        if reader.held_bytes >= _BATCH_BYTES:
             yield batch
             reader.forget()
-            batch, size = [], 0
+            batch = []
     yield batch
     reader.forget()
 

@@ -103,6 +103,8 @@ class Reader:
         self._spans: dict[str, _Span] = {}
         self._held: dict[_Span, numpy.ndarray] = {}
         self._memory = memory
+        # Read since the last `forget`.
+        self.held_bytes = 0
         try:
             self.header = self._read_header()
         except BaseException:
@@ -140,21 +142,18 @@ class Reader:
             data = (self._memory or Memory()).take(span.stop - span.start)
             self._file.seek(self.header.data_start + span.start)
             self._fill(memoryview(data[: span.stop - span.start]))
+            self.held_bytes += span.stop - span.start
         # Spans asked for last are let go last: alphas lie together, far from most modules' weights.
         self._held[span] = data
         # Views are numpy's: torch hands over to other threads at each of them, which costs more than the view.
         known = _NUMPY_DTYPES.get(dtype)
-        values = torch.from_numpy(data[start - span.start : stop - span.start].view(known or f"i{dtype.itemsize}").reshape(shape))
+        values = torch.from_numpy(numpy.ndarray(shape, known or f"i{dtype.itemsize}", data, start - span.start))
         return values if known else values.view(dtype)
-
-    def size_of(self, name: str) -> int:
-        """Bytes of a tensor."""
-        *_, start, stop = self._place(name)
-        return stop - start
 
     def forget(self) -> None:
         """What was read is not looked at any more: its memory is used for what comes."""
         self._held.clear()
+        self.held_bytes = 0
         if self._memory is not None:
             self._memory.give_back()
 
