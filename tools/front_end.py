@@ -145,7 +145,9 @@ def results_of(page: Page) -> bytes:
     sheet = Image.new("RGB", (side * across, side * across))
     for number, picture in enumerate(pictures):
         row, column = divmod(number, across)
-        sheet.paste(ImageOps.fit(picture, (side - gap, side - gap)), (column * side + gap // 2, row * side + gap // 2))
+        # Tables and curves begin at the left; what they lose at the right is missed least.
+        square = ImageOps.fit(picture, (side - gap, side - gap), centering=(0, 0))
+        sheet.paste(square, (column * side + gap // 2, row * side + gap // 2))
     card = io.BytesIO()
     sheet.save(card, "JPEG", quality=90)
     return card.getvalue()
