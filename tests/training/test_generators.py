@@ -2,21 +2,26 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from intrinsic_lab.benchmarks.generators_table import lora_map, mean_map
 from intrinsic_lab.methods.intrinsic_lora import generators
 from intrinsic_lab.methods.intrinsic_lora.generators.adapter import target_names
+from intrinsic_lab.methods.metrics import score
+from intrinsic_lab.scenes import render_scenes
 from intrinsic_lab.training.generators import adversarial, gan_lora, nano, vqgan, vqgan_lora
 from intrinsic_lab.training.generators.__main__ import main
 from intrinsic_lab.training.generators.gan import Discriminator, GanTask
 from intrinsic_lab.training.generators.lora import LoraOn
 from intrinsic_lab.training.intrinsic_lora import IntrinsicLoraConfig, train_intrinsic_lora
 from intrinsic_lab.training.loop import Interrupted, LoopConfig, step_generator, train
-from intrinsic_lab.training.nano.data import PicturePool
+from intrinsic_lab.training.nano.data import HELD_OUT_SEEDS, PicturePool
 from intrinsic_lab.training.pairs import SceneData
 from safetensors.torch import load_file
 
+ASSETS = Path(__file__).parents[2] / "assets"
 CONFIG = generators.StyleGanConfig(widths=(8, 8, 4), latent_dim=6, style_dim=5, mapping_layers=2)
 SCENES = SceneData(count=8, size=16)
 
@@ -226,3 +231,12 @@ def test_the_nano_recipe_runs_from_scenes_to_files_and_goes_on_where_it_was(tmp_
     assert sum((assets / "nano_vqgan" / name).stat().st_size for name in ("diffusion_pytorch_model.safetensors",)) < 3e6
     written = (assets / "nano_vqgan/record.json").stat().st_mtime_ns
     assert main(command) == 0 and (assets / "nano_vqgan/record.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(("map_name", "kind"), [("albedo", "albedo_bhwc"), ("shading", "shading_bhwc")])
+def test_the_bundled_vqgan_reads_colour_and_light_of_unseen_scenes(map_name, kind):
+    scenes = render_scenes(HELD_OUT_SEEDS[:8], 64, 64)
+    exact = getattr(scenes, kind)
+    bundled = vqgan_lora.load_vqgan(ASSETS / nano.NAME), ASSETS / f"{nano.NAME}_{map_name}.safetensors"
+    found, mean = lora_map(*bundled, map_name, scenes.image_bhwc), mean_map(map_name, 64, 100).expand_as(exact)
+    assert score(map_name, found, exact)["rmse"] < 0.8 * score(map_name, mean, exact)["rmse"]

@@ -1,7 +1,4 @@
-"""A nano VQGAN of `scenes` and its LoRAs: the recipe, small enough for one CPU core.
-
-Not bundled yet. Once `assets` holds what it writes, the nodes offer it.
-"""
+"""A nano VQGAN of `scenes` and its LoRAs: the recipe of the bundled ones, small enough for one CPU core."""
 
 import json
 import logging

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ...methods.maps import MAPS
+from ..generators.nano import train_nano_loras, train_nano_vqgan
 from ..loop import LoopConfig, console_report, machine_name, train
 from .adapters import train_adapters
 from .base import BaseTask, LatentCaptions, build_scheduler, build_unet, encode_pictures, tokenize
@@ -108,7 +109,7 @@ def export(runs: Path, assets: Path) -> None:
     save_record(assets / "nano", records)
 
 
-PARTS = ("vae", "base", "decoder", "export", "adapters", "joint", "flux", "lumix")
+PARTS = ("vae", "base", "decoder", "export", "adapters", "joint", "flux", "lumix", "vqgan")
 
 
 def run_part(part: str, arguments: argparse.Namespace) -> None:
@@ -123,6 +124,9 @@ def run_part(part: str, arguments: argparse.Namespace) -> None:
         train_flux(arguments.runs, arguments.assets, arguments.steps)
     elif part == "lumix":
         train_lumix_adapter(arguments.runs, arguments.assets, arguments.steps)
+    elif part == "vqgan":
+        train_nano_vqgan(arguments.runs / "generators", arguments.assets)
+        train_nano_loras(arguments.runs / "generators", arguments.assets, arguments.maps)
     else:
         {"vae": train_vae, "base": train_base, "decoder": train_decoder}[part](arguments.runs, arguments.steps)
 
