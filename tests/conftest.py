@@ -15,6 +15,8 @@ if "intrinsic_lab" not in sys.modules:
 
 # Kernels are checked by Triton's interpreter where there is no GPU; it reads this when they are imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# Everything here is small, and servers, a browser and this process share the cores: a second thread of torch's would mostly wait.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from intrinsic_lab.tools.comfyui_source import find_comfyui
 
