@@ -7,6 +7,9 @@ upstream order is a reference written from its formula: queries are projected, n
 colour map's; Tensor LoRA contracts the input of every map with the cores of every other, and expands every pair of maps before it sums.
 Nothing is reported unless both give the same numbers.
 
+On a CPU that multiplies bfloat16 natively, ours attends through `kernels.cpu_attention`, upstream's through PyTorch's attention: that is
+part of the ratio beside the order.
+
 The order of computation saves little of the arithmetic of such a pair, and much of what moves through memory. How much it could save at
 most is printed with the tables: the time of upstream's pair over the time of our projections and attention alone.
 """

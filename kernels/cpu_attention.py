@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .operands import any_requires_grad
-from .tensor_lora.fast import CPU_PRODUCT_DTYPES
+from .operands import CPU_PRODUCT_DTYPES, any_requires_grad
 
 # Measured on two cores: with fewer multiplications a head, few keys or small heads, the calls weigh more than what they save.
 LEAST_PRODUCTS, LEAST_KEYS, LEAST_DIM = 2**25, 256, 64

@@ -1,4 +1,4 @@
-"""Checks and gradients that every operation shares."""
+"""Checks, gradients and facts about the processor that every operation shares."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,6 +6,19 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+
+def _cpu_product_dtypes() -> frozenset[torch.dtype]:
+    """Dtypes that this CPU has instructions to multiply; without them torch's products are 5 to 20 times slower than converting."""
+    probes = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    native = {torch.float32, torch.float64}
+    if torch.backends.mkldnn.is_available():
+        native |= {dtype for dtype, name in probes.items() if hasattr(torch.ops.mkldnn, name) and getattr(torch.ops.mkldnn, name)()}
+    return frozenset(native)
+
+
+# Asked once, here: torch.compile cannot trace the question.
+CPU_PRODUCT_DTYPES = _cpu_product_dtypes()
 
 
 def positive_scale(scale: float | None, head_dim: int) -> float:

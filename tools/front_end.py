@@ -96,7 +96,7 @@ def prompt_of(page: Page) -> dict:
     return page.evaluate("async () => (await app.graphToPrompt()).output")
 
 
-def queue(page: Page, seconds: float = 600) -> str:
+def queue(page: Page, seconds: float = 300) -> str:
     """Queues the open graph as its button does and waits; returns the ending: execution_success, _error or _interrupted.
 
     Returns "refused" if ComfyUI does not accept the prompt.

@@ -8,25 +8,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..operands import any_requires_grad
+from ..operands import CPU_PRODUCT_DTYPES, any_requires_grad
 
 # Tokens converted at a time where a CPU has no 16-bit products; 64 keep the copy at 4 MB for five maps of width 3,072.
 TOKENS_PER_CONVERSION = 64
 # Tokens of the key pass at a time on a CPU: 384 KB in float32 at width 3,072.
 TOKENS_IN_CACHE = 32
-
-
-def _cpu_product_dtypes() -> frozenset[torch.dtype]:
-    """Dtypes that this CPU has instructions to multiply; without them torch's products are 5 to 20 times slower than converting."""
-    probes = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
-    native = {torch.float32, torch.float64}
-    if torch.backends.mkldnn.is_available():
-        native |= {dtype for dtype, name in probes.items() if hasattr(torch.ops.mkldnn, name) and getattr(torch.ops.mkldnn, name)()}
-    return frozenset(native)
-
-
-# Asked once, here: torch.compile cannot trace the question.
-CPU_PRODUCT_DTYPES = _cpu_product_dtypes()
 
 
 def _converts(tensor: Tensor) -> bool:

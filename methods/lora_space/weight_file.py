@@ -95,7 +95,7 @@ class Reader:
 
     def __init__(self, path: str | Path, memory: "Memory | None" = None) -> None:
         try:
-            # Unbuffered: tensors are large and read once, straight into their own memory.
+            # Unbuffered: spans are large and read once, straight into their own memory.
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise BadFile(f"it cannot be opened ({error.strerror}): check the link, or who may read it.") from None
@@ -139,10 +139,11 @@ class Reader:
         if data is None:
             if self._memory is None and len(self._held) == _SPANS_HELD:
                 del self._held[next(iter(self._held))]
-            data = (self._memory or Memory()).take(span.stop - span.start)
+            size = span.stop - span.start
+            data = numpy.empty(size, numpy.uint8) if self._memory is None else self._memory.take(size)
             self._file.seek(self.header.data_start + span.start)
-            self._fill(memoryview(data[: span.stop - span.start]))
-            self.held_bytes += span.stop - span.start
+            self._fill(memoryview(data[:size]))
+            self.held_bytes += size
         # Spans asked for last are let go last: alphas lie together, far from most modules' weights.
         self._held[span] = data
         # Views are numpy's: torch hands over to other threads at each of them, which costs more than the view.
