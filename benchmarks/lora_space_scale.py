@@ -4,6 +4,7 @@
 
 - scan: LoRA files with whole headers and no data on disk (sparse), headers read, then a rescan of the unchanged shelf;
 - embedding: SDXL-shaped fp16 LoRAs of rank 16, against reading the same files and doing nothing with them;
+  both for shelves whose files share their layouts (names, shapes, places), as files of one trainer do, and for a layout each;
 - search: shelves of random vectors in a real index, loaded and asked; extrapolated to a million LoRAs.
 """
 
@@ -94,12 +95,16 @@ def seconds(work: Callable[[], object]) -> float:
 
 def measure_scan(files: int) -> list[dict]:
     """First scan and rescans of header-only files with the attention of SDXL (560 modules, 1,680 tensors)."""
+    return [_measure_scan(count, layouts) for count, layouts in ((files, 29), (files // 10, files // 10))]
+
+
+def _measure_scan(files: int, layouts: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         shelf = Path(folder) / "loras"
         for number in range(files):
             place = shelf / f"{number % 100:02}"
             place.mkdir(parents=True, exist_ok=True)
-            header_only(place / f"{number}.safetensors", 4 + number % 29)
+            header_only(place / f"{number}.safetensors", 4 + number % layouts)
         with LoraIndex(Path(folder) / "index.sqlite") as index:
             used = time.process_time()
             first = seconds(lambda: index.update([shelf], embed=False))
@@ -108,59 +113,67 @@ def measure_scan(files: int) -> list[dict]:
             found = len(index.entries(family="sdxl"))
     if found != files:
         raise RuntimeError(f"{found} of {files} files were indexed as sdxl.")
-    return [
-        {
-            "files": files,
-            "tensors each": 3 * len(ATTENTION),
-            "first scan s": round(first, 1),
-            "ms a file": round(1000 * first / files, 2),
-            "CPU ms a file": round(1000 * used / files, 2),
-            "rescan s": round(again, 3),
-        }
-    ]
+    return {
+        "files": files,
+        "layouts": layouts,
+        "tensors each": 3 * len(ATTENTION),
+        "first scan s": round(first, 1),
+        "ms a file": round(1000 * first / files, 2),
+        "CPU ms a file": round(1000 * used / files, 2),
+        "rescan s": round(again, 3),
+    }
 
 
 def measure_embedding(files: int) -> list[dict]:
     """Rate of reading alone and of embedding, with the files in the page cache and out of it."""
-    with tempfile.TemporaryDirectory() as folder:
-        shelf, rows = Path(folder) / "loras", []
-        shelf.mkdir()
-        for number in range(files):
-            torch.manual_seed(number)
-            state = {}
-            for name, (out, width) in sdxl_modules().items():
-                state |= {f"{name}.lora_down.weight": torch.randn(16, width).half(), f"{name}.lora_up.weight": torch.randn(out, 16).half()}
-                state[f"{name}.alpha"] = torch.tensor(8.0)
-            save_file(state, shelf / f"{number}.safetensors")
-        os.sync()
-        megabytes = sum(path.stat().st_size for path in shelf.iterdir()) / 1e6
-        for cached in (True, False):
-            times: dict[str, list[float]] = {"read": [], "embed": []}
-            used = []
-            for trial in range(3):
-                for what in times:
-                    _warm(shelf) if cached else _drop(shelf)
-                    if what == "read":
-                        times[what].append(seconds(lambda: _warm(shelf)))
-                    else:
-                        with LoraIndex(Path(folder) / f"{cached}{trial}.sqlite") as index:
-                            before = time.process_time()
-                            times[what].append(seconds(lambda: index.update([shelf])))
-                            used.append(time.process_time() - before)
-            read, embed = (min(times[what]) for what in ("read", "embed"))
-            rows.append(
-                {
-                    "files": files,
-                    "MB each": round(megabytes / files),
-                    "on disk": "in the page cache" if cached else "not in the page cache",
-                    "read MB/s": round(megabytes / read),
-                    "embed MB/s": round(megabytes / embed),
-                    "ratio": round(read / embed, 2),
-                    "s a file": round(embed / files, 2),
-                    "CPU s a file": round(min(used) / files, 3),
-                }
-            )
+    rows = []
+    for layouts in (1, files):
+        with tempfile.TemporaryDirectory() as folder:
+            shelf = Path(folder) / "loras"
+            shelf.mkdir()
+            for number in range(files):
+                _write_lora(shelf / f"{number}.safetensors", number, left_out=number % layouts)
+            os.sync()
+            rows += [{"files": files, "layouts": layouts} | _measure_embedding(shelf, cached) for cached in (True, False)]
     return rows
+
+
+def _write_lora(path: Path, seed: int, left_out: int) -> None:
+    """An SDXL-shaped LoRA of rank 16 without the module of that number: files that lack different ones have different layouts."""
+    torch.manual_seed(seed)
+    state = {}
+    for number, (name, (out, width)) in enumerate(sdxl_modules().items()):
+        if number != left_out:
+            state |= {f"{name}.lora_down.weight": torch.randn(16, width).half(), f"{name}.lora_up.weight": torch.randn(out, 16).half()}
+            state[f"{name}.alpha"] = torch.tensor(8.0)
+    save_file(state, path)
+
+
+def _measure_embedding(shelf: Path, cached: bool) -> dict:
+    files = list(shelf.iterdir())
+    megabytes = sum(path.stat().st_size for path in files) / 1e6
+    times: dict[str, list[float]] = {"read": [], "embed": []}
+    used = []
+    for _ in range(5):
+        for what in times:
+            _warm(shelf) if cached else _drop(shelf)
+            if what == "read":
+                times[what].append(seconds(lambda: _warm(shelf)))
+                continue
+            with tempfile.TemporaryDirectory() as folder, LoraIndex(Path(folder) / "index.sqlite") as index:
+                before = time.process_time()
+                times[what].append(seconds(lambda: index.update([shelf])))
+                used.append(time.process_time() - before)
+    read, embed = (min(times[what]) for what in ("read", "embed"))
+    return {
+        "MB each": round(megabytes / len(files)),
+        "on disk": "in the page cache" if cached else "not in the page cache",
+        "read MB/s": round(megabytes / read),
+        "embed MB/s": round(megabytes / embed),
+        "ratio": round(read / embed, 2),
+        "s a file": round(embed / len(files), 3),
+        "CPU s a file": round(min(used) / len(files), 3),
+    }
 
 
 def _warm(shelf: Path) -> None:

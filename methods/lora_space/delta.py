@@ -1,8 +1,9 @@
 """The change of one module's weight matrix, in the smallest exact form.
 
-Matrices are [out, in]; a convolution's kernel is flattened into `in` (in * kh * kw). All tensors are float32.
+Matrices are [out, in]; a convolution's kernel is flattened into `in` (in * kh * kw). Tensors are float32, those of a `Stack` in any dtype.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,16 @@ class LowRank:
     def rows(self, module: str, start: int, stop: int) -> "LowRank":
         """Rows start..stop as the change of a module of their own."""
         return LowRank(module, self.down, self.up[start:stop], self.scale)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """`LowRank`s of one size, as many as there are modules: a file has hundreds, which are added up together."""
+
+    modules: Sequence[str]
+    down: Sequence[Tensor]
+    up: Sequence[Tensor]
+    scales: Sequence[float]
 
 
 @dataclass(frozen=True)

@@ -15,21 +15,22 @@ Pickles are never opened.
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..intrinsic_lora.lora_file import peft_scales, split_key
-from .delta import Delta, Kronecker, LowRank, dense_delta
+from .delta import Delta, Kronecker, LowRank, Stack, dense_delta
 from .families import base_family
 from .names import SUBNETWORKS, canonical_name, fused_rows, part_of
-from .weight_file import BadFile, Header, Reader, text_of
+from .weight_file import BadFile, Header, Layout, Reader, once_per_layout, spans_of, text_of
 
 _LYCORIS = re.compile(
     r"^(?P<module>.+?)\.(?P<role>alpha|dora_scale|lora_magnitude_vector|lora_mid|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
@@ -66,29 +67,23 @@ class Facts:
     tags: tuple[str, ...]
 
 
+# A DoRA's.
+_MAGNITUDES = {"dora_scale", "lora_magnitude_vector"}
 _KINDS = (("down", "lora"), ("hada_w1_a", "loha"), ("lokr_w1", "lokr"), ("lokr_w1_a", "lokr"))
 
 
 @dataclass(frozen=True)
 class _Module:
-    """One module of a file: its spelling there, and role ("down", "hada_w1_a"...) -> key."""
+    """One module of a file: its spelling there, and role ("down", "hada_w1_a"...) -> key.
+
+    read: those that are read, so a DoRA's without its magnitudes. weight: key of a weight.
+    """
 
     spelling: str
     keys: dict[str, str]
-
-    @cached_property
-    def kind(self) -> str:
-        return next((kind for role, kind in _KINDS if role in self.keys), "none")
-
-    @cached_property
-    def read(self) -> dict[str, str]:
-        """Role -> key of what is read: a DoRA's magnitudes are not."""
-        return {role: key for role, key in self.keys.items() if role not in ("dora_scale", "lora_magnitude_vector")}
-
-    @cached_property
-    def weight(self) -> str:
-        """Key of a weight."""
-        return next(self.keys[role] for role, _ in _KINDS if role in self.keys)
+    kind: str
+    read: dict[str, str]
+    weight: str
 
 
 @lru_cache(maxsize=1 << 16)
@@ -100,30 +95,27 @@ def _parse_key(key: str) -> tuple[str, str, str] | None:
     return None if found is None else (canonical_name(found[0]), found[1], found[0])
 
 
-def _modules(header: Header) -> Mapping[str, _Module]:
+@once_per_layout
+def _modules(layout: Layout) -> Mapping[str, _Module]:
     """Canonical name -> module. Raises BadFile where a module is incomplete, or nothing in the file is a LoRA's."""
-    found, halves = _grouped(tuple(header.tensors))
-    if not found:
-        raise BadFile(_not_a_lora(header, halves))
-    return found
-
-
-@lru_cache(maxsize=64)
-def _grouped(keys: tuple[str, ...]) -> tuple[Mapping[str, _Module], bool]:
-    """(modules, whether there are parts of modules at all). Most files of a shelf share their list of keys with others."""
-    modules: dict[str, _Module] = {}
-    for key in keys:
+    spelled: dict[str, tuple[str, dict[str, str]]] = {}
+    for key in layout.tensors:
         if parsed := _parse_key(key):
             name, role, spelling = parsed
-            module = modules.setdefault(name, _Module(spelling, {}))
-            if role in module.keys:
-                raise BadFile(f"it holds {name} twice ({module.keys[role]} and {key}): export it again.")
-            module.keys[role] = key
-    found = {name: module for name, module in modules.items() if module.kind != "none"}
-    for name, module in found.items():
-        if missing := _wanted(module.keys) - module.keys.keys():
-            raise BadFile(f"module {name} lacks {' and '.join(sorted(missing))}: the file is incomplete, export it again.")
-    return MappingProxyType(found), bool(modules)
+            _, keys = spelled.setdefault(name, (spelling, {}))
+            if role in keys:
+                raise BadFile(f"it holds {name} twice ({keys[role]} and {key}): export it again.")
+            keys[role] = key
+    modules = {}
+    for name, (spelling, keys) in spelled.items():
+        if found := next(((role, kind) for role, kind in _KINDS if role in keys), None):
+            if missing := _wanted(keys) - keys.keys():
+                raise BadFile(f"module {name} lacks {' and '.join(sorted(missing))}: the file is incomplete, export it again.")
+            read = {role: key for role, key in keys.items() if role not in _MAGNITUDES} if _MAGNITUDES & keys.keys() else keys
+            modules[name] = _Module(spelling, keys, found[1], read, keys[found[0]])
+    if not modules:
+        raise BadFile(_not_a_lora(layout, bool(spelled)))
+    return MappingProxyType(modules)
 
 
 def _wanted(roles: Mapping[str, str]) -> set[str]:
@@ -135,11 +127,11 @@ def _wanted(roles: Mapping[str, str]) -> set[str]:
     return left | (set() if "lokr_w2" in roles else {"lokr_w2_a", "lokr_w2_b"})
 
 
-def _not_a_lora(header: Header, halves: bool) -> str:
-    if not header.tensors:
+def _not_a_lora(layout: Layout, halves: bool) -> str:
+    if not layout.tensors:
         return "it holds no tensors: export it again."
-    first = next(iter(header.tensors))
-    for key in header.tensors:
+    first = next(iter(layout.tensors))
+    for key in layout.tensors:
         if kind := next((kind for mark, kind in _OTHER_KINDS.items() if mark in key), None):
             return f"it holds {kind} weights ({key}), which do not compare with LoRAs: leave it out, or convert it."
     if halves:
@@ -147,8 +139,8 @@ def _not_a_lora(header: Header, halves: bool) -> str:
     return f"it holds no LoRA weights (first key: {first}): move checkpoints and other models out of the LoRA folder."
 
 
-def _shape(header: Header, key: str) -> list[int]:
-    entry = header.tensors[key]
+def _shape(layout: Layout, key: str) -> list[int]:
+    entry = layout.tensors[key]
     shape = entry.get("shape")
     if type(shape) is not list or set(map(type, shape)) - {int}:
         raise BadFile(f"{key} has no shape in the header: the file is damaged.")
@@ -157,38 +149,45 @@ def _shape(header: Header, key: str) -> list[int]:
     return shape
 
 
-def _rank_and_width(header: Header, module: _Module) -> tuple[int, int]:
+def _rank_and_width(layout: Layout, module: _Module) -> tuple[int, int]:
     keys = module.keys
     if "down" in keys:
-        shape = _shape(header, keys["down"])
+        shape = _shape(layout, keys["down"])
         return shape[0], shape[1]
     if "hada_w1_b" in keys:
-        shape = _shape(header, keys["hada_w1_b"])
+        shape = _shape(layout, keys["hada_w1_b"])
         return shape[0], shape[1]
-    sides = [_shape(header, keys.get(f"lokr_{side}") or keys[f"lokr_{side}_b"]) for side in ("w1", "w2")]
-    ranks = [_shape(header, keys[f"lokr_{side}_b"])[0] for side in ("w1", "w2") if f"lokr_{side}_b" in keys]
+    sides = [_shape(layout, keys.get(f"lokr_{side}") or keys[f"lokr_{side}_b"]) for side in ("w1", "w2")]
+    ranks = [_shape(layout, keys[f"lokr_{side}_b"])[0] for side in ("w1", "w2") if f"lokr_{side}_b" in keys]
     return min(ranks, default=min(sides[1][:2])), sides[0][1] * sides[1][1]
 
 
 def describe(header: Header) -> Facts:
     """Family, ranks, format and tags of a LoRA, from its header. Raises BadFile if it is none, or incomplete."""
-    modules = _modules(header)
-    sizes = {name: _rank_and_width(header, module) for name, module in modules.items()}
+    widths, facts = _facts(header.layout)
+    return replace(facts, family=base_family(widths, header.metadata), tags=_tags(header.metadata))
+
+
+@once_per_layout
+def _facts(layout: Layout) -> tuple[Mapping[str, int], Facts]:
+    """(canonical name -> width of the module's input, all that the metadata has no part in)."""
+    modules = _modules(layout)
+    sizes = {name: _rank_and_width(layout, module) for name, module in modules.items()}
     for name, (rank, _) in sizes.items():
         if rank < 1:
             raise BadFile(f"module {name} has rank 0: the file is empty, export it again.")
     ranks = [rank for rank, _ in sizes.values()]
     # Every module's first weight: alpha may be stored otherwise.
-    dtypes = Counter(str(header.tensors[module.weight].get("dtype")) for module in modules.values())
-    return Facts(
-        family=base_family({name: width for name, (_, width) in sizes.items()}, header.metadata),
+    dtypes = Counter(str(layout.tensors[module.weight].get("dtype")) for module in modules.values())
+    return {name: width for name, (_, width) in sizes.items()}, Facts(
+        family="",
         format="+".join(sorted({module.kind for module in modules.values()})),
         rank_min=min(ranks),
         rank_max=max(ranks),
         dtype=dtypes.most_common(1)[0][0],
         modules=len(modules),
-        approximate=any({"dora_scale", "lora_magnitude_vector"} & module.keys.keys() for module in modules.values()),
-        tags=_tags(header.metadata),
+        approximate=any(_MAGNITUDES & module.keys.keys() for module in modules.values()),
+        tags=(),
     )
 
 
@@ -216,31 +215,121 @@ def deltas_of(reader: Reader, subnetwork: str = "all") -> Iterator[Delta]:
     if subnetwork not in SUBNETWORKS:
         raise ValueError(f"there is no sub-network {subnetwork!r}: choose one of {', '.join(SUBNETWORKS)}.")
     parts = SUBNETWORKS[subnetwork]
+    for name, module in _expected(reader, subnetwork):
+        yield from (piece for piece in _pieces(_delta(name, module, reader)) if part_of(piece.module) in parts)
+
+
+def batches_of(reader: Reader) -> Iterator[list[Stack | Delta]]:
+    """`deltas_of` all modules, many at a time; plain LoRAs of one size side by side, in the dtype of the file. A batch is good until the
+    next is asked for, because the reader's memory is then used again."""
+    for batch in _plan(reader.header.layout):
+        reader.expect(batch.spans)
+        deltas: list[Stack | Delta] = [alike.read(reader) for alike in batch.alike]
+        for name, module in batch.others:
+            deltas += _pieces(_delta(name, module, reader))
+        yield deltas
+        reader.forget()
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A plain LoRA, or the rows of a fused one that are a module of their own (None: all): canonical name, and where it is in the file."""
+
+    name: str
+    module: _Module
+    rows: slice | None
+    rank: int
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Plain LoRAs of one size."""
+
+    members: list[_Plain]
+
+    def read(self, reader: Reader) -> Stack:
+        down, up = (reader.matrices([member.module.keys[side] for member in self.members]) for side in ("down", "up"))
+        return Stack(
+            [member.name for member in self.members],
+            down,
+            [matrix if member.rows is None else matrix[member.rows] for matrix, member in zip(up, self.members, strict=True)],
+            [_scale(member.module, reader, member.rank) for member in self.members],
+        )
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Modules that are read at once; others: those that need more than copying."""
+
+    spans: Mapping[str, Any]
+    alike: list[_Alike]
+    others: list[tuple[str, _Module]]
+
+
+@once_per_layout
+def _plan(layout: Layout) -> list[_Batch]:
+    """All modules, as they lie in the file, in batches of about _BATCH_BYTES."""
+    batches: list[list[tuple[str, _Module]]] = [[]]
+    size = 0
+    for name, module in _in_order(layout, "all")[0]:
+        if size >= _BATCH_BYTES:
+            batches.append([])
+            size = 0
+        batches[-1].append((name, module))
+        for key in module.read.values():
+            start, stop = layout.tensors[key]["data_offsets"]
+            size += stop - start
+    return [_batch(layout, modules) for modules in batches]
+
+
+def _batch(layout: Layout, modules: Sequence[tuple[str, _Module]]) -> _Batch:
+    alike: dict[tuple, list[_Plain]] = {}
+    others = []
+    for name, module in modules:
+        if sizes := _plain_sizes(layout, module):
+            out, rank, width = sizes
+            pieces = fused_rows(name, out, width)
+            for piece, start, stop in pieces:
+                member = _Plain(piece, module, None if len(pieces) == 1 else slice(start, stop), rank)
+                alike.setdefault((part_of(piece), stop - start, rank, width), []).append(member)
+        else:
+            others.append((name, module))
+    keys = [key for _, module in modules for key in module.read.values()]
+    return _Batch(
+        spans_of(layout, sorted(keys, key=lambda key: _offset(layout, key))), [_Alike(members) for members in alike.values()], others
+    )
+
+
+def _plain_sizes(layout: Layout, module: _Module) -> tuple[int, int, int] | None:
+    """(out, rank, in) of a whole plain LoRA; None for anything else, broken ones too: reading them says why."""
+    if module.kind != "lora" or "lora_mid" in module.keys:
+        return None
+    try:
+        for key in module.read.values():
+            layout.place(key)
+        down, up = (layout.place(module.keys[side]).shape for side in ("down", "up"))
+    except BadFile:
+        return None
+    whole = len(down) >= 2 and len(up) >= 2 and up[1] == down[0] and prod(up[2:]) == 1 and prod(down) and prod(up)
+    return (up[0], down[0], prod(down[1:])) if whole else None
+
+
+def _expected(reader: Reader, subnetwork: str) -> list[tuple[str, _Module]]:
+    """Modules that the sub-network needs, as they lie in the file, which the reader is told."""
+    modules, spans = _in_order(reader.header.layout, subnetwork)
+    reader.expect(spans)
+    return modules
+
+
+@once_per_layout
+def _in_order(layout: Layout, subnetwork: str) -> tuple[list[tuple[str, _Module]], Mapping[str, Any]]:
+    """(modules, what to read for each of their tensors)."""
+    parts = SUBNETWORKS[subnetwork]
     # linear1 of a single FLUX block is attention and feed-forward in one.
-    modules = {name: module for name, module in _modules(reader.header).items() if part_of(name) in parts or name.endswith("_linear1")}
-    for name, module in _in_order(modules, reader):
-        yield from (piece for piece in _pieces(_delta(name, module, reader, widen=True)) if part_of(piece.module) in parts)
-
-
-def batches_of(reader: Reader) -> Iterator[list[Delta]]:
-    """`deltas_of` all modules, many at a time; the factors of plain LoRAs stay in the dtype of the file. A batch is good until the next
-    is asked for, because the reader's memory is then used again."""
-    batch = []
-    for name, module in _in_order(_modules(reader.header), reader):
-        batch += _pieces(_delta(name, module, reader, widen=False))
-        if reader.held_bytes >= _BATCH_BYTES:
-            yield batch
-            reader.forget()
-            batch = []
-    yield batch
-    reader.forget()
-
-
-def _in_order(modules: Mapping[str, _Module], reader: Reader) -> list[tuple[str, _Module]]:
-    """As they lie in the file, which the reader is told."""
-    places = {key: _offset(reader.header, key) for module in modules.values() for key in module.read.values()}
-    reader.expect(sorted(places, key=places.__getitem__))
-    return sorted(modules.items(), key=lambda item: places[item[1].weight])
+    modules = {name: module for name, module in _modules(layout).items() if part_of(name) in parts or name.endswith("_linear1")}
+    places = {key: _offset(layout, key) for module in modules.values() for key in module.read.values()}
+    spans = spans_of(layout, sorted(places, key=places.__getitem__))
+    return sorted(modules.items(), key=lambda item: places[item[1].weight]), spans
 
 
 def _pieces(delta: Delta) -> list[Delta]:
@@ -248,40 +337,33 @@ def _pieces(delta: Delta) -> list[Delta]:
     return [delta] if len(rows) == 1 else [delta.rows(*row) for row in rows]
 
 
-def _offset(header: Header, key: str) -> int:
-    place = header.tensors[key].get("data_offsets")
+def _offset(layout: Layout, key: str) -> int:
+    place = layout.tensors[key].get("data_offsets")
     return place[0] if isinstance(place, list) and place and isinstance(place[0], int) else 0
 
 
-def _delta(name: str, module: _Module, reader: Reader, widen: bool) -> Delta:
-    tensors = {role: reader.tensor(key) for role, key in module.read.items()}
-    alpha = tensors.pop("alpha", None)
-    if widen or module.kind != "lora" or "lora_mid" in tensors:
-        tensors = {role: tensor.float() for role, tensor in tensors.items()}
-    if alpha is not None and alpha.numel() != 1:
-        raise BadFile(f"alpha of {name} has {alpha.numel()} values, one was expected: export it again.")
+def _delta(name: str, module: _Module, reader: Reader) -> Delta:
+    tensors = {role: reader.tensor(key).float() for role, key in module.read.items() if role != "alpha"}
     try:
         make = {"lora": _lora, "loha": _loha, "lokr": _lokr}[module.kind]
-        scale = _scale_rule(module, reader.header.metadata, None if alpha is None else float(alpha))
-        delta = make(name, tensors, scale)
+        delta = make(name, tensors, lambda rank: _scale(module, reader, rank))
     except (RuntimeError, IndexError):
         shapes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in tensors.items())
         raise BadFile(f"the shapes of module {name} do not fit together ({shapes}): export it again.") from None
-    if delta.shape[0] == 0 or delta.shape[1] == 0 or any(tensor.numel() == 0 for tensor in tensors.values()):
+    if not all(map(Tensor.numel, tensors.values())):
         raise BadFile(f"module {name} holds no numbers: the file is empty, export it again.")
     return delta
 
 
-def _scale_rule(module: _Module, metadata: Mapping[str, str], alpha: float | None) -> Callable[[int], float]:
-    """Rank -> factor of the product."""
-    if alpha is not None:
-        return lambda rank: alpha / rank
+def _scale(module: _Module, reader: Reader, rank: int) -> float:
+    """Factor of the product."""
+    if "alpha" in module.keys:
+        return reader.number(module.keys["alpha"]) / rank
     component, _, rest = module.spelling.partition(".")
     try:
-        scales = peft_scales(metadata, component)
+        return peft_scales(reader.header.metadata, component)(rest.removeprefix("base_model.model."), rank)
     except ValueError as error:
         raise BadFile(str(error)) from None
-    return lambda rank: scales(rest.removeprefix("base_model.model."), rank)
 
 
 def _lora(name: str, tensors: Mapping[str, Tensor], scale: Callable[[int], float]) -> LowRank:

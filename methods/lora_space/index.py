@@ -18,9 +18,9 @@ from .database import connect, snapshot, transaction
 from .names import SUBNETWORKS
 from .records import Entry, Problem, Progress, Report, Summary
 from .scan import Found, Inspection, inspect, list_files
-from .sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, Sketches, subnetwork_vectors
+from .sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, Sketches, packed, subnetwork_vectors, unpacked
 from .space import DIMENSIONS, LEAST_FOR_PCA, Pca, Space, fit_pca, pack, unpack
-from .weight_file import Memory
+from .weight_file import Memory, forget_layouts
 
 _COLUMNS = "id, path, root, name, size, mtime_ns, family, format, rank_min, rank_max, dtype, modules, approximate, tags, sketch_version"
 # Rows that the PCA is fitted on, at most; drawn evenly from the shelf.
@@ -91,6 +91,7 @@ class LoraIndex:
                 if report:
                     report(Progress("read" if embed else "scan", done, len(work), result[0].path))
         finally:
+            forget_layouts()
             self._write(batch, known, vanished, embed, counts)
         with self._writing():
             # A moved file's row has its new path by now.
@@ -153,9 +154,9 @@ class LoraIndex:
         return about | {"families": self.families(), "formats": counts["format"], "ranks": counts["rank_max"], "dtypes": counts["dtype"]}
 
     def sketches(self, file_id: int) -> Sketches:
-        """The stored sketches of a file, part -> kind -> vector; empty if there are none."""
-        rows = self._rows("SELECT part, vectors FROM sketches WHERE file_id = ?", [int(file_id)])
-        return {row["part"]: dict(zip(KINDS, numpy.frombuffer(row["vectors"], "<f4").reshape(2, -1), strict=True)) for row in rows}
+        """The stored sketches of a file, part -> kind -> vector; empty if there are none of this version."""
+        query = "SELECT part, vectors FROM sketches JOIN files ON files.id = file_id WHERE file_id = ? AND sketch_version = ?"
+        return {row["part"]: unpacked(row["vectors"]) for row in self._rows(query, [int(file_id), SKETCH_VERSION])}
 
     def space(self, family: str, subnetwork: str = "all") -> Space:
         """All embedded LoRAs of a family as vectors; fitted when there is none, or the shelf has grown by a quarter or halved since.
@@ -279,8 +280,7 @@ class LoraIndex:
         for table in ("sketches", "vectors"):
             self._connection.execute(f"DELETE FROM {table} WHERE file_id = ?", row)
         for part, kinds in (seen.sketches or {}).items():
-            data = numpy.concatenate([kinds[kind] for kind in KINDS]).astype("<f4").tobytes()
-            self._connection.execute("INSERT INTO sketches VALUES (?, ?, ?)", [row[0], part, data])
+            self._connection.execute("INSERT INTO sketches VALUES (?, ?, ?)", [row[0], part, packed(kinds)])
 
     def _rows(self, query: str, values: Sequence[Any] = ()) -> Iterator[dict[str, Any]]:
         cursor = self._connection.execute(query, values)

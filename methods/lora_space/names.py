@@ -117,6 +117,8 @@ def fused_rows(name: str, out: int, width: int) -> list[tuple[str, int, int]]:
     out, width: rows and columns of the module. FLUX: qkv of a double block, and linear1 = qkv + mlp of a single block. A module
     that is not fused comes back alone.
     """
+    if not name.startswith(("double_blocks_", "single_blocks_")):
+        return [(name, 0, out)]
     if (match := re.fullmatch(r"double_blocks_(\d+)_(img|txt)_attn_qkv", name)) and out == 3 * width:
         ends = ("to_q", "to_k", "to_v") if match[2] == "img" else ("add_q_proj", "add_k_proj", "add_v_proj")
         return [(f"transformer_blocks_{match[1]}_attn_{end}", row * width, (row + 1) * width) for row, end in enumerate(ends)]

@@ -1,139 +1,165 @@
 """Two short vectors per part of a LoRA that keep its angles to every other LoRA: linear time, no collection needed.
 
-With D a module's change [out, in], P [k, out] and Q [in, k] random signs shared by all modules of that size, Y = P D:
+With D a module's change [out, in], its core is C = P D Q [ROWS, COLUMNS]. P adds the rows of D with random signs, row i to row i mod
+ROWS, and Q does so with the columns: both look at each number once, however many are kept. Every module flips the signs of rows and
+columns of its core in its own way, so that cores can be added up and different modules still do not meet:
 
-- two-sided sketch  Y Q          keeps <D1, D2>: LoRAs that move the same directions the same way;
-- output sketch     Y Y^T / |Y|  keeps <D1 D1^T, D2 D2^T>: LoRAs that write into the same directions, wherever they read from.
-  It finds LoRAs trained from different random A, whose D are almost orthogonal (every trainer draws A anew).
+- two-sided sketch  sum of C           keeps <D1, D2>: LoRAs that move the same directions the same way;
+- output sketch     sum of C C^T / |C| keeps <D1 D1^T, D2 D2^T>: LoRAs that write into the same directions, wherever they read from.
+  It finds LoRAs trained from different random A, whose D are almost orthogonal (every trainer draws A anew). Its diagonal, which no
+  signs could tell apart and which is alike in all LoRAs, is left out.
 
-A module's k * k numbers are added, with random signs, to random places of a vector of SKETCH_SIZE (count sketch), so files with
-other modules, ranks or numbers of modules stay comparable. Both sketches depend on D alone, so no refactorisation B R, R^-1 A
+Files with other modules, ranks or numbers of modules stay comparable. Both sketches depend on D alone, so no refactorisation B R, R^-1 A
 changes them, and both grow in proportion to D.
 
 All randomness comes from Philox counters keyed by names (`random_raw`, the same on every machine and numpy version).
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 import numpy
 import torch
 from torch import Tensor
 
-from .delta import Delta, LowRank
+from .delta import Delta, Kronecker, LowRank, Stack
 from .names import PARTS, SUBNETWORKS, part_of
 from .weight_file import BadFile
 
-SKETCH_VERSION = 1
-SKETCH_SIZE = 1024
-SIDE = 16
+SKETCH_VERSION = 2
+ROWS, COLUMNS = 64, 32
+SKETCH_SIZE = ROWS * COLUMNS
 KINDS = ("two_sided", "output")
-# Numbers of LoRAs that are projected together, 8 MB in float32: few calls, because readers side by side wait for each other at each.
+# Numbers of LoRAs that are added up together, 8 MB in float32: few calls, because readers side by side wait for each other at each.
 _TOGETHER = 1 << 21
+# Above the diagonal; fewer than SKETCH_SIZE.
+_PAIRS = numpy.triu_indices(ROWS, 1)
+_LARGEST = 32767
 
 Sketches = dict[str, dict[str, numpy.ndarray]]
 """part -> kind -> float32 [SKETCH_SIZE]; only the parts that the file has."""
 
 
-def _bits(label: str, count: int) -> numpy.ndarray:
-    """`count` random uint64 that depend on the label alone."""
+def _signs(label: str, count: int) -> numpy.ndarray:
+    """`count` random signs that depend on the label alone, float32."""
     key = hashlib.blake2b(f"lora space {SKETCH_VERSION} {label}".encode(), digest_size=16).digest()
-    return numpy.random.Philox(key=numpy.frombuffer(key, "<u8")).random_raw(count)
+    words = numpy.random.Philox(key=numpy.frombuffer(key, "<u8")).random_raw(-(-count // 64)).astype("<u8")
+    return 1 - 2 * numpy.unpackbits(words.view(numpy.uint8), count=count).astype(numpy.float32)
 
 
-@lru_cache(maxsize=256)
-def _signs(side: str, size: int) -> Tensor:
-    """Random signs [SIDE, size]; `side` "left" meets a change's rows, "right" its columns."""
-    return torch.from_numpy(1.0 - 2.0 * (_bits(f"{side} {size}", SIDE * size) >> 63).astype(numpy.float32)).reshape(SIDE, size)
+@lru_cache(maxsize=512)
+def _side_signs(side: str, size: int) -> Tensor:
+    """[size, 1] for the rows of a change, `side` "left"; [size] for its columns, "right"."""
+    signs = torch.from_numpy(_signs(f"{side} {size}", size))
+    return signs.unsqueeze(1) if side == "left" else signs
 
 
 @lru_cache(maxsize=1 << 14)
-def _places(kind: str, module: str) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Where in the vector the SIDE * SIDE numbers of a module go, and with which signs."""
-    bits = _bits(f"{kind} {module}", SIDE * SIDE)
-    return (bits % SKETCH_SIZE).astype(numpy.int32), 1.0 - 2.0 * (bits >> 63).astype(numpy.float32)
+def _module_signs(module: str) -> numpy.ndarray:
+    """[ROWS + COLUMNS]."""
+    return _signs(f"module {module}", ROWS + COLUMNS)
 
 
 def sketch(deltas: Iterable[Delta]) -> Sketches:
     """Both sketches of every part. Raises BadFile for values that are not finite, and for a LoRA that changes nothing."""
-    return sketch_batches([list(deltas)])
+    alike: dict[tuple, list[LowRank]] = {}
+    found: list[Stack | Kronecker] = []
+    for delta in deltas:
+        if isinstance(delta, LowRank):
+            alike.setdefault((part_of(delta.module), delta.down.shape, delta.up.shape), []).append(delta)
+        else:
+            found.append(delta)
+    for group in alike.values():
+        columns = zip(*((delta.module, delta.down, delta.up, delta.scale) for delta in group), strict=True)
+        found.append(Stack(*columns))
+    return sketch_batches([found])
 
 
-def sketch_batches(batches: Iterable[Sequence[Delta]]) -> Sketches:
-    """`sketch` of all changes; factors of a `LowRank` may have any dtype. A batch is not looked at any more once the next is asked for."""
-    squares: dict[str, list[_Squares]] = {}
+def sketch_batches(batches: Iterable[Sequence[Stack | Delta]]) -> Sketches:
+    """`sketch` of all changes; all of a stack are of one part. A batch is not looked at any more once the next is asked for."""
+    sums: dict[str, _Sums] = {}
     for batch in batches:
-        for part, found in _all_squares(batch):
-            squares.setdefault(part, []).append(found)
-    sketches = {part: {kind: _added(kind, found) for kind in KINDS} for part, found in squares.items()}
-    if not any(vector.any() for kinds in sketches.values() for vector in kinds.values()):
+        parts: dict[str, list[tuple[Sequence[str], Tensor]]] = {}
+        for one in batch:
+            modules = one.modules if isinstance(one, Stack) else [one.module]
+            parts.setdefault(part_of(modules[0]), []).append((modules, _cores(one)))
+        for part, found in parts.items():
+            sums.setdefault(part, _Sums()).add([name for modules, _ in found for name in modules], torch.cat([cores for _, cores in found]))
+    if not any(one.two_sided.any() or one.output.any() for one in sums.values()):
         raise BadFile("all its weights are zero, it changes nothing: it was saved before its training, delete it.")
-    return {part: sketches[part] for part in PARTS if part in sketches}
+    return {part: sums[part].vectors() for part in PARTS if part in sums}
 
 
-@dataclass(frozen=True)
-class _Squares:
-    """Two-sided and output squares [n, SIDE, SIDE] of n modules."""
+class _Sums:
+    """Both sums of one part; in double precision, so that the order of the modules does not show."""
 
-    modules: list[str]
-    two_sided: Tensor
-    output: Tensor
+    def __init__(self) -> None:
+        self.two_sided, self.output = torch.zeros(ROWS, COLUMNS, dtype=torch.float64), torch.zeros(ROWS, ROWS, dtype=torch.float64)
 
-    @classmethod
-    def of(cls, modules: list[str], two_sided: Tensor, square: Tensor) -> "_Squares":
-        """square: Y Y^T. Raises BadFile for values that are not finite."""
-        lengths = square.diagonal(dim1=1, dim2=2).sum(-1).sqrt()
+    def add(self, modules: Sequence[str], cores: Tensor) -> None:
+        """cores [n, ROWS, COLUMNS] of the modules. Raises BadFile for values that are not finite."""
+        signs = torch.from_numpy(numpy.stack([_module_signs(module) for module in modules]))
+        cores = cores.mul_(signs[:, :ROWS, None]).mul_(signs[:, None, ROWS:])
+        lengths = cores.flatten(1).norm(dim=1)
         if broken := [module for module, finite in zip(modules, lengths.isfinite().tolist(), strict=True) if not finite]:
             raise BadFile(f"module {broken[0]} holds NaN or infinite values: its training diverged, use an earlier checkpoint.")
-        return cls(modules, two_sided, square / torch.where(lengths > 0, lengths, 1)[:, None, None])
+        self.two_sided += cores.sum(0)
+        roots = (cores / torch.where(lengths > 0, lengths, 1).sqrt()[:, None, None]).transpose(0, 1).flatten(1)
+        self.output += roots @ roots.T
+
+    def vectors(self) -> dict[str, numpy.ndarray]:
+        """kind -> [SKETCH_SIZE]."""
+        pairs = self.output.numpy()[_PAIRS]
+        both = self.two_sided.numpy().ravel(), numpy.pad(pairs, (0, SKETCH_SIZE - len(pairs)))
+        return {kind: vector.astype(numpy.float32) for kind, vector in zip(KINDS, both, strict=True)}
 
 
-def _all_squares(deltas: Iterable[Delta]) -> Iterator[tuple[str, _Squares]]:
-    """(part, squares) of all modules; LoRAs of one size together, because a file has hundreds of small ones."""
-    alike: dict[tuple, list[LowRank]] = {}
-    for delta in deltas:
-        part = part_of(delta.module)
-        if isinstance(delta, LowRank):
-            alike.setdefault((part, delta.up.shape, delta.down.shape), []).append(delta)
-        else:
-            projected = delta.times_left(_signs("left", delta.shape[0])).unsqueeze(0)
-            yield part, _Squares.of([delta.module], *_products(projected, _signs("right", delta.shape[1])))
-    for (part, up, down), group in alike.items():
-        at_once = max(1, _TOGETHER // (up.numel() + down.numel()))
-        yield from ((part, _squares_of(group[start : start + at_once])) for start in range(0, len(group), at_once))
+def _cores(one: Stack | Delta) -> Tensor:
+    """[n, ROWS, COLUMNS] of n changes, before the signs of their modules."""
+    if isinstance(one, Kronecker):
+        rows = one.shape[0]
+        left = torch.zeros(ROWS, rows).index_put_((torch.arange(rows) % ROWS, torch.arange(rows)), _side_signs("left", rows).squeeze(1))
+        return _folded([one.times_left(left)], "right", COLUMNS)
+    if isinstance(one, LowRank):
+        one = Stack([one.module], [one.down], [one.up], [one.scale])
+    scales = torch.tensor(one.scales)[:, None, None]
+    at_once = max(1, _TOGETHER // (one.up[0].numel() + one.down[0].numel()))
+    cores = []
+    for start in range(0, len(one.modules), at_once):
+        some = slice(start, start + at_once)
+        cores.append(_folded(one.up[some], "left", ROWS) @ _folded(one.down[some], "right", COLUMNS).mul_(scales[some]))
+    return torch.cat(cores) if len(cores) > 1 else cores[0]
 
 
-def _squares_of(group: Sequence[LowRank]) -> _Squares:
-    """Of LoRAs of one size."""
-    left, right = (_signs(side, size) for side, size in zip(("left", "right"), group[0].shape, strict=True))
-    up, down = (_together(factors) for factors in zip(*((delta.up, delta.down) for delta in group), strict=True))
-    rows = left @ up * torch.tensor([delta.scale for delta in group])[:, None, None]
-    modules = [delta.module for delta in group]
-    # A rank up to SIDE is contracted before the rows are: the long dimension is then passed twice, not three times.
-    if down.shape[1] <= SIDE:
-        return _Squares.of(modules, rows @ (down @ right.T), rows @ (down @ down.mT) @ rows.mT)
-    return _Squares.of(modules, *_products(rows @ down, right))
-
-
-def _products(projected: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    return projected @ right.T, projected @ projected.mT
-
-
-def _together(matrices: Sequence[Tensor]) -> Tensor:
-    """[n, ...] float32 of matrices of one shape, in one pass over them."""
-    together = torch.empty(len(matrices), *matrices[0].shape)
+def _folded(matrices: Sequence[Tensor], side: str, count: int) -> Tensor:
+    """P times matrices of one shape [out, w], or such [w, in] times Q: [n, ROWS, w] or [n, w, COLUMNS], float32."""
+    axis = 1 if side == "left" else 2
+    shape = [len(matrices), *matrices[0].shape]
+    size = shape[axis]
+    shape[axis] += -size % count
+    whole = together = torch.empty(shape) if shape[axis] == size else torch.zeros(shape)
+    if shape[axis] != size:
+        together = whole.narrow(axis, 0, size)
+    # One pass that widens them, wherever they lie.
     torch._foreach_copy_(list(together.unbind()), list(matrices))
-    return together
+    together.mul_(_side_signs(side, size))
+    return whole.unflatten(axis, (-1, count)).sum(axis)
 
 
-def _added(kind: str, squares: Sequence[_Squares]) -> numpy.ndarray:
-    """[SKETCH_SIZE] of the modules' squares; in double precision, so that the order of the modules does not show."""
-    places = [_places(kind, module) for found in squares for module in found.modules]
-    values = torch.cat([getattr(found, kind) for found in squares]).numpy().reshape(len(places), -1)
-    where, signs = (numpy.concatenate(column) for column in zip(*places, strict=True))
-    return numpy.bincount(where, values.ravel() * signs, SKETCH_SIZE).astype(numpy.float32)
+def packed(kinds: Mapping[str, numpy.ndarray]) -> bytes:
+    """Both sketches in two bytes a number, with an error of 1 / 65,000 of the largest: a hundredth of what random signs leave."""
+    parts = []
+    for kind in KINDS:
+        step = numpy.float32(numpy.abs(kinds[kind]).max() / _LARGEST)
+        parts += [step.astype("<f4").tobytes(), numpy.rint(kinds[kind] / (step or 1)).astype("<i2").tobytes()]
+    return b"".join(parts)
+
+
+def unpacked(data: bytes) -> dict[str, numpy.ndarray]:
+    """Undoes `packed`."""
+    rows = numpy.frombuffer(data, [("step", "<f4"), ("numbers", "<i2", SKETCH_SIZE)])
+    return {kind: row["numbers"] * row["step"] for kind, row in zip(KINDS, rows, strict=True)}
 
 
 def unit(vectors: numpy.ndarray) -> numpy.ndarray:

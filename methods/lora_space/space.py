@@ -1,7 +1,7 @@
 """The vectors of one base family: principal components of unit sketches, compared by their cosine.
 
-Unit sketches, so that a LoRA's strength does not count. PCA by the covariance [SKETCH_SIZE, SKETCH_SIZE], summed over the rows: linear
-in the number of LoRAs. A LoRA that the PCA was not fitted on projects closer to the origin than those it was (the paper's drift); its
+Unit sketches, so that a LoRA's strength does not count. PCA by the covariance [SKETCH_SIZE, SKETCH_SIZE]: linear in the number of
+LoRAs. A LoRA that the PCA was not fitted on projects closer to the origin than those it was (the paper's drift); its
 direction stays, so the cosine needs no further calibration.
 """
 
@@ -36,16 +36,17 @@ class Pca:
 
 def fit_pca(chunks: Iterable[numpy.ndarray], dimensions: int) -> Pca:
     """PCA of rows that come in chunks [m, D]; at most `dimensions` components, and fewer than there are rows."""
-    count, total, square = 0, 0.0, 0.0
-    for rows in chunks:
-        rows = rows.astype(numpy.float64)
-        count, total, square = count + len(rows), total + rows.sum(0), square + rows.T @ rows
-    mean = total / count
-    _, vectors = numpy.linalg.eigh(square / count - numpy.outer(mean, mean))
-    kept = vectors[:, ::-1][:, : max(1, min(dimensions, count - 1))].T
+    rows = numpy.concatenate(list(chunks)).astype(numpy.float32)
+    mean = rows.mean(0, dtype=numpy.float64).astype(numpy.float32)
+    rows -= mean
+    few = len(rows) < rows.shape[1]
+    # The smaller of the two matrices that have the rows' variances as their eigenvalues.
+    _, vectors = numpy.linalg.eigh((rows @ rows.T if few else rows.T @ rows).astype(numpy.float64))
+    kept = vectors[:, ::-1][:, : max(1, min(dimensions, len(rows) - 1))].T
+    kept = unit(kept @ rows) if few else kept
     # The sign of a component is free; fixed, so that maps do not flip.
     kept = kept * numpy.sign(kept[numpy.arange(len(kept)), numpy.abs(kept).argmax(1)])[:, None]
-    return Pca(mean.astype(numpy.float32), numpy.ascontiguousarray(kept, dtype=numpy.float32))
+    return Pca(mean, numpy.ascontiguousarray(kept, dtype=numpy.float32))
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,13 @@ a mapped file that another program cuts short ends the process. Format: 8 bytes 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, wraps
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -31,25 +33,136 @@ _SAMPLES, _SAMPLE_BYTES = 16, 4096
 _NUMPY_DTYPES = {torch.float64: "f8", torch.float32: "f4", torch.float16: "f2"}
 # Neighbouring tensors that are read together; a tensor that is larger is read alone.
 _SPAN_BYTES, _SPANS_HELD = 4 << 20, 4
+# Where nearly every writer puts the metadata.
+_METADATA_FIRST = re.compile(r'\s*\{\s*"__metadata__"\s*:\s*')
+# Layouts that are remembered, and the text of the longest; some 2 MB of objects each.
+_LAYOUTS, _LAYOUT_CHARACTERS, _MET = 32, 2 << 20, 100_000
 
 
 class BadFile(ValueError):
     """A file that cannot be used; the message says what is wrong with it and what to do."""
 
 
+class Place(NamedTuple):
+    """Where a tensor lies (bytes of the data), and how: shape as stored and as a matrix [first, rest], `stored` the dtype for numpy."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    matrix: tuple[int, int]
+    stored: numpy.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What a file holds, and where. Files that agree in it share one object from the second on, until `forget_layouts`: most of a shelf
+    come from a few trainers, and reading a header of 2,000 tensors takes longer than using it.
+
+    tensors: name -> {"dtype", "shape", "data_offsets"}, not yet checked one by one (`place` does). end: bytes of data. metadata: empty
+    where it came before the tensors. derived: see `once_per_layout`.
+    """
+
+    tensors: dict[str, dict[str, Any]]
+    end: int
+    metadata: dict[str, str]
+    derived: dict[Any, Any] = field(default_factory=dict)
+    _places: dict[str, Place] = field(default_factory=dict)
+
+    def place(self, name: str) -> Place:
+        """Of a tensor, checked. Raises BadFile."""
+        if found := self._places.get(name):
+            return found
+        entry = self.tensors[name]
+        try:
+            kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            whole = set(map(type, (*shape, start, stop))) == {int} and min(*shape, start, stop) >= 0
+        except (KeyError, TypeError, ValueError):
+            whole = False
+        if not whole or not start <= stop <= self.end:
+            raise BadFile(f"the place of {name} does not lie inside the file: it is truncated or damaged, download it again.")
+        if kind not in DTYPES:
+            raise BadFile(f"{name} is stored as {kind}, floating point weights were expected: export it as fp16.")
+        if stop - start != prod(shape) * DTYPES[kind].itemsize:
+            raise BadFile(f"{name} has {stop - start} bytes for shape {shape} in {kind}: it is damaged, download it again.")
+        dtype, matrix = DTYPES[kind], (shape[0] if shape else 1, prod(shape[1:]))
+        stored = numpy.dtype(_NUMPY_DTYPES.get(dtype) or f"i{dtype.itemsize}")
+        self._places[name] = place = Place(dtype, tuple(shape), start, stop, matrix, stored)
+        return place
+
+
+def once_per_layout(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates `function(layout, *hashable)`: the result is kept as long as the layout is."""
+
+    @wraps(function)
+    def remembered(layout: Layout, *arguments: Any) -> Any:
+        key = function, arguments
+        if key not in layout.derived:
+            layout.derived[key] = function(layout, *arguments)
+        return layout.derived[key]
+
+    return remembered
+
+
+def _parsed(text: str) -> Layout:
+    tensors = json.loads(text)
+    metadata = tensors.pop("__metadata__", None) or {}
+    if not all(isinstance(entry, dict) for entry in tensors.values()):
+        raise TypeError
+    return Layout(tensors, max((entry["data_offsets"][1] for entry in tensors.values()), default=0), metadata)
+
+
+_remembered = lru_cache(maxsize=_LAYOUTS)(_parsed)
+# Hashes of texts met so far. One that comes again is remembered; thousands of objects that live on make every garbage collection longer.
+_met: set[int] = set()
+
+
+def _layout(text: str) -> Layout:
+    if len(text) > _LAYOUT_CHARACTERS:
+        return _parsed(text)
+    if hash(text) in _met:
+        return _remembered(text)
+    if len(_met) < _MET:
+        _met.add(hash(text))
+    return _parsed(text)
+
+
+def forget_layouts() -> None:
+    """Frees what is remembered of the headers read so far."""
+    _remembered.cache_clear()
+    _met.clear()
+
+
+def _split(text: str) -> tuple[dict[str, str], str]:
+    """(metadata, the other tensors as an object of their own) of a header that begins with its metadata, else ({}, text)."""
+    # Padded with spaces to a length that the metadata decides.
+    text = text.rstrip()
+    if not (first := _METADATA_FIRST.match(text)):
+        return {}, text
+    metadata, stop = json.JSONDecoder().raw_decode(text, first.end())
+    rest = text[stop:].lstrip()
+    if rest[:1] not in (",", "}"):
+        raise ValueError
+    return metadata or {}, "{" + rest.removeprefix(",")
+
+
 @dataclass(frozen=True)
 class Header:
     """What the head of a safetensors file says.
 
-    tensors: name -> {"dtype", "shape", "data_offsets"}, not yet checked one by one (`Reader.tensor` does). data_start, size: bytes.
-    fingerprint: 16 bytes over the header and samples of the data, the same for a file under another name.
+    data_start, size: bytes. fingerprint: 16 bytes over the header and samples of the data, the same for a file under another name.
     """
 
-    tensors: dict[str, dict[str, Any]]
+    layout: Layout
     metadata: dict[str, str]
     data_start: int
     size: int
     fingerprint: bytes
+
+    @property
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        """See `Layout`."""
+        return self.layout.tensors
 
 
 def read_header(path: str | Path) -> Header:
@@ -65,6 +178,27 @@ class _Span:
     dtype: torch.dtype
     start: int
     stop: int
+
+
+def _view(dtype: torch.dtype, values: numpy.ndarray) -> Tensor:
+    # Views are numpy's: torch hands over to other threads at each of its own, which costs more than the view.
+    return torch.from_numpy(values) if dtype in _NUMPY_DTYPES else torch.from_numpy(values).view(dtype)
+
+
+def spans_of(layout: Layout, names: Iterable[str]) -> dict[str, _Span]:
+    """What to read for each of these tensors, in the order of the file: neighbours at once, and no byte that is not theirs."""
+    spans, span = {}, _Span(torch.uint8, 0, 0)
+    for name in names:
+        try:
+            place = layout.place(name)
+        except BadFile:
+            # `Reader.tensor` says so, in its turn.
+            continue
+        if place.dtype != span.dtype or place.start != span.stop or place.stop - span.start > _SPAN_BYTES:
+            span = _Span(place.dtype, place.start, place.stop)
+        span.stop = place.stop
+        spans[name] = span
+    return spans
 
 
 class Memory:
@@ -99,12 +233,9 @@ class Reader:
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise BadFile(f"it cannot be opened ({error.strerror}): check the link, or who may read it.") from None
-        self._places: dict[str, tuple[torch.dtype, list[int], int, int]] = {}
-        self._spans: dict[str, _Span] = {}
+        self._spans: Mapping[str, _Span] = {}
         self._held: dict[_Span, numpy.ndarray] = {}
         self._memory = memory
-        # Read since the last `forget`.
-        self.held_bytes = 0
         try:
             self.header = self._read_header()
         except BaseException:
@@ -117,65 +248,56 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def expect(self, names: Iterable[str]) -> None:
-        """These tensors will be asked for, about in this order: neighbours are read at once, and no byte that is not theirs."""
-        span = _Span(torch.uint8, 0, 0)
-        for name in names:
-            try:
-                dtype, _, start, stop = self._place(name)
-            except BadFile:
-                # `tensor` says so, in its turn.
-                continue
-            if dtype != span.dtype or start != span.stop or stop - span.start > _SPAN_BYTES:
-                span = _Span(dtype, start, stop)
-            span.stop = stop
-            self._spans[name] = span
+    def expect(self, spans: Mapping[str, _Span]) -> None:
+        """Tensors that will be asked for, about in their order in the file (`spans_of`): neighbours are read at once."""
+        self._spans = spans
 
     def tensor(self, name: str) -> Tensor:
         """The tensor `name` as stored. Raises BadFile if its entry or its data are broken."""
-        dtype, shape, start, stop = self._place(name)
-        span = self._spans.get(name) or _Span(dtype, start, stop)
-        data = self._held.pop(span, None)
+        place = self.header.layout.place(name)
+        return _view(place.dtype, self._values(name, place, place.shape))
+
+    def matrices(self, names: Iterable[str]) -> list[Tensor]:
+        """These tensors, each as a matrix [first, rest]; all have two dimensions or more."""
+        places = [(name, self.header.layout.place(name)) for name in names]
+        return [_view(place.dtype, self._values(name, place, place.matrix)) for name, place in places]
+
+    def number(self, name: str) -> float:
+        """The only value of `name`. Raises BadFile as `tensor` does, and where it has another number of values."""
+        place = self.header.layout.place(name)
+        values = self._values(name, place, place.shape)
+        if values.size != 1:
+            raise BadFile(f"{name} has {values.size} values, one was expected: export it again.")
+        # numpy reads a number without handing over to other threads.
+        return float(values.item() if place.dtype in _NUMPY_DTYPES else _view(place.dtype, values))
+
+    def _values(self, name: str, place: Place, shape: Sequence[int]) -> numpy.ndarray:
+        """View of what was read, in the file's dtype, or in integers where numpy has none like it."""
+        span = self._spans.get(name)
+        if span is None:
+            span = _Span(place.dtype, place.start, place.stop)
+        data = self._held.get(span)
         if data is None:
-            if self._memory is None and len(self._held) == _SPANS_HELD:
-                del self._held[next(iter(self._held))]
-            size = span.stop - span.start
-            data = numpy.empty(size, numpy.uint8) if self._memory is None else self._memory.take(size)
-            self._file.seek(self.header.data_start + span.start)
-            self._fill(memoryview(data[:size]))
-            self.held_bytes += size
-        # Spans asked for last are let go last: alphas lie together, far from most modules' weights.
-        self._held[span] = data
-        # Views are numpy's: torch hands over to other threads at each of them, which costs more than the view.
-        known = _NUMPY_DTYPES.get(dtype)
-        values = torch.from_numpy(numpy.ndarray(shape, known or f"i{dtype.itemsize}", data, start - span.start))
-        return values if known else values.view(dtype)
+            data = self._held[span] = self._read(span)
+        elif self._memory is None:
+            # Spans asked for last are let go last: alphas lie together, far from most modules' weights.
+            self._held[span] = self._held.pop(span)
+        return numpy.ndarray(shape, place.stored, data, place.start - span.start)
+
+    def _read(self, span: _Span) -> numpy.ndarray:
+        if self._memory is None and len(self._held) == _SPANS_HELD:
+            del self._held[next(iter(self._held))]
+        size = span.stop - span.start
+        data = numpy.empty(size, numpy.uint8) if self._memory is None else self._memory.take(size)
+        self._file.seek(self.header.data_start + span.start)
+        self._fill(memoryview(data[:size]))
+        return data
 
     def forget(self) -> None:
         """What was read is not looked at any more: its memory is used for what comes."""
         self._held.clear()
-        self.held_bytes = 0
         if self._memory is not None:
             self._memory.give_back()
-
-    def _place(self, name: str) -> tuple[torch.dtype, list[int], int, int]:
-        """(dtype, shape, start, stop) of a tensor, checked against the file. Raises BadFile."""
-        if name in self._places:
-            return self._places[name]
-        entry = self.header.tensors[name]
-        try:
-            kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            whole = set(map(type, (*shape, start, stop))) == {int} and min(*shape, start, stop) >= 0
-        except (KeyError, TypeError, ValueError):
-            whole = False
-        if not whole or not start <= stop <= self.header.size - self.header.data_start:
-            raise BadFile(f"the place of {name} does not lie inside the file: it is truncated or damaged, download it again.")
-        if kind not in DTYPES:
-            raise BadFile(f"{name} is stored as {kind}, floating point weights were expected: export it as fp16.")
-        if stop - start != prod(shape) * DTYPES[kind].itemsize:
-            raise BadFile(f"{name} has {stop - start} bytes for shape {shape} in {kind}: it is damaged, download it again.")
-        self._places[name] = place = DTYPES[kind], shape, start, stop
-        return place
 
     def _fill(self, view: memoryview) -> None:
         done = 0
@@ -206,17 +328,17 @@ class Reader:
         text = bytearray(length)
         self._fill(memoryview(text))
         try:
-            tensors = json.loads(bytes(text))
-            metadata = tensors.pop("__metadata__", None) or {}
-            if not isinstance(metadata, dict) or not all(isinstance(entry, dict) for entry in tensors.values()):
+            metadata, rest = _split(text.decode())
+            layout = _layout(rest)
+            metadata = metadata or layout.metadata
+            if not isinstance(metadata, dict):
                 raise TypeError
-            end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-            whole = isinstance(end, int) and 8 + length + end <= size
+            whole = isinstance(layout.end, int) and 8 + length + layout.end <= size
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
             raise BadFile("its header is not that of a safetensors file: it is damaged or of another kind.") from None
         if not whole:
-            raise BadFile(f"it has {size} bytes, its header describes {8 + length + end}: it is truncated, download it again.")
-        return Header(tensors, metadata, 8 + length, size, self._fingerprint(bytes(text), 8 + length, size))
+            raise BadFile(f"it has {size} bytes, its header describes {8 + length + layout.end}: it is truncated, download it again.")
+        return Header(layout, metadata, 8 + length, size, self._fingerprint(bytes(text), 8 + length, size))
 
     def _fingerprint(self, header: bytes, start: int, size: int) -> bytes:
         digest = hashlib.blake2b(header, digest_size=16)

@@ -8,11 +8,13 @@ import peft
 import pytest
 import torch
 from intrinsic_lab.methods.intrinsic_lora.lora_file import LoraLayer
+from intrinsic_lab.methods.lora_space import weight_file
 from intrinsic_lab.methods.lora_space.delta import Kronecker, LowRank, inner_product
 from intrinsic_lab.methods.lora_space.families import base_family
 from intrinsic_lab.methods.lora_space.formats import deltas_of, describe, read_deltas
+from intrinsic_lab.methods.lora_space.index import LoraIndex
 from intrinsic_lab.methods.lora_space.names import canonical_name, part_of
-from intrinsic_lab.methods.lora_space.weight_file import BadFile, Reader, read_header
+from intrinsic_lab.methods.lora_space.weight_file import BadFile, Reader, forget_layouts, read_header
 from intrinsic_lab.tests.methods.lora_space_shelf import BLOCK, MODULES, dense, make_lora, peft_state_dict, save_lora
 from safetensors.torch import save_file
 
@@ -309,6 +311,8 @@ def halves(down, up, **extra):
 BAD_FILES = {
     "empty": (b"", "empty"),
     "short": (b"abc", "too short"),
+    "after the metadata": (struct.pack("<Q", 23) + b'{"__metadata__": {} "a"', "not that of a safetensors"),
+    "metadata of lists": (header_bytes({"__metadata__": [1]} | {"a": {"data_offsets": [0, 0]}}), "not that of a safetensors"),
     "2 GB header": (struct.pack("<Q", 2 << 30) + b"{}", "claims 2147483648 bytes"),
     "text": (b"<!DOCTYPE html><html>access denied</html>", "claims"),
     "not JSON": (struct.pack("<Q", 8) + b"{nothing", "not that of a safetensors"),
@@ -335,6 +339,53 @@ def test_a_bad_file_is_refused_with_its_reason(tmp_path, kind):
     with pytest.raises(BadFile, match=reason):
         describe(read_header(path))
         list(read_deltas(path))
+
+
+TENSORS = halves(tensor_entry([4, 8], 0, 128), tensor_entry([8, 4], 128, 256))
+METADATA = {"ss_base_model_version": 'a "quoted" } , {"__metadata__": 1}'}
+
+
+@pytest.mark.parametrize(
+    ("text", "metadata"),
+    [
+        (json.dumps({"__metadata__": METADATA} | TENSORS), METADATA),
+        (json.dumps({"__metadata__": METADATA} | TENSORS, separators=(",", ":")), METADATA),
+        (json.dumps(TENSORS | {"__metadata__": METADATA}), METADATA),
+        ("\n { " + json.dumps({"__metadata__": None} | TENSORS)[1:] + "  \n", {}),
+        (json.dumps(TENSORS) + "   ", {}),
+    ],
+    ids=["first", "compact", "last", "none, padded", "without"],
+)
+def test_headers_read_alike_wherever_their_metadata_stands(tmp_path, text, metadata):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text.encode() + bytes(256))
+    header = read_header(path)
+    assert (header.tensors, header.metadata, header.size - header.data_start) == (TENSORS, metadata, 256)
+
+
+def test_what_files_share_is_their_layout_alone(tmp_path):
+    spaces, paths = {"a": "sdxl_base_v1-0", "b": "", "c": "longer than the others, so that the padding differs"}, []
+    for name, version in spaces.items():
+        layers = make_lora(ord(name))
+        metadata = {"modelspec.title": version, "ss_tag_frequency": json.dumps({"1": {name: 1}})}
+        paths.append(save_lora(tmp_path / f"{name}.safetensors", layers, metadata=metadata))
+        assert_same(read_dense(paths[-1]), dense(layers))
+    forget_layouts()
+    assert read_header(paths[0]).layout is not read_header(paths[1]).layout
+    headers = [read_header(path) for path in paths]
+    assert headers[0].layout is headers[1].layout is headers[2].layout
+    assert [describe(header).tags for header in headers] == [("a",), ("b",), ("c",)]
+    with LoraIndex(tmp_path / "index.sqlite") as index:
+        index.update([tmp_path])
+    assert read_header(paths[0]).layout is not headers[0].layout
+
+
+def test_a_header_of_unusual_length_is_not_remembered(tmp_path, monkeypatch):
+    path = save_lora(tmp_path / "a.safetensors", make_lora(1))
+    forget_layouts()
+    assert len({id(layout) for layout in [read_header(path).layout for _ in range(4)]}) == 2
+    monkeypatch.setattr(weight_file, "_LAYOUT_CHARACTERS", 500)
+    assert read_header(path).layout is not read_header(path).layout
 
 
 def test_a_pickle_under_a_false_name_is_not_opened(tmp_path):

@@ -114,7 +114,8 @@ def assert_indexed_as_it_is(index, path):
     assert kept.keys() == fresh.keys()
     for part in fresh:
         for kind in KINDS:
-            numpy.testing.assert_array_equal(kept[part][kind], fresh[part][kind])
+            # What is kept has 16 bits a number.
+            numpy.testing.assert_allclose(kept[part][kind], fresh[part][kind], rtol=0, atol=numpy.abs(fresh[part][kind]).max() / 32767)
 
 
 def test_two_copies_of_a_missing_file_are_both_indexed(shelf):
@@ -411,7 +412,7 @@ def test_a_space_is_fitted_grows_and_follows_the_files(tmp_path):
         row = list(grown.ids).index(index.entry(new).id)
         placed = grown.project(subnetwork_vectors(sketch(read_deltas(new)), "all"))
         for kind in KINDS:
-            numpy.testing.assert_allclose(grown.vectors[kind][row], placed[kind], atol=1e-6)
+            numpy.testing.assert_allclose(grown.vectors[kind][row], placed[kind], atol=2e-5)
         # A quarter more fits anew.
         fill(folder, LEAST_FOR_PCA // 2, start=LEAST_FOR_PCA + 1)
         index.update([folder])

@@ -11,7 +11,20 @@ from intrinsic_lab.methods.lora_space.baseline import RawSpace, singular_values
 from intrinsic_lab.methods.lora_space.delta import Kronecker, LowRank
 from intrinsic_lab.methods.lora_space.formats import read_deltas
 from intrinsic_lab.methods.lora_space.gram import exact_cosines
-from intrinsic_lab.methods.lora_space.sketch import KINDS, SKETCH_VERSION, sketch, sketch_batches, subnetwork_vectors
+from intrinsic_lab.methods.lora_space.sketch import (
+    COLUMNS,
+    KINDS,
+    ROWS,
+    SKETCH_SIZE,
+    SKETCH_VERSION,
+    _signs,
+    packed,
+    sketch,
+    sketch_batches,
+    subnetwork_vectors,
+    unit,
+    unpacked,
+)
 from intrinsic_lab.methods.lora_space.space import fit_pca
 from intrinsic_lab.methods.lora_space.weight_file import BadFile
 from intrinsic_lab.tests.methods.lora_space_shelf import MODULES, dense, make_lora, pad_rank, refactor, save_lora
@@ -120,10 +133,43 @@ def test_a_kronecker_product_has_the_sketch_of_the_matrix_it_stands_for():
 
 def test_sketches_are_those_of_every_other_machine():
     # Integers, so that no rounding can differ: these numbers change only together with SKETCH_VERSION.
-    delta = LowRank("mid_block_attn1_to_q", torch.arange(24.0).reshape(2, 12) % 5 - 2, torch.arange(36.0).reshape(18, 2) % 7 - 3)
+    delta = LowRank("mid_block_attn1_to_q", torch.arange(140.0).reshape(2, 70) % 5 - 2, torch.arange(300.0).reshape(150, 2) % 7 - 3)
     found = sketch([delta])["attention"]["two_sided"]
-    assert SKETCH_VERSION == 1
-    assert hashlib.sha256(found.astype("<f4").tobytes()).hexdigest()[:16] == "505c5886779ce1fb"
+    assert SKETCH_VERSION == 2
+    assert hashlib.sha256(found.astype("<f4").tobytes()).hexdigest()[:16] == "805842276b36d89e"
+
+
+def test_a_sketch_is_the_sum_of_cores_that_the_definition_gives():
+    # Sizes that ROWS and COLUMNS do not divide, two of one size; every sign read from the same counters, every product plain.
+    torch.manual_seed(0)
+    shapes = {"mid_block_attn1_to_q": (150, 70), "mid_block_attn1_to_k": (150, 70), "mid_block_attn1_to_v": (64, 90)}
+    deltas = [LowRank(name, torch.randn(3, width), torch.randn(out, 3), 0.7) for name, (out, width) in shapes.items()]
+    two_sided, output = numpy.zeros((ROWS, COLUMNS)), numpy.zeros((ROWS, ROWS))
+    for delta in deltas:
+        change = 0.7 * delta.up.double().numpy() @ delta.down.double().numpy()
+        left, right = numpy.zeros((ROWS, delta.shape[0])), numpy.zeros((delta.shape[1], COLUMNS))
+        left[numpy.arange(delta.shape[0]) % ROWS, numpy.arange(delta.shape[0])] = _signs(f"left {delta.shape[0]}", delta.shape[0])
+        right[numpy.arange(delta.shape[1]), numpy.arange(delta.shape[1]) % COLUMNS] = _signs(f"right {delta.shape[1]}", delta.shape[1])
+        flips = _signs(f"module {delta.module}", ROWS + COLUMNS)
+        core = flips[:ROWS, None] * (left @ change @ right) * flips[None, ROWS:]
+        two_sided += core
+        output += core @ core.T / numpy.linalg.norm(core)
+    found = sketch(deltas)["attention"]
+    numpy.testing.assert_allclose(found["two_sided"], two_sided.ravel(), rtol=1e-4, atol=1e-4)
+    wanted = output[numpy.triu_indices(ROWS, 1)]
+    numpy.testing.assert_allclose(found["output"][: len(wanted)], wanted, rtol=1e-4, atol=1e-4)
+    assert not found["output"][len(wanted) :].any()
+
+
+def test_what_is_kept_has_a_small_fraction_of_the_error_of_random_signs(shelf):
+    _, paths = shelf
+    fresh = [sketch(read_deltas(path))["attention"] for path in paths]
+    for kind in KINDS:
+        rows = unit(numpy.stack([one[kind] for one in fresh]))
+        kept = unit(numpy.stack([unpacked(packed(one))[kind] for one in fresh]))
+        assert numpy.abs(rows @ rows.T - kept @ kept.T).max() < 1e-5
+    zeros = {kind: numpy.zeros(SKETCH_SIZE, numpy.float32) for kind in KINDS}
+    assert all(not vector.any() for vector in unpacked(packed(zeros)).values())
 
 
 def test_values_that_are_not_finite_and_empty_changes_are_refused(tmp_path):
@@ -170,11 +216,11 @@ def test_singular_values_are_those_of_the_full_matrix(shelf):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 def test_memory_that_is_used_again_changes_nothing(tmp_path, monkeypatch, dtype):
-    # Ranks on both sides of SIDE, alphas of another dtype in between, spans shorter than a tensor, many batches; two files in one memory.
+    # Ranks on both sides of COLUMNS, alphas of another dtype, spans shorter than a tensor, many batches; two files in one memory.
     monkeypatch.setattr(weight_file, "_SPAN_BYTES", 700)
     monkeypatch.setattr(formats, "_BATCH_BYTES", 2000)
     memory = weight_file.Memory()
-    for number, rank in enumerate((4, 20)):
+    for number, rank in enumerate((4, 40)):
         path = save_lora(tmp_path / f"{number}.safetensors", pad_rank(make_lora(number), rank), dtype=dtype)
         with weight_file.Reader(path, memory) as reader:
             batches = 0
@@ -184,9 +230,9 @@ def test_memory_that_is_used_again_changes_nothing(tmp_path, monkeypatch, dtype)
                 for batch in formats.batches_of(reader):
                     batches += 1
                     yield batch
-                    for delta in batch:
+                    for stack in batch:
                         # What is said to be good no longer must not be looked at.
-                        delta.up.zero_()
+                        torch._foreach_zero_(stack.up)
 
             found = sketch_batches(counted())
         assert batches > 2
