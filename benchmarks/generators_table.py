@@ -1,11 +1,11 @@
-"""How well maps come out of a VQGAN through LoRAs on its decoder's attention, on held-out scenes, beside what they have to beat.
+"""How well maps come out of a VQGAN through LoRAs on its decoder, on held-out scenes, beside what they have to beat.
 
     python -m intrinsic_lab.benchmarks.generators_table --base FOLDER [--loras FOLDER] [--control FOLDER] [--scenes N]
 
 --base: the VQModel. --loras: a folder with NAME_MAP.safetensors, NAME that of the base (as written by
-`python -m intrinsic_lab.training.generators nano`). --control: the runs folder in which `... nano-control` trained LoRAs on random
-weights, the paper's control.
-Rows: the LoRAs, the control, the training scenes' mean map, and the bound: the exact map, encoded and decoded by the VQGAN.
+`python -m intrinsic_lab.training.generators nano`). --control: the runs folder in which `... nano-control` trained the LoRAs that these
+are compared with: on random weights, the paper's control, and on the attention alone, the paper's LoRA.
+Rows: the LoRAs, the controls, the training scenes' mean map, and the bound: the exact map, encoded and decoded by the VQGAN.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from ..methods.intrinsic_lora.generators import read_generator_lora, vqgan_gener
 from ..methods.maps import MAPS
 from ..methods.metrics import JUDGES, score
 from ..scenes import SceneMaps, render_scenes
+from ..training.generators.nano import CONTROLS, lora_run
 from ..training.generators.vqgan import reconstruct
 from ..training.generators.vqgan_lora import load_vqgan
 from ..training.nano.data import ADAPTER_SEEDS, HELD_OUT_SEEDS, map_pictures
@@ -54,10 +55,11 @@ def rows_of(arguments: argparse.Namespace, map_name: str, scenes: SceneMaps) -> 
     rows = {}
     if arguments.loras:
         path = arguments.loras / f"{arguments.base.name}_{map_name}.safetensors"
-        rows["LoRA r8, trained VQGAN"] = lora_map(vqgan, path, map_name, scenes.image_bhwc)
+        rows["bundled LoRA"] = lora_map(vqgan, path, map_name, scenes.image_bhwc)
     if arguments.control:
-        path = arguments.control / f"{map_name}-random" / f"{map_name}.safetensors"
-        rows["LoRA r8, random VQGAN (control)"] = lora_map(load_vqgan(arguments.base, "random", 0), path, map_name, scenes.image_bhwc)
+        for targets, init in CONTROLS:
+            path = lora_run(arguments.control, map_name, targets, init) / f"{map_name}.safetensors"
+            rows[f"LoRA r8, {targets}, {init} VQGAN"] = lora_map(load_vqgan(arguments.base, init, 0), path, map_name, scenes.image_bhwc)
     rows["mean map"] = mean_map(map_name, arguments.size, MEAN_SCENES).expand(arguments.scenes, -1, -1, -1)
     exact = 2 * map_pictures(scenes)[map_name] - 1
     bound = reconstruct(vqgan, rearrange(exact, "b h w c -> b c h w"))

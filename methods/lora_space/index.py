@@ -18,7 +18,7 @@ from .database import connect, snapshot, transaction
 from .names import SUBNETWORKS
 from .records import Entry, Problem, Progress, Report, Summary
 from .scan import Found, Inspection, inspect, list_files
-from .sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, Sketches, packed, subnetwork_vectors, unpacked
+from .sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, Sketches, packed, unit, unpacked
 from .space import DIMENSIONS, LEAST_FOR_PCA, Pca, Space, fit_pca, pack, unpack
 from .weight_file import Memory, forget_layouts
 
@@ -156,7 +156,8 @@ class LoraIndex:
     def sketches(self, file_id: int) -> Sketches:
         """The stored sketches of a file, part -> kind -> vector; empty if there are none of this version."""
         query = "SELECT part, vectors FROM sketches JOIN files ON files.id = file_id WHERE file_id = ? AND sketch_version = ?"
-        return {row["part"]: unpacked(row["vectors"]) for row in self._rows(query, [int(file_id), SKETCH_VERSION])}
+        found = self._rows(query, [int(file_id), SKETCH_VERSION])
+        return {row["part"]: dict(zip(KINDS, unpacked(row["vectors"])[0], strict=True)) for row in found}
 
     def space(self, family: str, subnetwork: str = "all") -> Space:
         """All embedded LoRAs of a family as vectors; fitted when there is none, or the shelf has grown by a quarter or halved since.
@@ -193,14 +194,20 @@ class LoraIndex:
 
     def _unit_sketches(self, ids: Sequence[int], subnetwork: str) -> Iterator[numpy.ndarray]:
         """[m, 2, SKETCH_SIZE] unit sketches, a chunk of ids at a time."""
+        query = (
+            "SELECT file_id, vectors FROM sketches JOIN files ON files.id = file_id "
+            "WHERE part = ? AND sketch_version = ? AND file_id IN (SELECT value FROM json_each(?))"
+        )
         for start in range(0, len(ids), _CHUNK):
-            part = [self._unit_sketch(int(number), subnetwork) for number in ids[start : start + _CHUNK]]
-            yield numpy.stack(part)
-
-    def _unit_sketch(self, file_id: int, subnetwork: str) -> numpy.ndarray:
-        vectors = subnetwork_vectors(self.sketches(file_id), subnetwork)
-        # Removed by another process since it was listed: zeros, which are near nothing.
-        return numpy.zeros((2, SKETCH_SIZE), numpy.float32) if vectors is None else numpy.stack([vectors[kind] for kind in KINDS])
+            chosen = [int(number) for number in ids[start : start + _CHUNK]]
+            place = {number: row for row, number in enumerate(chosen)}
+            # What another process removed since it was listed stays zero, which is near nothing.
+            sums = numpy.zeros((len(chosen), len(KINDS), SKETCH_SIZE), numpy.float32)
+            for part in SUBNETWORKS[subnetwork]:
+                found = self._connection.execute(query, [part, SKETCH_VERSION, json.dumps(chosen)]).fetchall()
+                if found:
+                    sums[[place[number] for number, _ in found]] += unpacked(b"".join(data for _, data in found))
+            yield unit(sums)
 
     def _fit(self, family: str, subnetwork: str, ids: numpy.ndarray) -> dict:
         chosen = ids[numpy.linspace(0, len(ids) - 1, min(len(ids), _FIT_ROWS)).astype(int)]

@@ -156,10 +156,10 @@ def packed(kinds: Mapping[str, numpy.ndarray]) -> bytes:
     return b"".join(parts)
 
 
-def unpacked(data: bytes) -> dict[str, numpy.ndarray]:
-    """Undoes `packed`."""
+def unpacked(data: bytes) -> numpy.ndarray:
+    """[n, kinds, SKETCH_SIZE] of what `packed` made of n, joined."""
     rows = numpy.frombuffer(data, [("step", "<f4"), ("numbers", "<i2", SKETCH_SIZE)])
-    return {kind: row["numbers"] * row["step"] for kind, row in zip(KINDS, rows, strict=True)}
+    return (rows["numbers"] * rows["step"][:, None]).reshape(-1, len(KINDS), SKETCH_SIZE)
 
 
 def unit(vectors: numpy.ndarray) -> numpy.ndarray:

@@ -1,5 +1,6 @@
 """Style-based generator, VQGAN and LoRA on them, against plain references and peft, on tiny random networks."""
 
+import copy
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from intrinsic_lab.methods.intrinsic_lora.generators import adapter, gan_file, s
 from intrinsic_lab.methods.intrinsic_lora.lora_file import LoraLayer
 from intrinsic_lab.methods.maps import MAPS
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.nn import functional
 
 CONFIG = generators.StyleGanConfig(widths=(8, 8, 4), latent_dim=6, style_dim=5, mapping_layers=2)
@@ -50,11 +52,12 @@ def vqgan(request):
     return model.requires_grad_(False).eval()
 
 
-def random_layers(module, kind, rank=2):
+def random_layers(module, kind, targets="", rank=2):
     layers = {}
-    for index, name in enumerate(adapter.target_names(module, kind)):
-        outputs, inputs = module.get_submodule(name).weight.shape
-        layers[name] = LoraLayer(0.3 * noise(rank, inputs, seed=index), 0.3 * noise(outputs, rank, seed=index + 100), 0.5)
+    for index, name in enumerate(adapter.target_names(module, kind, targets)):
+        outputs, *inputs = module.get_submodule(name).weight.shape
+        up = noise(outputs, rank, *(1 for _ in inputs[1:]), seed=index + 100)
+        layers[name] = LoraLayer(0.3 * noise(rank, *inputs, seed=index), 0.3 * up, 0.5)
     return layers
 
 
@@ -123,10 +126,20 @@ def test_only_the_papers_layers_are_adapted(gan, vqgan):
     assert weights.keys() == {f"{name}.weight" for name in attention}
 
 
-def test_a_vqgan_lora_means_what_peft_means_by_it(vqgan, tmp_path):
+def test_wide_adapts_every_convolution_on_the_pictures_way_through_the_decoder_too(vqgan):
+    wide = set(adapter.target_names(vqgan, "vqgan", "wide"))
+    convolutions = {name for name, module in vqgan.decoder.named_modules() if isinstance(module, nn.Conv2d) and ".conv_y" not in name}
+    expected = {f"decoder.{name}" for name in convolutions if not name.endswith("conv_b")}
+    assert wide - set(adapter.target_names(vqgan, "vqgan")) == expected and {"decoder.conv_in", "decoder.conv_out"} < expected
+    generators.fit(vqgan, "vqgan", random_layers(vqgan, "vqgan", "wide"), "file")
+
+
+@pytest.mark.parametrize("targets", ["attention", "wide"])
+def test_a_vqgan_lora_means_what_peft_means_by_it(vqgan, tmp_path, targets):
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
-    layers = random_layers(vqgan, "vqgan")
+    vqgan = copy.deepcopy(vqgan)
+    layers = random_layers(vqgan, "vqgan", targets)
     save_file(adapter.peft_state_dict(layers), tmp_path / "lora.safetensors", adapter.generator_header("vqgan", "depth", 64, "tiny"))
     read = generators.read_generator_lora(tmp_path / "lora.safetensors", "vqgan", "depth")
     picture = noise(1, 3, 16, 16).clamp(-1, 1)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from intrinsic_lab.benchmarks.generators_table import lora_map, mean_map
+from intrinsic_lab.benchmarks.generators_table import exact_maps, lora_map, mean_map
 from intrinsic_lab.methods.intrinsic_lora import generators
 from intrinsic_lab.methods.intrinsic_lora.generators.adapter import target_names
-from intrinsic_lab.methods.metrics import score
+from intrinsic_lab.methods.maps import MAPS
+from intrinsic_lab.methods.metrics import JUDGES, score
 from intrinsic_lab.scenes import render_scenes
 from intrinsic_lab.training.generators import adversarial, gan_lora, nano, vqgan, vqgan_lora
 from intrinsic_lab.training.generators.__main__ import main
@@ -62,16 +63,16 @@ def lora_config(folder, output, steps=4, **options):
     )
 
 
-@pytest.mark.parametrize("map_name", ["normal", "depth"])
-def test_a_vqgan_lora_learns_and_touches_only_its_layers(vqgan_folder, tmp_path, map_name):
-    config = lora_config(vqgan_folder, tmp_path, 40, map=map_name, batch=4)
+@pytest.mark.parametrize(("map_name", "targets"), [("normal", "attention"), ("depth", "attention"), ("depth", "wide")])
+def test_a_vqgan_lora_learns_and_touches_only_its_layers(vqgan_folder, tmp_path, map_name, targets):
+    config = lora_config(vqgan_folder, tmp_path, 40, map=map_name, batch=4, targets=targets)
     task = vqgan_lora.VqganLoraTask(config, vqgan_lora.load_vqgan(vqgan_folder))
     before = {name: weight.clone() for name, weight in task.vqgan.state_dict().items()}
     losses = train(task, config.loop).losses
     assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
     assert all(torch.equal(weight, before[name]) for name, weight in task.vqgan.state_dict().items())
     read = generators.read_generator_lora(config.weights, "vqgan", map_name)
-    assert sorted(read.layers) == sorted(target_names(task.vqgan, "vqgan")) and read.resolution == 16
+    assert sorted(read.layers) == sorted(target_names(task.vqgan, "vqgan", targets)) and read.resolution == 16
     assert all(layer.rank == 8 and layer.up.abs().max() > 0 for layer in read.layers.values())
     generators.fit(task.vqgan, "vqgan", read.layers, "file")
 
@@ -110,7 +111,7 @@ def test_the_control_starts_from_other_weights(vqgan_folder):
 
 
 def test_impossible_settings_are_refused_in_words(vqgan_folder, tmp_path):
-    for wrong in ({"map": "line"}, {"init": "zero"}, {"rank": 0}):
+    for wrong in ({"map": "line"}, {"init": "zero"}, {"rank": 0}, {"targets": "full"}):
         with pytest.raises(ValueError):
             lora_config(vqgan_folder, tmp_path, **wrong)
     with pytest.raises(ValueError, match="multiple of 2"):
@@ -233,10 +234,11 @@ def test_the_nano_recipe_runs_from_scenes_to_files_and_goes_on_where_it_was(tmp_
     assert main(command) == 0 and (assets / "nano_vqgan/record.json").stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize(("map_name", "kind"), [("albedo", "albedo_bhwc"), ("shading", "shading_bhwc")])
-def test_the_bundled_vqgan_reads_colour_and_light_of_unseen_scenes(map_name, kind):
-    scenes = render_scenes(HELD_OUT_SEEDS[:8], 64, 64)
-    exact = getattr(scenes, kind)
+@pytest.mark.parametrize("map_name", list(MAPS))
+def test_the_bundled_vqgan_reads_every_map_of_unseen_scenes(map_name):
+    scenes = render_scenes(HELD_OUT_SEEDS[:16], 64, 64)
+    exact = exact_maps(scenes)[map_name]
     bundled = vqgan_lora.load_vqgan(ASSETS / nano.NAME), ASSETS / f"{nano.NAME}_{map_name}.safetensors"
     found, mean = lora_map(*bundled, map_name, scenes.image_bhwc), mean_map(map_name, 64, 100).expand_as(exact)
-    assert score(map_name, found, exact)["rmse"] < 0.8 * score(map_name, mean, exact)["rmse"]
+    main = JUDGES[map_name].main
+    assert score(map_name, found, exact)[main] < 0.85 * score(map_name, mean, exact)[main]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ...methods.intrinsic_lora.generators.adapter import TARGETS
 from ...methods.intrinsic_lora.generators.style_gan import StyleGanConfig
 from ...methods.maps import MAPS
 from ..folder_data import FolderData
@@ -15,7 +16,7 @@ from ..nano.data import BASE_SEEDS, PicturePool
 from ..pairs import SceneData
 from .gan import GanTask
 from .gan_lora import GanLoraConfig, train_gan_lora
-from .nano import train_nano_loras, train_nano_vqgan
+from .nano import CONTROLS, train_nano_loras, train_nano_vqgan
 from .vqgan_lora import VqganLoraConfig, train_vqgan_lora
 
 
@@ -34,6 +35,12 @@ def build_parser() -> argparse.ArgumentParser:
     lora.add_argument("--depth", choices=("near_dark", "near_bright"), default="near_dark", help="convention of the folder's depth")
     lora.add_argument("--colors", choices=("srgb", "linear"), default="srgb", help="of the folder's albedo and shading")
     lora.add_argument("--rank", type=int, default=VqganLoraConfig.rank, help="of the LoRA layers")
+    lora.add_argument(
+        "--targets",
+        choices=tuple(TARGETS["vqgan"]),
+        default=VqganLoraConfig.targets,
+        help="attention: the paper's; wide: the decoder's convolutions too, for small networks",
+    )
     lora.add_argument("--init", choices=("trained", "random"), default="trained", help="random: fresh weights, the paper's control")
     lora.add_argument("--steps", type=int, default=4000, help="of the optimiser")
     lora.add_argument("--batch", type=int, default=VqganLoraConfig.batch, help="pairs per step")
@@ -64,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     for name, text in (
         ("nano", "train the nano VQGAN on rendered scenes, and its LoRAs"),
-        ("nano-control", "train the same LoRAs on random weights, the paper's control"),
+        ("nano-control", "train what they are compared with: the same on random weights, and LoRAs on the attention alone, on both"),
     ):
         nano = commands.add_parser(name, help=text, **shown)
         nano.add_argument("--runs", type=Path, default=Path("runs/generators"), help="folder of checkpoints and results")
@@ -81,7 +88,7 @@ def lora_config(arguments: argparse.Namespace) -> VqganLoraConfig:
         data = SceneData(size=arguments.size or 64)
     else:
         data = FolderData(arguments.data, arguments.size or 256, arguments.normals, arguments.depth, arguments.colors)
-    return VqganLoraConfig(arguments.base, arguments.map, loop, data, arguments.rank, arguments.batch, arguments.init)
+    return VqganLoraConfig(arguments.base, arguments.map, loop, data, arguments.rank, arguments.batch, arguments.init, arguments.targets)
 
 
 def gan_lora_config(arguments: argparse.Namespace) -> GanLoraConfig:
@@ -132,7 +139,8 @@ def main(argv: list[str] | None = None) -> int:
                 train_nano_vqgan(arguments.runs, arguments.assets)
             train_nano_loras(arguments.runs, arguments.assets, arguments.maps)
         else:
-            train_nano_loras(arguments.runs, arguments.assets, arguments.maps, "random")
+            for targets, init in CONTROLS:
+                train_nano_loras(arguments.runs, arguments.assets, arguments.maps, targets, init)
     except ValueError as error:
         logging.error("%s", error)
         return 2

@@ -14,7 +14,7 @@ from ..loop import write_atomically
 
 
 class LoraOn(nn.Module):
-    """`module`, frozen, with trainable LoRA layers on the linear layers `names`; they change nothing until trained.
+    """`module`, frozen, with trainable LoRA layers on the linear layers and convolutions `names`; they change nothing until trained.
 
     seed: of the layers' random halves. Raises ValueError if there is nothing to adapt.
     """
@@ -27,8 +27,8 @@ class LoraOn(nn.Module):
         draw = torch.Generator().manual_seed(seed)
         shapes = [module.get_submodule(name).weight.shape for name in names]
         # As peft begins: uniform below one over the root of the width, and zero.
-        self.down = nn.ParameterList((2 * torch.rand(rank, inputs, generator=draw) - 1) / math.sqrt(inputs) for _, inputs in shapes)
-        self.up = nn.ParameterList(torch.zeros(outputs, rank) for outputs, _ in shapes)
+        self.down = nn.ParameterList((2 * torch.rand(rank, *wide, generator=draw) - 1) / math.sqrt(math.prod(wide)) for _, *wide in shapes)
+        self.up = nn.ParameterList(torch.zeros(outputs, rank, *(1 for _ in wide[1:])) for outputs, *wide in shapes)
 
     def layers(self) -> dict[str, LoraLayer]:
         """The layers by name inside `module`, on the graph."""

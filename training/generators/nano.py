@@ -22,6 +22,9 @@ VQGAN = LoopConfig(Path("vqgan"), steps=1400, learning_rate=1e-3, schedule="cosi
 LORA = LoopConfig(Path("lora"), steps=600, learning_rate=5e-3, schedule="cosine", warmup=30, weight_decay=0.0, ema_decay=0.98)
 LORA_DATA = SceneData(count=4000, size=SIZE)
 NAME = "nano_vqgan"
+TARGETS = "wide"
+# (targets, init) of what the bundled LoRAs are compared with.
+CONTROLS = ((TARGETS, "random"), ("attention", "trained"), ("attention", "random"))
 
 
 def train_nano_vqgan(runs: Path, assets: Path) -> None:
@@ -51,18 +54,23 @@ def train_nano_vqgan(runs: Path, assets: Path) -> None:
     save_record(assets / NAME, record)
 
 
-def lora_config(runs: Path, assets: Path, map_name: str, init: str = "trained") -> VqganLoraConfig:
-    """Settings of one LoRA, or of its control on random weights."""
-    loop = replace(LORA, output=runs / f"{map_name}-{init}")
-    return VqganLoraConfig(assets / NAME, map_name, loop, LORA_DATA, batch=BATCH, init=init)
+def lora_run(runs: Path, map_name: str, targets: str, init: str) -> Path:
+    """Folder in which a LoRA is trained."""
+    return runs / f"{map_name}-{targets}-{init}"
 
 
-def train_nano_loras(runs: Path, assets: Path, maps: list[str], init: str = "trained") -> None:
-    """The LoRAs of `maps`; those on trained weights go to `assets`, with their records."""
+def lora_config(runs: Path, assets: Path, map_name: str, targets: str = TARGETS, init: str = "trained") -> VqganLoraConfig:
+    """Settings of one LoRA, or of one that it is compared with."""
+    loop = replace(LORA, output=lora_run(runs, map_name, targets, init))
+    return VqganLoraConfig(assets / NAME, map_name, loop, LORA_DATA, batch=BATCH, init=init, targets=targets)
+
+
+def train_nano_loras(runs: Path, assets: Path, maps: list[str], targets: str = TARGETS, init: str = "trained") -> None:
+    """The LoRAs of `maps`; those that are no controls go to `assets`, with their records."""
     for name in maps:
-        config = lora_config(runs, assets, name, init)
-        history = train_vqgan_lora(config, console_report(f"{name} {init}"))
-        if init == "trained":
+        config = lora_config(runs, assets, name, targets, init)
+        history = train_vqgan_lora(config, console_report(f"{name} {targets} {init}"))
+        if (targets, init) not in CONTROLS:
             target = assets / f"{NAME}_{name}.safetensors"
             write_atomically(target, lambda path, weights=config.weights: path.write_bytes(weights.read_bytes()))
             last = history.losses[-100:]

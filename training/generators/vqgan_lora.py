@@ -1,4 +1,4 @@
-"""An Intrinsic LoRA on a VQGAN: picture -> codes -> the map, by the same decoder with a LoRA on its attention."""
+"""An Intrinsic LoRA on a VQGAN: picture -> codes -> the map, by the same decoder with a LoRA."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...methods.intrinsic_lora.generators.adapter import target_names
+from ...methods.intrinsic_lora.generators.adapter import TARGETS, target_names
 from ...methods.intrinsic_lora.generators.vqgan import downscale, quantised, run_decoder
 from ...methods.maps import MAPS
 from ..folder_data import FolderData
@@ -25,7 +25,8 @@ PREFIX = "decoder."
 class VqganLoraConfig:
     """base: folder of a diffusers VQModel. data: pictures and maps. rank: the paper's 8.
 
-    init: "trained", or "random" for the paper's control. Raises ValueError for impossible values.
+    init: "trained", or "random" for the paper's control. targets: "attention" is the paper's; "wide" adapts the decoder's convolutions
+    too. Raises ValueError for impossible values.
     """
 
     base: Path
@@ -35,9 +36,10 @@ class VqganLoraConfig:
     rank: int = 8
     batch: int = 8
     init: str = "trained"
+    targets: str = "attention"
 
     def __post_init__(self) -> None:
-        for name, allowed in {"map": tuple(MAPS), "init": ("trained", "random")}.items():
+        for name, allowed in {"map": tuple(MAPS), "init": ("trained", "random"), "targets": tuple(TARGETS["vqgan"])}.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose {', '.join(allowed)}.")
         if self.batch < 1 or self.rank < 1:
@@ -76,7 +78,7 @@ class VqganLoraTask:
 
     def __init__(self, config: VqganLoraConfig, vqgan):
         self.config, self.vqgan, self.source = config, vqgan, config.data.source(config.map)
-        names = [name.removeprefix(PREFIX) for name in target_names(vqgan, "vqgan")]
+        names = [name.removeprefix(PREFIX) for name in target_names(vqgan, "vqgan", config.targets)]
         self.module = LoraOn(vqgan.decoder, names, config.rank, config.loop.seed)
 
     def loss(self, module: nn.Module, draw: torch.Generator) -> Tensor:

@@ -13,10 +13,16 @@ from torch.func import functional_call
 from ...maps import MAPS
 from ..lora_file import LoraLayer, read_lora
 
-# What the paper adapts (section 3): a VQGAN decoder's attention, and a style-based generator's affine layers from w to s.
+_ATTENTION = r"attentions\.\d+\.to_(?:q|k|v|out\.0)"
+_CONVOLUTIONS = r"conv_in|conv_out|resnets\.\d+\.(?:conv1|conv2|conv_shortcut)|upsamplers\.\d+\.conv"
+# What the paper adapts (section 3) comes first: a VQGAN decoder's attention, a style-based generator's affine layers from w to s. The
+# last may adapt all that the others do.
 TARGETS = {
-    "vqgan": re.compile(r"decoder\.(?:.*\.)?attentions\.\d+\.to_(?:q|k|v|out\.0)"),
-    "gan": re.compile(r"(?:.*\.)?affine"),
+    "vqgan": {
+        "attention": re.compile(rf"decoder\.(?:.*\.)?{_ATTENTION}"),
+        "wide": re.compile(rf"decoder\.(?:.*\.)?(?:{_ATTENTION}|{_CONVOLUTIONS})"),
+    },
+    "gan": {"affine": re.compile(r"(?:.*\.)?affine")},
 }
 KIND_NAMES = {"vqgan": "VQGAN", "gan": "GAN"}
 _HEADER = "intrinsic_lab."
@@ -30,14 +36,18 @@ class GeneratorLora:
     resolution: int | None = None
 
 
-def target_names(generator: nn.Module, kind: str) -> list[str]:
-    """Names of the linear layers of `generator` that a LoRA of this kind ("vqgan" or "gan") adapts, in the network's order."""
-    return [name for name, module in generator.named_modules() if isinstance(module, nn.Linear) and TARGETS[kind].fullmatch(name)]
+def target_names(generator: nn.Module, kind: str, targets: str = "") -> list[str]:
+    """Names of the layers of `generator` that a LoRA of this kind ("vqgan" or "gan") adapts, in the network's order.
+
+    targets: a key of TARGETS[kind]; the paper's without it.
+    """
+    pattern = TARGETS[kind][targets or next(iter(TARGETS[kind]))]
+    return [name for name, module in generator.named_modules() if isinstance(module, nn.Linear | nn.Conv2d) and pattern.fullmatch(name)]
 
 
 def fit(generator: nn.Module, kind: str, layers: Mapping[str, LoraLayer], source: str) -> None:
     """Raises ValueError, naming `source`, for layers that this generator does not have, that are no targets, or of another width."""
-    targets = set(target_names(generator, kind))
+    targets = set(target_names(generator, kind, [*TARGETS[kind]][-1]))
     if unknown := [name for name in layers if name not in targets]:
         raise ValueError(
             f"{source} was made for another model: {len(unknown)} of its {len(layers)} layers are no layers that a LoRA on this "
@@ -62,8 +72,8 @@ def adapted_weights(module: nn.Module, layers: Mapping[str, LoraLayer], strength
     weights = {}
     for name, layer in layers.items():
         weight = module.get_submodule(name).weight
-        up, down = (half.to(weight.device, torch.float32) for half in (layer.up, layer.down))
-        weights[f"{name}.weight"] = (weight.detach().float() + strength * layer.scale * (up @ down)).to(weight.dtype)
+        up, down = (half.to(weight.device, torch.float32).flatten(1) for half in (layer.up, layer.down))
+        weights[f"{name}.weight"] = (weight.detach().float() + strength * layer.scale * (up @ down).view_as(weight)).to(weight.dtype)
     return weights
 
 
