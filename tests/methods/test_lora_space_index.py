@@ -395,6 +395,22 @@ def test_newer_and_foreign_databases_are_refused_untouched(tmp_path):
         assert path.read_bytes() == before
 
 
+def test_sketches_of_an_earlier_version_are_left_out_and_made_anew(shelf):
+    folder, paths, index = shelf
+    count = len(index.space("sd1").ids)
+    with index._writing():
+        # As the first version kept them: two float32 vectors of 1,024.
+        (old,) = index._connection.execute("SELECT id FROM files WHERE path = ?", [str(paths[0])]).fetchone()
+        index._connection.execute("UPDATE files SET sketch_version = 1 WHERE id = ?", [old])
+        index._connection.execute("UPDATE sketches SET vectors = ? WHERE file_id = ?", [bytes(8192), old])
+    assert index.sketches(old) == {} and not index.entry(paths[0]).embedded
+    assert len(index.space("sd1").ids) == count - 1
+    summary = index.update([folder])
+    assert (summary.changed, summary.embedded, summary.unchanged) == (1, 1, len(paths) - 1)
+    assert_indexed_as_it_is(index, paths[0])
+    assert len(index.space("sd1").ids) == count
+
+
 def test_a_space_is_fitted_grows_and_follows_the_files(tmp_path):
     folder = tmp_path / "loras"
     paths = fill(folder, LEAST_FOR_PCA)
