@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 
 from ..methods.lora_space.index import LoraIndex
 from ..methods.lora_space.search import find_similar
-from ..methods.lora_space.sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION
+from ..methods.lora_space.sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, packed
 from ..methods.lora_space.space import DIMENSIONS, Pca, pack
 from ..tools.console import format_table
 from ..training.loop import write_atomically
@@ -125,7 +125,11 @@ def _measure_scan(files: int, layouts: int) -> dict:
 
 
 def measure_embedding(files: int) -> list[dict]:
-    """Rate of reading alone and of embedding, with the files in the page cache and out of it."""
+    """Rate of reading alone and of embedding, with the files in the page cache and out of it.
+
+    A disk's speed may change by the minute: every embedding follows a reading of its own, and the medians of both and of their ratios
+    are what is said.
+    """
     rows = []
     for layouts in (1, files):
         with tempfile.TemporaryDirectory() as folder:
@@ -154,7 +158,7 @@ def _measure_embedding(shelf: Path, cached: bool) -> dict:
     megabytes = sum(path.stat().st_size for path in files) / 1e6
     times: dict[str, list[float]] = {"read": [], "embed": []}
     used = []
-    for _ in range(5):
+    for _ in range(11):
         for what in times:
             _warm(shelf) if cached else _drop(shelf)
             if what == "read":
@@ -164,15 +168,15 @@ def _measure_embedding(shelf: Path, cached: bool) -> dict:
                 before = time.process_time()
                 times[what].append(seconds(lambda: index.update([shelf])))
                 used.append(time.process_time() - before)
-    read, embed = (min(times[what]) for what in ("read", "embed"))
+    read, embed = (median(times[what]) for what in ("read", "embed"))
     return {
         "MB each": round(megabytes / len(files)),
         "on disk": "in the page cache" if cached else "not in the page cache",
         "read MB/s": round(megabytes / read),
         "embed MB/s": round(megabytes / embed),
-        "ratio": round(read / embed, 2),
+        "ratio": round(median(one / other for one, other in zip(*times.values(), strict=True)), 2),
         "s a file": round(embed / len(files), 3),
-        "CPU s a file": round(min(used) / len(files), 3),
+        "CPU s a file": round(median(used) / len(files), 3),
     }
 
 
@@ -209,7 +213,7 @@ def fill_index(database: Path, count: int, seed: int = 0) -> Path:
                 [(n, f"/shelf/{n % 100}/{n}.safetensors", f"{n % 100}/{n}.safetensors", SKETCH_VERSION) for n in numbers],
             )
             # Full-size sketches only for the query: a space that is fitted never reads the others.
-            first = (vectors[0] @ components).astype("<f4").tobytes() if start == 0 else b""
+            first = packed(dict(zip(KINDS, vectors[0] @ components, strict=True))) if start == 0 else b""
             connection.executemany("INSERT INTO sketches VALUES (?, ?, ?)", [(n, "attention", first if n == 1 else b"") for n in numbers])
             rows = [(n, row.tobytes()) for n, row in zip(numbers, vectors, strict=True)]
             connection.executemany("INSERT INTO vectors VALUES (1, ?, ?)", rows)

@@ -20,7 +20,7 @@ from typing import Any
 
 from .baseline import nearest_raw
 from .duplicates import find_duplicates
-from .index import LoraIndex
+from .index import WORKERS, LoraIndex
 from .names import SUBNETWORKS
 from .qdrant_store import QdrantStore, connect
 from .records import Progress
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("folder", type=Path, metavar="DIR", help="folder of LoRA files")
     common.add_argument("--database", type=Path, help="the index's file (default: one per DIR in the user's cache)")
-    common.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="files read at once (%(default)s)")
+    common.add_argument("--workers", type=int, default=WORKERS, help="files read at once (%(default)s)")
     choice = argparse.ArgumentParser(add_help=False)
     choice.add_argument("--family", help="only LoRAs for this base model, such as sdxl")
     choice.add_argument("--subfolder", help="only LoRAs below this folder of DIR")

@@ -26,6 +26,8 @@ _COLUMNS = "id, path, root, name, size, mtime_ns, family, format, rank_min, rank
 # Rows that the PCA is fitted on, at most; drawn evenly from the shelf.
 _FIT_ROWS = 20_000
 _CHUNK = 2_000
+# Files read at once: one waits for the disk while the others work; more would only wait for each other in Python.
+WORKERS = min(4, 1 + (os.cpu_count() or 1))
 
 
 class LoraIndex:
@@ -51,7 +53,7 @@ class LoraIndex:
         """Tells this index's copies elsewhere from those of others: 12 letters, drawn when it was made."""
         return next(iter(self._rows("SELECT name FROM identity")))["name"]
 
-    def update(self, roots: Sequence[str | Path], *, embed: bool = True, workers: int = 2, report: Report | None = None) -> Summary:
+    def update(self, roots: Sequence[str | Path], *, embed: bool = True, workers: int = WORKERS, report: Report | None = None) -> Summary:
         """Brings the index in step with the folders: new and changed files are read, moved ones recognised, missing ones dropped.
 
         A file whose size and time are unchanged costs one stat. Files outside `roots` stay as they are, and so does what lay below
