@@ -215,7 +215,9 @@ def deltas_of(reader: Reader, subnetwork: str = "all") -> Iterator[Delta]:
     if subnetwork not in SUBNETWORKS:
         raise ValueError(f"there is no sub-network {subnetwork!r}: choose one of {', '.join(SUBNETWORKS)}.")
     parts = SUBNETWORKS[subnetwork]
-    for name, module in _expected(reader, subnetwork):
+    layout = reader.header.layout
+    reader.expect(_spans(layout, subnetwork))
+    for name, module in _in_order(layout, subnetwork)[0]:
         yield from (piece for piece in _pieces(_delta(name, module, reader)) if part_of(piece.module) in parts)
 
 
@@ -271,18 +273,17 @@ def _plan(layout: Layout) -> list[_Batch]:
     """All modules, as they lie in the file, in batches of about _BATCH_BYTES."""
     batches: list[list[tuple[str, _Module]]] = [[]]
     size = 0
-    for name, module in _in_order(layout, "all")[0]:
+    modules, places = _in_order(layout, "all")
+    for name, module in modules:
         if size >= _BATCH_BYTES:
             batches.append([])
             size = 0
         batches[-1].append((name, module))
-        for key in module.read.values():
-            start, stop = layout.tensors[key]["data_offsets"]
-            size += stop - start
-    return [_batch(layout, modules) for modules in batches]
+        size += sum(_bytes(layout, key) for key in module.read.values())
+    return [_batch(layout, modules, places) for modules in batches]
 
 
-def _batch(layout: Layout, modules: Sequence[tuple[str, _Module]]) -> _Batch:
+def _batch(layout: Layout, modules: Sequence[tuple[str, _Module]], places: Mapping[str, int]) -> _Batch:
     alike: dict[tuple, list[_Plain]] = {}
     others = []
     for name, module in modules:
@@ -295,9 +296,17 @@ def _batch(layout: Layout, modules: Sequence[tuple[str, _Module]]) -> _Batch:
         else:
             others.append((name, module))
     keys = [key for _, module in modules for key in module.read.values()]
-    return _Batch(
-        spans_of(layout, sorted(keys, key=lambda key: _offset(layout, key))), [_Alike(members) for members in alike.values()], others
-    )
+    spans = spans_of(layout, sorted(keys, key=places.__getitem__))
+    return _Batch(spans, [_Alike(members) for members in alike.values()], others)
+
+
+def _bytes(layout: Layout, key: str) -> int:
+    try:
+        place = layout.place(key)
+    except BadFile:
+        # Reading it says so, in its turn.
+        return 0
+    return place.stop - place.start
 
 
 def _plain_sizes(layout: Layout, module: _Module) -> tuple[int, int, int] | None:
@@ -305,8 +314,6 @@ def _plain_sizes(layout: Layout, module: _Module) -> tuple[int, int, int] | None
     if module.kind != "lora" or "lora_mid" in module.keys:
         return None
     try:
-        for key in module.read.values():
-            layout.place(key)
         down, up = (layout.place(module.keys[side]).shape for side in ("down", "up"))
     except BadFile:
         return None
@@ -314,22 +321,21 @@ def _plain_sizes(layout: Layout, module: _Module) -> tuple[int, int, int] | None
     return (up[0], down[0], prod(down[1:])) if whole else None
 
 
-def _expected(reader: Reader, subnetwork: str) -> list[tuple[str, _Module]]:
-    """Modules that the sub-network needs, as they lie in the file, which the reader is told."""
-    modules, spans = _in_order(reader.header.layout, subnetwork)
-    reader.expect(spans)
-    return modules
-
-
 @once_per_layout
-def _in_order(layout: Layout, subnetwork: str) -> tuple[list[tuple[str, _Module]], Mapping[str, Any]]:
-    """(modules, what to read for each of their tensors)."""
+def _in_order(layout: Layout, subnetwork: str) -> tuple[list[tuple[str, _Module]], dict[str, int]]:
+    """Modules that the sub-network needs, as they lie in the file, and key -> place of what is read of them."""
     parts = SUBNETWORKS[subnetwork]
     # linear1 of a single FLUX block is attention and feed-forward in one.
     modules = {name: module for name, module in _modules(layout).items() if part_of(name) in parts or name.endswith("_linear1")}
     places = {key: _offset(layout, key) for module in modules.values() for key in module.read.values()}
-    spans = spans_of(layout, sorted(places, key=places.__getitem__))
-    return sorted(modules.items(), key=lambda item: places[item[1].weight]), spans
+    return sorted(modules.items(), key=lambda item: places[item[1].weight]), places
+
+
+@once_per_layout
+def _spans(layout: Layout, subnetwork: str) -> Mapping[str, Any]:
+    """What to read for each of the sub-network's tensors."""
+    places = _in_order(layout, subnetwork)[1]
+    return spans_of(layout, sorted(places, key=places.__getitem__))
 
 
 def _pieces(delta: Delta) -> list[Delta]:

@@ -4,11 +4,13 @@ The `safetensors` package maps the whole file and needs 2.3 ms to open one; a sh
 a mapped file that another program cuts short ends the process. Format: 8 bytes (little-endian length), JSON, data.
 """
 
+import gc
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
 from math import prod
@@ -31,6 +33,8 @@ DTYPES = {
 MAX_HEADER_BYTES = 100_000_000
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
 _NUMPY_DTYPES = {torch.float64: "f8", torch.float32: "f4", torch.float16: "f2"}
+# Integers of the same size for those that numpy does not have.
+_STORED = {dtype: numpy.dtype(_NUMPY_DTYPES.get(dtype, f"i{dtype.itemsize}")) for dtype in DTYPES.values()}
 # Neighbouring tensors that are read together; a tensor that is larger is read alone.
 _SPAN_BYTES, _SPANS_HELD = 4 << 20, 4
 # Where nearly every writer puts the metadata.
@@ -85,9 +89,9 @@ class Layout:
             raise BadFile(f"{name} is stored as {kind}, floating point weights were expected: export it as fp16.")
         if stop - start != prod(shape) * DTYPES[kind].itemsize:
             raise BadFile(f"{name} has {stop - start} bytes for shape {shape} in {kind}: it is damaged, download it again.")
-        dtype, matrix = DTYPES[kind], (shape[0] if shape else 1, prod(shape[1:]))
-        stored = numpy.dtype(_NUMPY_DTYPES.get(dtype) or f"i{dtype.itemsize}")
-        self._places[name] = place = Place(dtype, tuple(shape), start, stop, matrix, stored)
+        shape = tuple(shape)
+        matrix = shape if len(shape) == 2 else (shape[0] if shape else 1, prod(shape[1:]))
+        self._places[name] = place = Place(DTYPES[kind], shape, start, stop, matrix, _STORED[DTYPES[kind]])
         return place
 
 
@@ -98,13 +102,34 @@ def once_per_layout(function: Callable[..., Any]) -> Callable[..., Any]:
     def remembered(layout: Layout, *arguments: Any) -> Any:
         key = function, arguments
         if key not in layout.derived:
-            layout.derived[key] = function(layout, *arguments)
+            with _many_objects():
+                layout.derived[key] = function(layout, *arguments)
         return layout.derived[key]
 
     return remembered
 
 
+@contextmanager
+def _many_objects() -> Iterator[None]:
+    """No garbage collection while thousands of objects are made that are no garbage: it would take longer than making them.
+
+    In several threads at once the first that ends allows it again for all; it never stays off.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _parsed(text: str) -> Layout:
+    with _many_objects():
+        return _parse(text)
+
+
+def _parse(text: str) -> Layout:
     tensors = json.loads(text)
     metadata = tensors.pop("__metadata__", None) or {}
     if not all(isinstance(entry, dict) for entry in tensors.values()):

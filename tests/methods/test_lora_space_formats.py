@@ -1,8 +1,10 @@
 """Every spelling and every kind of LoRA reads to the same changes of weights; what is none is refused with a reason."""
 
+import gc
 import json
 import pickle
 import struct
+from contextlib import suppress
 
 import peft
 import pytest
@@ -11,7 +13,7 @@ from intrinsic_lab.methods.intrinsic_lora.lora_file import LoraLayer
 from intrinsic_lab.methods.lora_space import weight_file
 from intrinsic_lab.methods.lora_space.delta import Kronecker, LowRank, inner_product
 from intrinsic_lab.methods.lora_space.families import base_family
-from intrinsic_lab.methods.lora_space.formats import deltas_of, describe, read_deltas
+from intrinsic_lab.methods.lora_space.formats import batches_of, deltas_of, describe, read_deltas
 from intrinsic_lab.methods.lora_space.index import LoraIndex
 from intrinsic_lab.methods.lora_space.names import canonical_name, part_of
 from intrinsic_lab.methods.lora_space.weight_file import BadFile, Reader, forget_layouts, read_header
@@ -323,6 +325,10 @@ BAD_FILES = {
     "rank 0": (header_bytes(halves(tensor_entry([0, 8], 0, 0), tensor_entry([8, 0], 0, 0))), "rank 0"),
     "wrong bytes": (header_bytes(halves(tensor_entry([4, 8], 0, 100), tensor_entry([8, 4], 100, 256)), bytes(256)), "100 bytes for shape"),
     "integers": (header_bytes(halves(tensor_entry([4, 8], 0, 32, "I8"), tensor_entry([8, 4], 32, 64, "I8")), bytes(64)), "stored as I8"),
+    "three offsets": (
+        header_bytes(halves(tensor_entry([4, 8], 0, 128) | {"data_offsets": [0, 128, 7]}, tensor_entry([8, 4], 128, 256)), bytes(256)),
+        "does not lie inside",
+    ),
     "no shape": (header_bytes(halves({"dtype": "F32", "data_offsets": [0, 0]}, tensor_entry([8, 4], 0, 0))), "no shape"),
     "half": (header_bytes({"a.lora_down.weight": tensor_entry([4, 8], 0, 128)}, bytes(128)), "lacks up"),
     "checkpoint": (header_bytes({"model.to_q.weight": tensor_entry([4, 8], 0, 128)}, bytes(128)), "no LoRA weights"),
@@ -336,9 +342,15 @@ def test_a_bad_file_is_refused_with_its_reason(tmp_path, kind):
     data, reason = BAD_FILES[kind]
     path = tmp_path / "bad.safetensors"
     path.write_bytes(data)
-    with pytest.raises(BadFile, match=reason):
-        describe(read_header(path))
-        list(read_deltas(path))
+    for read in (read_deltas, read_batches):
+        with pytest.raises(BadFile, match=reason):
+            describe(read_header(path))
+            list(read(path))
+
+
+def read_batches(path):
+    with Reader(path, weight_file.Memory()) as reader:
+        yield from batches_of(reader)
 
 
 TENSORS = halves(tensor_entry([4, 8], 0, 128), tensor_entry([8, 4], 128, 256))
@@ -378,6 +390,18 @@ def test_what_files_share_is_their_layout_alone(tmp_path):
     with LoraIndex(tmp_path / "index.sqlite") as index:
         index.update([tmp_path])
     assert read_header(paths[0]).layout is not headers[0].layout
+
+
+def test_garbage_collection_is_as_it_was_after_reading(tmp_path):
+    good, bad = save_lora(tmp_path / "a.safetensors", make_lora(1)), tmp_path / "bad.safetensors"
+    bad.write_bytes(BAD_FILES["half"][0])
+    for switch, expected in ((gc.disable, False), (gc.enable, True)):
+        switch()
+        for path in (good, bad):
+            forget_layouts()
+            with suppress(BadFile):
+                list(read_deltas(path))
+            assert gc.isenabled() is expected
 
 
 def test_a_header_of_unusual_length_is_not_remembered(tmp_path, monkeypatch):
