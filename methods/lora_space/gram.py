@@ -12,7 +12,7 @@ import numpy
 
 from .delta import Delta, inner_product
 from .formats import read_deltas
-from .weight_file import BadFile
+from .weight_file import BadFile, forget_layouts
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ def gram(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+        finally:
+            forget_layouts()
     return Gram(inner, norms, candidate_norms)
 
 
