@@ -3,7 +3,7 @@
 Matrices are [out, in]; a convolution's kernel is flattened into `in` (in * kh * kw). Tensors are float32, those of a `Stack` in any dtype.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +43,11 @@ class Stack:
     down: Sequence[Tensor]
     up: Sequence[Tensor]
     scales: Sequence[float]
+
+    def each(self) -> Iterator[LowRank]:
+        """One by one, in float32."""
+        for module, down, up, scale in zip(self.modules, self.down, self.up, self.scales, strict=True):
+            yield LowRank(module, down.float(), up.float(), scale)
 
 
 @dataclass(frozen=True)

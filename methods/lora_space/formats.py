@@ -202,7 +202,7 @@ def _tags(metadata: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def read_deltas(path: str | Path, subnetwork: str = "all") -> Iterator[Delta]:
-    """Changes of the weights, module by module in the order of the file; only what `subnetwork` needs is read.
+    """Changes of the weights in float32, about in the order of the file; only what `subnetwork` needs is read.
 
     Raises BadFile, saying what is wrong, at the first module that cannot be used.
     """
@@ -212,23 +212,22 @@ def read_deltas(path: str | Path, subnetwork: str = "all") -> Iterator[Delta]:
 
 def deltas_of(reader: Reader, subnetwork: str = "all") -> Iterator[Delta]:
     """`read_deltas` of an open file."""
+    for batch in batches_of(reader, subnetwork):
+        for one in batch:
+            yield from one.each() if isinstance(one, Stack) else [one]
+
+
+def batches_of(reader: Reader, subnetwork: str = "all") -> Iterator[list[Stack | Delta]]:
+    """`deltas_of` many modules at a time; plain LoRAs of one size side by side, in the dtype of the file. Where the reader has memory of
+    its own, a batch is good until the next is asked for."""
     if subnetwork not in SUBNETWORKS:
         raise ValueError(f"there is no sub-network {subnetwork!r}: choose one of {', '.join(SUBNETWORKS)}.")
     parts = SUBNETWORKS[subnetwork]
-    layout = reader.header.layout
-    reader.expect(_spans(layout, subnetwork))
-    for name, module in _in_order(layout, subnetwork)[0]:
-        yield from (piece for piece in _pieces(_delta(name, module, reader)) if part_of(piece.module) in parts)
-
-
-def batches_of(reader: Reader) -> Iterator[list[Stack | Delta]]:
-    """`deltas_of` all modules, many at a time; plain LoRAs of one size side by side, in the dtype of the file. A batch is good until the
-    next is asked for, because the reader's memory is then used again."""
-    for batch in _plan(reader.header.layout):
+    for batch in _plan(reader.header.layout, subnetwork):
         reader.expect(batch.spans)
         deltas: list[Stack | Delta] = [alike.read(reader) for alike in batch.alike]
         for name, module in batch.others:
-            deltas += _pieces(_delta(name, module, reader))
+            deltas += (piece for piece in _pieces(_delta(name, module, reader)) if part_of(piece.module) in parts)
         yield deltas
         reader.forget()
 
@@ -269,21 +268,24 @@ class _Batch:
 
 
 @once_per_layout
-def _plan(layout: Layout) -> list[_Batch]:
-    """All modules, as they lie in the file, in batches of about _BATCH_BYTES."""
+def _plan(layout: Layout, subnetwork: str) -> list[_Batch]:
+    """Modules that the sub-network needs, as they lie in the file, in batches of about _BATCH_BYTES."""
+    parts = SUBNETWORKS[subnetwork]
+    # linear1 of a single FLUX block is attention and feed-forward in one.
+    modules = {name: module for name, module in _modules(layout).items() if part_of(name) in parts or name.endswith("_linear1")}
+    places = {key: _offset(layout, key) for module in modules.values() for key in module.read.values()}
     batches: list[list[tuple[str, _Module]]] = [[]]
     size = 0
-    modules, places = _in_order(layout, "all")
-    for name, module in modules:
+    for name, module in sorted(modules.items(), key=lambda item: places[item[1].weight]):
         if size >= _BATCH_BYTES:
             batches.append([])
             size = 0
         batches[-1].append((name, module))
         size += sum(_bytes(layout, key) for key in module.read.values())
-    return [_batch(layout, modules, places) for modules in batches]
+    return [_batch(layout, batch, places, parts) for batch in batches]
 
 
-def _batch(layout: Layout, modules: Sequence[tuple[str, _Module]], places: Mapping[str, int]) -> _Batch:
+def _batch(layout: Layout, modules: Sequence[tuple[str, _Module]], places: Mapping[str, int], parts: Sequence[str]) -> _Batch:
     alike: dict[tuple, list[_Plain]] = {}
     others = []
     for name, module in modules:
@@ -291,8 +293,9 @@ def _batch(layout: Layout, modules: Sequence[tuple[str, _Module]], places: Mappi
             out, rank, width = sizes
             pieces = fused_rows(name, out, width)
             for piece, start, stop in pieces:
-                member = _Plain(piece, module, None if len(pieces) == 1 else slice(start, stop), rank)
-                alike.setdefault((part_of(piece), stop - start, rank, width), []).append(member)
+                if (part := part_of(piece)) in parts:
+                    member = _Plain(piece, module, None if len(pieces) == 1 else slice(start, stop), rank)
+                    alike.setdefault((part, stop - start, rank, width), []).append(member)
         else:
             others.append((name, module))
     keys = [key for _, module in modules for key in module.read.values()]
@@ -319,23 +322,6 @@ def _plain_sizes(layout: Layout, module: _Module) -> tuple[int, int, int] | None
         return None
     whole = len(down) >= 2 and len(up) >= 2 and up[1] == down[0] and prod(up[2:]) == 1 and prod(down) and prod(up)
     return (up[0], down[0], prod(down[1:])) if whole else None
-
-
-@once_per_layout
-def _in_order(layout: Layout, subnetwork: str) -> tuple[list[tuple[str, _Module]], dict[str, int]]:
-    """Modules that the sub-network needs, as they lie in the file, and key -> place of what is read of them."""
-    parts = SUBNETWORKS[subnetwork]
-    # linear1 of a single FLUX block is attention and feed-forward in one.
-    modules = {name: module for name, module in _modules(layout).items() if part_of(name) in parts or name.endswith("_linear1")}
-    places = {key: _offset(layout, key) for module in modules.values() for key in module.read.values()}
-    return sorted(modules.items(), key=lambda item: places[item[1].weight]), places
-
-
-@once_per_layout
-def _spans(layout: Layout, subnetwork: str) -> Mapping[str, Any]:
-    """What to read for each of the sub-network's tensors."""
-    places = _in_order(layout, subnetwork)[1]
-    return spans_of(layout, sorted(places, key=places.__getitem__))
 
 
 def _pieces(delta: Delta) -> list[Delta]:

@@ -36,7 +36,7 @@ _NUMPY_DTYPES = {torch.float64: "f8", torch.float32: "f4", torch.float16: "f2"}
 # Integers of the same size for those that numpy does not have.
 _STORED = {dtype: numpy.dtype(_NUMPY_DTYPES.get(dtype, f"i{dtype.itemsize}")) for dtype in DTYPES.values()}
 # Neighbouring tensors that are read together; a tensor that is larger is read alone.
-_SPAN_BYTES, _SPANS_HELD = 4 << 20, 4
+_SPAN_BYTES = 4 << 20
 # Where nearly every writer puts the metadata.
 _METADATA_FIRST = re.compile(r'\s*\{\s*"__metadata__"\s*:\s*')
 # Layouts that are remembered, and the text of the longest; some 2 MB of objects each.
@@ -184,11 +184,6 @@ class Header:
     size: int
     fingerprint: bytes
 
-    @property
-    def tensors(self) -> dict[str, dict[str, Any]]:
-        """See `Layout`."""
-        return self.layout.tensors
-
 
 def read_header(path: str | Path) -> Header:
     """Header of the file `path`. Raises BadFile if it cannot be opened or is no whole safetensors file."""
@@ -249,7 +244,7 @@ class Memory:
 class Reader:
     """An open safetensors file; use in a `with`. Raises BadFile as `read_header` does.
 
-    memory: what is read goes there, and is good until `forget`; without it tensors own their memory.
+    memory: what is read goes there, and is good until `forget`; without it tensors own their memory, and are read again after it.
     """
 
     def __init__(self, path: str | Path, memory: "Memory | None" = None) -> None:
@@ -304,14 +299,9 @@ class Reader:
         data = self._held.get(span)
         if data is None:
             data = self._held[span] = self._read(span)
-        elif self._memory is None:
-            # Spans asked for last are let go last: alphas lie together, far from most modules' weights.
-            self._held[span] = self._held.pop(span)
         return numpy.ndarray(shape, place.stored, data, place.start - span.start)
 
     def _read(self, span: _Span) -> numpy.ndarray:
-        if self._memory is None and len(self._held) == _SPANS_HELD:
-            del self._held[next(iter(self._held))]
         size = span.stop - span.start
         data = numpy.empty(size, numpy.uint8) if self._memory is None else self._memory.take(size)
         self._file.seek(self.header.data_start + span.start)

@@ -242,7 +242,7 @@ def test_only_the_bytes_of_the_subnetwork_are_read(tmp_path):
     path = save_lora(tmp_path / "a.safetensors", layers)
     with Reader(path) as reader:
         wanted, read = 0, []
-        for key, entry in reader.header.tensors.items():
+        for key, entry in reader.header.layout.tensors.items():
             wanted += (entry["data_offsets"][1] - entry["data_offsets"][0]) * ("_ff_" in key)
         fill = reader._fill
         reader._fill = lambda view: (read.append(len(view)), fill(view))
@@ -372,7 +372,7 @@ def test_headers_read_alike_wherever_their_metadata_stands(tmp_path, text, metad
     path = tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text.encode() + bytes(256))
     header = read_header(path)
-    assert (header.tensors, header.metadata, header.size - header.data_start) == (TENSORS, metadata, 256)
+    assert (header.layout.tensors, header.metadata, header.size - header.data_start) == (TENSORS, metadata, 256)
 
 
 def test_what_files_share_is_their_layout_alone(tmp_path):
