@@ -5,7 +5,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .formats import Facts, batches_of, describe
+from .formats import batches_of
+from .modules import Facts, describe
 from .names import SUFFIXES
 from .sketch import Sketches, sketch_batches
 from .weight_file import BadFile, Memory, Reader

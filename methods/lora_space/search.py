@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy
 
-from .formats import describe
 from .gram import gram
 from .index import LoraIndex
+from .modules import describe
 from .records import Entry, Progress, Report
 from .scan import inspect
 from .sketch import KINDS, Sketches, subnetwork_vectors, unit

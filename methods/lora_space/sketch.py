@@ -138,9 +138,8 @@ def _folded(matrices: Sequence[Tensor], side: str, count: int) -> Tensor:
     shape = [len(matrices), *matrices[0].shape]
     size = shape[axis]
     shape[axis] += -size % count
-    whole = together = torch.empty(shape) if shape[axis] == size else torch.zeros(shape)
-    if shape[axis] != size:
-        together = whole.narrow(axis, 0, size)
+    whole = torch.zeros(shape) if size % count else torch.empty(shape)
+    together = whole.narrow(axis, 0, size)
     # One pass that widens them, wherever they lie.
     torch._foreach_copy_(list(together.unbind()), list(matrices))
     together.mul_(_side_signs(side, size))
