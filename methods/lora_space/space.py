@@ -41,9 +41,12 @@ def fit_pca(chunks: Iterable[numpy.ndarray], dimensions: int) -> Pca:
     rows -= mean
     few = len(rows) < rows.shape[1]
     # The smaller of the two matrices that have the rows' variances as their eigenvalues.
-    _, vectors = numpy.linalg.eigh((rows @ rows.T if few else rows.T @ rows).astype(numpy.float64))
+    values, vectors = numpy.linalg.eigh((rows @ rows.T if few else rows.T @ rows).astype(numpy.float64))
     kept = vectors[:, ::-1][:, : max(1, min(dimensions, len(rows) - 1))].T
-    kept = unit(kept @ rows) if few else kept
+    if few:
+        # Copies add rows but no directions: what is left for them is rounding, whose direction means nothing.
+        there = values[::-1][: len(kept)] > 1e-6 * values[-1]
+        kept = unit(kept @ rows) * there[:, None]
     # The sign of a component is free; fixed, so that maps do not flip.
     kept = kept * numpy.sign(kept[numpy.arange(len(kept)), numpy.abs(kept).argmax(1)])[:, None]
     return Pca(mean, numpy.ascontiguousarray(kept, dtype=numpy.float32))

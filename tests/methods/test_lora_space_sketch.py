@@ -194,6 +194,18 @@ def test_components_in_chunks_are_those_of_a_plain_decomposition():
     numpy.testing.assert_allclose(projected, wanted / numpy.linalg.norm(wanted, axis=1, keepdims=True), atol=1e-5)
 
 
+def test_copies_do_not_turn_rounding_into_components():
+    # 80 LoRAs of which 20 differ: 19 directions, where 60 components are asked for.
+    rows = numpy.random.default_rng(0).normal(size=(20, 100)).astype(numpy.float32).repeat(4, axis=0) + 1
+    pca = fit_pca([rows], 60)
+    wanted = numpy.diag((numpy.arange(60) < 19).astype(float))
+    numpy.testing.assert_allclose(pca.components @ pca.components.T, wanted, atol=1e-4)
+    centered = rows - rows.mean(0)
+    exact = centered / numpy.linalg.norm(centered, axis=1, keepdims=True)
+    projected = pca.project(rows)
+    numpy.testing.assert_allclose(projected @ projected.T, exact @ exact.T, atol=1e-4)
+
+
 def test_the_papers_form_projects_a_new_lora_closer_to_the_origin_and_calibration_undoes_it(tmp_path, shelf):
     _, paths = shelf
     # Fitted on more LoRAs than it keeps components of, so that a new one has a share that the components do not span.
