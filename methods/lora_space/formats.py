@@ -13,10 +13,10 @@ Pickles are never opened.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,10 +25,10 @@ from ..intrinsic_lora.lora_file import peft_scales
 from .delta import Delta, Kronecker, LowRank, Stack, dense_delta
 from .modules import Module, modules_of
 from .names import SUBNETWORKS, fused_rows, part_of
-from .weight_file import BadFile, Layout, Reader, once_per_layout, spans_of
+from .weight_file import BadFile, Layout, Place, Reader, Region, once_per_layout, region_of
 
 # What is read before it is used, about.
-_BATCH_BYTES = 32 << 20
+_BATCH_BYTES = 48 << 20
 
 
 def read_deltas(path: str | Path, subnetwork: str = "all") -> Iterator[Delta]:
@@ -54,114 +54,119 @@ def batches_of(reader: Reader, subnetwork: str = "all") -> Iterator[list[Stack |
         raise ValueError(f"there is no sub-network {subnetwork!r}: choose one of {', '.join(SUBNETWORKS)}.")
     parts = SUBNETWORKS[subnetwork]
     for batch in _plan(reader.header.layout, subnetwork):
-        reader.expect(batch.spans)
-        deltas: list[Stack | Delta] = [alike.read(reader) for alike in batch.alike]
+        reader.load(batch.region)
+        views = reader.views(lambda: [alike.views(reader) for alike in batch.alike])  # noqa: B023
+        deltas: list[Stack | Delta] = [alike.stack(reader, *looks) for alike, looks in zip(batch.alike, views, strict=True)]
         for name, module in batch.others:
             deltas += (piece for piece in _pieces(_delta(name, module, reader)) if part_of(piece.module) in parts)
         yield deltas
-        reader.forget()
-
-
-@dataclass(frozen=True)
-class _Plain:
-    """A plain LoRA, or the rows of a fused one that are a module of their own (None: all): canonical name, and where it is in the file."""
-
-    name: str
-    module: Module
-    rows: slice | None
-    rank: int
 
 
 @dataclass(frozen=True)
 class _Alike:
-    """Plain LoRAs of one size."""
+    """Plain LoRAs of one size and rank, all with an alpha or none: canonical names, and where each is in the file. A fused one is there
+    with those of its rows that are a module of their own (None: all)."""
 
-    members: list[_Plain]
+    rank: int
+    with_alpha: bool
+    names: list[str] = field(default_factory=list)
+    modules: list[Module] = field(default_factory=list)
+    rows: list[slice | None] = field(default_factory=list)
 
-    def read(self, reader: Reader) -> Stack:
-        down, up = (reader.matrices([member.module.keys[side] for member in self.members]) for side in ("down", "up"))
-        return Stack(
-            [member.name for member in self.members],
-            down,
-            [matrix if member.rows is None else matrix[member.rows] for matrix, member in zip(up, self.members, strict=True)],
-            [_scale(member.module, reader, member.rank) for member in self.members],
-        )
+    def add(self, name: str, module: Module, rows: slice | None) -> None:
+        self.names.append(name)
+        self.modules.append(module)
+        self.rows.append(rows)
+
+    def views(self, reader: Reader) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """(down, up, alpha) of each, as they lie in memory."""
+        down, up = (reader.matrices([module.keys[side] for module in self.modules]) for side in ("down", "up"))
+        up = [matrix if rows is None else matrix[rows] for matrix, rows in zip(up, self.rows, strict=True)]
+        return down, up, [reader.number(module.keys["alpha"]) for module in self.modules] if self.with_alpha else []
+
+    def stack(self, reader: Reader, down: list[Tensor], up: list[Tensor], alphas: list[Tensor]) -> Stack:
+        if not self.with_alpha:
+            return Stack(self.names, down, up, [_scale(module, reader, self.rank) for module in self.modules])
+        numbers = torch.empty(len(alphas), dtype=torch.float64)
+        torch._foreach_copy_(list(numbers.unbind()), alphas)
+        return Stack(self.names, down, up, (numbers / self.rank).tolist())
 
 
 @dataclass(frozen=True)
 class _Batch:
     """Modules that are read at once; others: those that need more than copying."""
 
-    spans: Mapping[str, Any]
+    region: Region
     alike: list[_Alike]
     others: list[tuple[str, Module]]
+
+
+class _Placed(NamedTuple):
+    """places: role -> where it is; a role is missing if its tensor is broken."""
+
+    name: str
+    module: Module
+    places: Mapping[str, Place]
+
+    @property
+    def start(self) -> int:
+        return min((place.start for place in self.places.values()), default=0)
+
+    @property
+    def size(self) -> int:
+        return sum(place.stop - place.start for place in self.places.values())
+
+    def plain_sizes(self) -> tuple[int, int, int] | None:
+        """(out, rank, in) of a whole plain LoRA; None for anything else, broken ones too: reading them says why."""
+        if self.module.kind != "lora" or "lora_mid" in self.module.keys or not self.places.keys() >= {"down", "up"}:
+            return None
+        down, up = self.places["down"].form, self.places["up"].form
+        whole = len(down.shape) >= 2 and len(up.shape) >= 2 and up.shape[1] == down.shape[0] and up.matrix[1] == up.shape[1]
+        return (up.shape[0], *down.matrix) if whole and down.size and up.size else None
 
 
 @once_per_layout
 def _plan(layout: Layout, subnetwork: str) -> list[_Batch]:
     """Modules that the sub-network needs, as they lie in the file, in batches of about _BATCH_BYTES."""
     parts = SUBNETWORKS[subnetwork]
-    # linear1 of a single FLUX block is attention and feed-forward in one.
-    modules = {name: module for name, module in modules_of(layout).items() if part_of(name) in parts or name.endswith("_linear1")}
-    places = {key: _offset(layout, key) for module in modules.values() for key in module.read.values()}
-    batches: list[list[tuple[str, Module]]] = [[]]
+    placed = [
+        _Placed(name, module, layout.places(module.read))
+        for name, module in modules_of(layout).items()
+        # linear1 of a single FLUX block is attention and feed-forward in one.
+        if part_of(name) in parts or name.endswith("_linear1")
+    ]
+    batches: list[list[_Placed]] = [[]]
     size = 0
-    for name, module in sorted(modules.items(), key=lambda item: places[item[1].weight]):
+    for one in sorted(placed, key=lambda one: one.start):
         if size >= _BATCH_BYTES:
             batches.append([])
             size = 0
-        batches[-1].append((name, module))
-        size += sum(_bytes(layout, key) for key in module.read.values())
-    return [_batch(layout, batch, places, parts) for batch in batches]
+        batches[-1].append(one)
+        size += one.size
+    return [_batch(batch, parts) for batch in batches]
 
 
-def _batch(layout: Layout, modules: Sequence[tuple[str, Module]], places: Mapping[str, int], parts: Sequence[str]) -> _Batch:
-    alike: dict[tuple, list[_Plain]] = {}
+def _batch(placed: Sequence[_Placed], parts: Sequence[str]) -> _Batch:
+    alike: dict[tuple, _Alike] = {}
     others = []
-    for name, module in modules:
-        if sizes := _plain_sizes(layout, module):
+    for one in placed:
+        if sizes := one.plain_sizes():
             out, rank, width = sizes
-            pieces = fused_rows(name, out, width)
+            with_alpha = "alpha" in one.module.keys
+            pieces = fused_rows(one.name, out, width)
             for piece, start, stop in pieces:
                 if (part := part_of(piece)) in parts:
-                    member = _Plain(piece, module, None if len(pieces) == 1 else slice(start, stop), rank)
-                    alike.setdefault((part, stop - start, rank, width), []).append(member)
+                    group = alike.setdefault((part, stop - start, rank, width, with_alpha), _Alike(rank, with_alpha))
+                    group.add(piece, one.module, None if len(pieces) == 1 else slice(start, stop))
         else:
-            others.append((name, module))
-    keys = [key for _, module in modules for key in module.read.values()]
-    spans = spans_of(layout, sorted(keys, key=places.__getitem__))
-    return _Batch(spans, [_Alike(members) for members in alike.values()], others)
-
-
-def _bytes(layout: Layout, key: str) -> int:
-    try:
-        place = layout.place(key)
-    except BadFile:
-        # Reading it says so, in its turn.
-        return 0
-    return place.stop - place.start
-
-
-def _plain_sizes(layout: Layout, module: Module) -> tuple[int, int, int] | None:
-    """(out, rank, in) of a whole plain LoRA; None for anything else, broken ones too: reading them says why."""
-    if module.kind != "lora" or "lora_mid" in module.keys:
-        return None
-    try:
-        down, up = (layout.place(module.keys[side]).shape for side in ("down", "up"))
-    except BadFile:
-        return None
-    whole = len(down) >= 2 and len(up) >= 2 and up[1] == down[0] and prod(up[2:]) == 1 and prod(down) and prod(up)
-    return (up[0], down[0], prod(down[1:])) if whole else None
+            others.append((one.name, one.module))
+    places = {one.module.read[role]: place for one in placed for role, place in one.places.items()}
+    return _Batch(region_of(places), list(alike.values()), others)
 
 
 def _pieces(delta: Delta) -> list[Delta]:
     rows = fused_rows(delta.module, *delta.shape)
     return [delta] if len(rows) == 1 else [delta.rows(*row) for row in rows]
-
-
-def _offset(layout: Layout, key: str) -> int:
-    place = layout.tensors[key].get("data_offsets")
-    return place[0] if isinstance(place, list) and place and isinstance(place[0], int) else 0
 
 
 def _delta(name: str, module: Module, reader: Reader) -> Delta:
@@ -180,7 +185,7 @@ def _delta(name: str, module: Module, reader: Reader) -> Delta:
 def _scale(module: Module, reader: Reader, rank: int) -> float:
     """Factor of the product."""
     if "alpha" in module.keys:
-        return reader.number(module.keys["alpha"]) / rank
+        return float(reader.number(module.keys["alpha"])) / rank
     component, _, rest = module.spelling.partition(".")
     try:
         return peft_scales(reader.header.metadata, component)(rest.removeprefix("base_model.model."), rank)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
+from typing import NamedTuple
 
 from ..intrinsic_lora.lora_file import split_key
 from .families import base_family
@@ -51,8 +52,7 @@ _MAGNITUDES = {"dora_scale", "lora_magnitude_vector"}
 _KINDS = (("down", "lora"), ("hada_w1_a", "loha"), ("lokr_w1", "lokr"), ("lokr_w1_a", "lokr"))
 
 
-@dataclass(frozen=True)
-class Module:
+class Module(NamedTuple):
     """One module of a file: its spelling there, and role ("down", "hada_w1_a"...) -> key.
 
     read: those that are read, so a DoRA's without its magnitudes. weight: key of a weight.
@@ -119,8 +119,7 @@ def _not_a_lora(layout: Layout, halves: bool) -> str:
 
 
 def _shape(layout: Layout, key: str) -> list[int]:
-    entry = layout.tensors[key]
-    shape = entry.get("shape")
+    shape = layout.shape(key)
     if type(shape) is not list or set(map(type, shape)) - {int}:
         raise BadFile(f"{key} has no shape in the header: the file is damaged.")
     if len(shape) < 2:
@@ -157,7 +156,7 @@ def _facts(layout: Layout) -> tuple[Mapping[str, int], Facts]:
             raise BadFile(f"module {name} has rank 0: the file is empty, export it again.")
     ranks = [rank for rank, _ in sizes.values()]
     # Every module's first weight: alpha may be stored otherwise.
-    dtypes = Counter(str(layout.tensors[module.weight].get("dtype")) for module in modules.values())
+    dtypes = Counter(layout.dtype(module.weight) for module in modules.values())
     return {name: width for name, (_, width) in sizes.items()}, Facts(
         family="",
         format="+".join(sorted({module.kind for module in modules.values()})),

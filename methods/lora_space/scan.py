@@ -8,7 +8,7 @@ from pathlib import Path
 from .formats import batches_of
 from .modules import Facts, describe
 from .names import SUFFIXES
-from .sketch import Sketches, sketch_batches
+from .sketch import SCRATCH_SIZE, Sketches, sketch_batches
 from .weight_file import BadFile, Memory, Reader
 
 PICKLES = (".pt", ".pt2", ".pth", ".bin", ".ckpt", ".pkl")
@@ -106,9 +106,9 @@ class Inspection:
 
 def inspect(path: str, embed: bool, known: Collection[bytes] = (), memory: Memory | None = None) -> Inspection:
     """Header, and with `embed` the sketches, of one file. A file whose fingerprint is among `known` is not read further."""
-    fingerprint = None
+    fingerprint, memory = None, memory or Memory()
     try:
-        reader = Reader(path, memory or Memory())
+        reader = Reader(path, memory)
     except BadFile as error:
         return Inspection(reason=str(error), unreadable=not os.access(path, os.R_OK))
     with reader:
@@ -117,7 +117,7 @@ def inspect(path: str, embed: bool, known: Collection[bytes] = (), memory: Memor
             return Inspection(fingerprint)
         try:
             facts = describe(reader.header)
-            return Inspection(fingerprint, facts, sketch_batches(batches_of(reader)) if embed else None)
+            return Inspection(fingerprint, facts, sketch_batches(batches_of(reader), memory.scratch(SCRATCH_SIZE)) if embed else None)
         except BadFile as error:
             return Inspection(fingerprint, reason=str(error))
         # One odd file among thousands must not end the work on the others; it is listed with what happened, and tried again.

@@ -16,8 +16,9 @@ All randomness comes from Philox counters keyed by names (`random_raw`, the same
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from math import prod
 
 import numpy
 import torch
@@ -31,8 +32,8 @@ SKETCH_VERSION = 2
 ROWS, COLUMNS = 64, 32
 SKETCH_SIZE = ROWS * COLUMNS
 KINDS = ("two_sided", "output")
-# Numbers of LoRAs that are added up together, 8 MB in float32: few calls, because readers side by side wait for each other at each.
-_TOGETHER = 1 << 21
+# Numbers that are added up together, 8 MB: few calls, because readers side by side wait for each other at each.
+SCRATCH_SIZE = 1 << 21
 # Above the diagonal; fewer than SKETCH_SIZE.
 _PAIRS = numpy.triu_indices(ROWS, 1)
 _LARGEST = 32767
@@ -76,16 +77,17 @@ def sketch(deltas: Iterable[Delta]) -> Sketches:
     return sketch_batches([found])
 
 
-def sketch_batches(batches: Iterable[Sequence[Stack | Delta]]) -> Sketches:
-    """`sketch` of all changes; all of a stack are of one part. A batch is not looked at any more once the next is asked for."""
+def sketch_batches(batches: Iterable[Sequence[Stack | Delta]], scratch: Tensor | None = None) -> Sketches:
+    """`sketch` of all changes; all of a stack are of one part. A batch is not looked at any more once the next is asked for.
+
+    scratch: float32, where numbers are added up; new memory would cost more than the sums.
+    """
+    scratch = torch.empty(SCRATCH_SIZE) if scratch is None else scratch
     sums: dict[str, _Sums] = {}
     for batch in batches:
-        parts: dict[str, list[tuple[Sequence[str], Tensor]]] = {}
         for one in batch:
-            modules = one.modules if isinstance(one, Stack) else [one.module]
-            parts.setdefault(part_of(modules[0]), []).append((modules, _cores(one)))
-        for part, found in parts.items():
-            sums.setdefault(part, _Sums()).add([name for modules, _ in found for name in modules], torch.cat([cores for _, cores in found]))
+            for modules, cores in _cores(one, scratch):
+                sums.setdefault(part_of(modules[0]), _Sums()).add(modules, cores)
     if not any(one.two_sided.any() or one.output.any() for one in sums.values()):
         raise BadFile("all its weights are zero, it changes nothing: it was saved before its training, delete it.")
     return {part: sums[part].vectors() for part in PARTS if part in sums}
@@ -115,30 +117,30 @@ class _Sums:
         return {kind: vector.astype(numpy.float32) for kind, vector in zip(KINDS, both, strict=True)}
 
 
-def _cores(one: Stack | Delta) -> Tensor:
-    """[n, ROWS, COLUMNS] of n changes, before the signs of their modules."""
+def _cores(one: Stack | Delta, scratch: Tensor) -> Iterator[tuple[Sequence[str], Tensor]]:
+    """Some modules at a time, with their n changes folded: [n, ROWS, COLUMNS], before the signs of the modules."""
     if isinstance(one, Kronecker):
         rows = one.shape[0]
         left = torch.zeros(ROWS, rows).index_put_((torch.arange(rows) % ROWS, torch.arange(rows)), _side_signs("left", rows).squeeze(1))
-        return _folded([one.times_left(left)], "right", COLUMNS)
+        yield [one.module], _folded([one.times_left(left)], "right", COLUMNS, scratch)
+        return
     if isinstance(one, LowRank):
         one = Stack([one.module], [one.down], [one.up], [one.scale])
-    scales = torch.tensor(one.scales)[:, None, None]
-    at_once = max(1, _TOGETHER // (one.up[0].numel() + one.down[0].numel()))
-    cores = []
+    at_once = max(1, len(scratch) // max(one.up[0].numel(), one.down[0].numel()))
     for start in range(0, len(one.modules), at_once):
         some = slice(start, start + at_once)
-        cores.append(_folded(one.up[some], "left", ROWS) @ _folded(one.down[some], "right", COLUMNS).mul_(scales[some]))
-    return torch.cat(cores) if len(cores) > 1 else cores[0]
+        down = _folded(one.down[some], "right", COLUMNS, scratch).mul_(torch.tensor(one.scales[some])[:, None, None])
+        yield one.modules[some], _folded(one.up[some], "left", ROWS, scratch) @ down
 
 
-def _folded(matrices: Sequence[Tensor], side: str, count: int) -> Tensor:
+def _folded(matrices: Sequence[Tensor], side: str, count: int, scratch: Tensor) -> Tensor:
     """P times matrices of one shape [out, w], or such [w, in] times Q: [n, ROWS, w] or [n, w, COLUMNS], float32."""
     axis = 1 if side == "left" else 2
     shape = [len(matrices), *matrices[0].shape]
     size = shape[axis]
     shape[axis] += -size % count
-    whole = torch.zeros(shape) if size % count else torch.empty(shape)
+    whole = scratch[: prod(shape)].view(shape) if prod(shape) <= len(scratch) else torch.empty(shape)
+    whole.narrow(axis, size, shape[axis] - size).zero_()
     together = whole.narrow(axis, 0, size)
     # One pass that widens them, wherever they lie.
     torch._foreach_copy_(list(together.unbind()), list(matrices))

@@ -12,10 +12,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from threading import RLock
+from typing import Any, NamedTuple, TypeVar
 
 import numpy
 import torch
@@ -35,27 +36,74 @@ _SAMPLES, _SAMPLE_BYTES = 16, 4096
 _NUMPY_DTYPES = {torch.float64: "f8", torch.float32: "f4", torch.float16: "f2"}
 # Integers of the same size for those that numpy does not have.
 _STORED = {dtype: numpy.dtype(_NUMPY_DTYPES.get(dtype, f"i{dtype.itemsize}")) for dtype in DTYPES.values()}
-# Neighbouring tensors that are read together; a tensor that is larger is read alone.
-_SPAN_BYTES = 4 << 20
+# One read, about; a tensor that is larger is read alone.
+_SPAN_BYTES, _ALIGNMENT = 4 << 20, 64
+# Memory that is used again, and regions whose views are remembered with it; some 0.5 MB of objects each.
+_KEPT_BYTES, _VIEWED = 96 << 20, 32
 # Where nearly every writer puts the metadata.
 _METADATA_FIRST = re.compile(r'\s*\{\s*"__metadata__"\s*:\s*')
 # Layouts that are remembered, and the text of the longest; some 2 MB of objects each.
 _LAYOUTS, _LAYOUT_CHARACTERS, _MET = 32, 2 << 20, 100_000
+
+Viewed = TypeVar("Viewed")
 
 
 class BadFile(ValueError):
     """A file that cannot be used; the message says what is wrong with it and what to do."""
 
 
-class Place(NamedTuple):
-    """Where a tensor lies (bytes of the data), and how: shape as stored and as a matrix [first, rest], `stored` the dtype for numpy."""
+class Form(NamedTuple):
+    """What a tensor is: dtype as named in the header and as torch's, shape as stored and as a matrix [first, rest], `stored` the dtype for
+    numpy, bytes."""
 
+    kind: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    start: int
-    stop: int
     matrix: tuple[int, int]
     stored: numpy.dtype
+    size: int
+
+
+class Place(NamedTuple):
+    """Where a tensor lies in the data, in bytes, and what it is."""
+
+    start: int
+    stop: int
+    form: Form
+
+
+@lru_cache(maxsize=1 << 14)
+def _form(kind: str, shape: tuple[int, ...]) -> Form:
+    """Raises LookupError for a dtype that is not read, TypeError and ValueError for what is no shape. Tensors by the thousand have few."""
+    if set(map(type, shape)) - {int}:
+        raise TypeError
+    if shape and min(shape) < 0:
+        raise ValueError
+    dtype = DTYPES[kind]
+    matrix = shape if len(shape) == 2 else (shape[0] if shape else 1, prod(shape[1:]))
+    return Form(kind, dtype, shape, matrix, _STORED[dtype], prod(shape) * dtype.itemsize)
+
+
+def _place(entry: dict[str, Any]) -> Place | dict[str, Any]:
+    """Of a tensor, from its entry in the header; anything else is left as it is."""
+    try:
+        (start, stop), form = entry["data_offsets"], _form(entry["dtype"], tuple(entry["shape"]))
+        whole = type(start) is type(stop) is int and start >= 0 and stop - start == form.size
+    except (LookupError, TypeError, ValueError):
+        return entry
+    return Place(start, stop, form) if whole else entry
+
+
+def _what_is_wrong(name: str, entry: dict[str, Any]) -> str:
+    """With an entry that says no place."""
+    kind, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    lists = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
+    whole = lists and set(map(type, (*shape, *offsets))) == {int} and min(*shape, *offsets) >= 0 and offsets[0] <= offsets[1]
+    if not whole:
+        return f"the place of {name} does not lie inside the file: it is truncated or damaged, download it again."
+    if kind not in DTYPES:
+        return f"{name} is stored as {kind}, floating point weights were expected: export it as fp16."
+    return f"{name} has {offsets[1] - offsets[0]} bytes for shape {shape} in {kind}: it is damaged, download it again."
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,36 +111,36 @@ class Layout:
     """What a file holds, and where. Files that agree in it share one object from the second on, until `forget_layouts`: most of a shelf
     come from a few trainers, and reading a header of 2,000 tensors takes longer than using it.
 
-    tensors: name -> {"dtype", "shape", "data_offsets"}, not yet checked one by one (`place` does). end: bytes of data. metadata: empty
-    where it came before the tensors. derived: see `once_per_layout`.
+    tensors: name -> place, or the entry as it is where that says none. end: bytes of data. metadata: empty where it came before the
+    tensors. shared: more files of it are to be expected. derived: see `once_per_layout`.
     """
 
-    tensors: dict[str, dict[str, Any]]
+    tensors: dict[str, Place | dict[str, Any]]
     end: int
     metadata: dict[str, str]
+    shared: bool
     derived: dict[Any, Any] = field(default_factory=dict)
-    _places: dict[str, Place] = field(default_factory=dict)
 
     def place(self, name: str) -> Place:
-        """Of a tensor, checked. Raises BadFile."""
-        if found := self._places.get(name):
+        """Of a tensor. Raises BadFile."""
+        found = self.tensors[name]
+        if isinstance(found, Place):
             return found
-        entry = self.tensors[name]
-        try:
-            kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            whole = set(map(type, (*shape, start, stop))) == {int} and min(*shape, start, stop) >= 0
-        except (KeyError, TypeError, ValueError):
-            whole = False
-        if not whole or not start <= stop <= self.end:
-            raise BadFile(f"the place of {name} does not lie inside the file: it is truncated or damaged, download it again.")
-        if kind not in DTYPES:
-            raise BadFile(f"{name} is stored as {kind}, floating point weights were expected: export it as fp16.")
-        if stop - start != prod(shape) * DTYPES[kind].itemsize:
-            raise BadFile(f"{name} has {stop - start} bytes for shape {shape} in {kind}: it is damaged, download it again.")
-        shape = tuple(shape)
-        matrix = shape if len(shape) == 2 else (shape[0] if shape else 1, prod(shape[1:]))
-        self._places[name] = place = Place(DTYPES[kind], shape, start, stop, matrix, _STORED[DTYPES[kind]])
-        return place
+        raise BadFile(_what_is_wrong(name, found))
+
+    def places(self, names: Mapping[str, str]) -> dict[str, Place]:
+        """Of the tensors that these keys name, key -> place, without the broken ones: `Reader.tensor` says what is wrong, in its turn."""
+        return {key: place for key, name in names.items() if isinstance(place := self.tensors[name], Place)}
+
+    def shape(self, name: str) -> Any:
+        """What the header says, whether it makes sense or not."""
+        found = self.tensors[name]
+        return list(found.form.shape) if isinstance(found, Place) else found.get("shape")
+
+    def dtype(self, name: str) -> str:
+        """What the header says."""
+        found = self.tensors[name]
+        return found.form.kind if isinstance(found, Place) else str(found.get("dtype"))
 
 
 def once_per_layout(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,53 +151,53 @@ def once_per_layout(function: Callable[..., Any]) -> Callable[..., Any]:
         key = function, arguments
         if key not in layout.derived:
             with _many_objects():
-                layout.derived[key] = function(layout, *arguments)
+                # Another thread may have made it meanwhile.
+                if key not in layout.derived:
+                    layout.derived[key] = function(layout, *arguments)
         return layout.derived[key]
 
     return remembered
 
 
+_one_at_a_time = RLock()
+
+
 @contextmanager
 def _many_objects() -> Iterator[None]:
-    """No garbage collection while thousands of objects are made that are no garbage: it would take longer than making them.
-
-    In several threads at once the first that ends allows it again for all; it never stays off.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _parsed(text: str) -> Layout:
-    with _many_objects():
-        return _parse(text)
+    """One thread at a time, and no garbage collection while it makes thousands of objects that are no garbage: that would take longer than
+    making them."""
+    with _one_at_a_time:
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if enabled:
+                gc.enable()
 
 
-def _parse(text: str) -> Layout:
-    tensors = json.loads(text)
+def _parse(text: str, shared: bool) -> Layout:
+    tensors = json.loads(text, object_hook=_place)
     metadata = tensors.pop("__metadata__", None) or {}
-    if not all(isinstance(entry, dict) for entry in tensors.values()):
+    if not all(isinstance(found, (Place, dict)) for found in tensors.values()):
         raise TypeError
-    return Layout(tensors, max((entry["data_offsets"][1] for entry in tensors.values()), default=0), metadata)
+    ends = (found.stop if isinstance(found, Place) else found["data_offsets"][1] for found in tensors.values())
+    return Layout(tensors, max(ends, default=0), metadata, shared)
 
 
-_remembered = lru_cache(maxsize=_LAYOUTS)(_parsed)
+_remembered = lru_cache(maxsize=_LAYOUTS)(partial(_parse, shared=True))
 # Hashes of texts met so far. One that comes again is remembered; thousands of objects that live on make every garbage collection longer.
 _met: set[int] = set()
 
 
 def _layout(text: str) -> Layout:
-    if len(text) > _LAYOUT_CHARACTERS:
-        return _parsed(text)
-    if hash(text) in _met:
-        return _remembered(text)
-    if len(_met) < _MET:
-        _met.add(hash(text))
-    return _parsed(text)
+    with _many_objects():
+        if len(text) <= _LAYOUT_CHARACTERS:
+            if hash(text) in _met:
+                return _remembered(text)
+            if len(_met) < _MET:
+                _met.add(hash(text))
+        return _parse(text, shared=False)
 
 
 def forget_layouts() -> None:
@@ -191,60 +239,82 @@ def read_header(path: str | Path) -> Header:
         return reader.header
 
 
-@dataclass(eq=False)
-class _Span:
-    """Bytes of one dtype, read at once."""
+class _Span(NamedTuple):
+    """Bytes start..stop of the data, read at once to `offset` of the memory."""
 
-    dtype: torch.dtype
     start: int
     stop: int
+    offset: int
 
 
-def _view(dtype: torch.dtype, values: numpy.ndarray) -> Tensor:
-    # Views are numpy's: torch hands over to other threads at each of its own, which costs more than the view.
-    return torch.from_numpy(values) if dtype in _NUMPY_DTYPES else torch.from_numpy(values).view(dtype)
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Tensors of a layout that are read together. offsets: name -> where it lies in the memory, which has `size` bytes."""
+
+    spans: Sequence[_Span]
+    offsets: Mapping[str, int]
+    size: int
 
 
-def spans_of(layout: Layout, names: Iterable[str]) -> dict[str, _Span]:
-    """What to read for each of these tensors, in the order of the file: neighbours at once, and no byte that is not theirs."""
-    spans, span = {}, _Span(torch.uint8, 0, 0)
-    for name in names:
-        try:
-            place = layout.place(name)
-        except BadFile:
-            # `Reader.tensor` says so, in its turn.
-            continue
-        if place.dtype != span.dtype or place.start != span.stop or place.stop - span.start > _SPAN_BYTES:
-            span = _Span(place.dtype, place.start, place.stop)
-        span.stop = place.stop
-        spans[name] = span
-    return spans
+def region_of(places: Mapping[str, Place]) -> Region:
+    """These tensors: neighbours in one read, and no byte that is not theirs."""
+    spans: list[_Span] = []
+    offsets: dict[str, int] = {}
+    # Of the span that is not closed yet: bytes first..last of the data, at `offset` of the memory.
+    first = last = offset = 0
+    for name, (start, stop, form) in sorted(places.items(), key=lambda item: item[1].start):
+        if start != last or last - first > _SPAN_BYTES or (start - first) % form.stored.itemsize:
+            spans.append(_Span(first, last, offset))
+            offset += last - first
+            offset += -offset % _ALIGNMENT
+            first = start
+        offsets[name] = offset + start - first
+        last = stop
+    return Region([*spans, _Span(first, last, offset)], offsets, offset + last - first)
 
 
 class Memory:
-    """Memory that is used file after file: what is new to a process costs it ten times as long as reading a cached file into it."""
+    """Memory that is used file after file: what is new to a process costs it ten times as long as reading a cached file into it.
+
+    With it go the views of it: files of one layout are looked at through the same ones.
+    """
 
     def __init__(self) -> None:
-        self._free: list[numpy.ndarray] = []
-        self._taken: list[numpy.ndarray] = []
+        self._data = numpy.empty(0, numpy.uint8)
+        self._views: dict[Region, Any] = {}
+        self._scratch = torch.empty(0)
+
+    def scratch(self, size: int) -> Tensor:
+        """`size` float32 numbers or more, to calculate in."""
+        if size > len(self._scratch):
+            self._scratch = torch.empty(size)
+        return self._scratch
 
     def take(self, size: int) -> numpy.ndarray:
-        """At least `size` bytes."""
-        fits = self._free and len(self._free[-1]) >= size
-        memory = self._free.pop() if fits else numpy.empty(max(size, _SPAN_BYTES), numpy.uint8)
-        self._taken.append(memory)
-        return memory
+        """At least `size` bytes; very many are not kept."""
+        if size > _KEPT_BYTES:
+            return numpy.empty(size, numpy.uint8)
+        if size > len(self._data):
+            self._data = numpy.empty(size, numpy.uint8)
+            self._views.clear()
+        return self._data
 
-    def give_back(self) -> None:
-        """All that was taken is free again; what was larger than a span is not kept."""
-        self._free += [memory for memory in self._taken if len(memory) == _SPAN_BYTES]
-        self._taken = []
+    def views(self, region: Region, data: numpy.ndarray, make: Callable[[], Viewed]) -> Viewed:
+        """`make()`, or what it gave when the same region lay in the same bytes."""
+        if data is not self._data:
+            return make()
+        if region not in self._views:
+            made = make()
+            if len(self._views) >= _VIEWED:
+                del self._views[next(iter(self._views))]
+            self._views[region] = made
+        return self._views[region]
 
 
 class Reader:
     """An open safetensors file; use in a `with`. Raises BadFile as `read_header` does.
 
-    memory: what is read goes there, and is good until `forget`; without it tensors own their memory, and are read again after it.
+    memory: what is loaded goes there; without it every `load` has memory of its own.
     """
 
     def __init__(self, path: str | Path, memory: "Memory | None" = None) -> None:
@@ -253,9 +323,8 @@ class Reader:
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise BadFile(f"it cannot be opened ({error.strerror}): check the link, or who may read it.") from None
-        self._spans: Mapping[str, _Span] = {}
-        self._held: dict[_Span, numpy.ndarray] = {}
         self._memory = memory
+        self._region, self._data = Region((), {}, 0), numpy.empty(0, numpy.uint8)
         try:
             self.header = self._read_header()
         except BaseException:
@@ -268,51 +337,48 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def expect(self, spans: Mapping[str, _Span]) -> None:
-        """Tensors that will be asked for, about in their order in the file (`spans_of`): neighbours are read at once."""
-        self._spans = spans
+    def load(self, region: Region) -> None:
+        """Reads these tensors. Those of the region before are good no longer, where the reader has a memory."""
+        data = numpy.empty(region.size, numpy.uint8) if self._memory is None else self._memory.take(region.size)
+        for start, stop, offset in region.spans:
+            self._read(start, data[offset : offset + stop - start])
+        self._region, self._data = region, data
+
+    def views(self, make: Callable[[], Viewed]) -> Viewed:
+        """`make()`, which does nothing but look at loaded tensors; made once for files that share a layout, while memory lasts."""
+        shared = self._memory is not None and self.header.layout.shared
+        return self._memory.views(self._region, self._data, make) if shared else make()
 
     def tensor(self, name: str) -> Tensor:
         """The tensor `name` as stored. Raises BadFile if its entry or its data are broken."""
         place = self.header.layout.place(name)
-        return _view(place.dtype, self._values(name, place, place.shape))
+        return self._view(name, place, place.form.shape)
 
     def matrices(self, names: Iterable[str]) -> list[Tensor]:
         """These tensors, each as a matrix [first, rest]; all have two dimensions or more."""
         places = [(name, self.header.layout.place(name)) for name in names]
-        return [_view(place.dtype, self._values(name, place, place.matrix)) for name, place in places]
+        return [self._view(name, place, place.form.matrix) for name, place in places]
 
-    def number(self, name: str) -> float:
-        """The only value of `name`. Raises BadFile as `tensor` does, and where it has another number of values."""
+    def number(self, name: str) -> Tensor:
+        """The only value of `name`, without dimensions. Raises BadFile as `tensor` does, and where it has another number of values."""
         place = self.header.layout.place(name)
-        values = self._values(name, place, place.shape)
-        if values.size != 1:
-            raise BadFile(f"{name} has {values.size} values, one was expected: export it again.")
-        # numpy reads a number without handing over to other threads.
-        return float(values.item() if place.dtype in _NUMPY_DTYPES else _view(place.dtype, values))
+        if (size := prod(place.form.shape)) != 1:
+            raise BadFile(f"{name} has {size} values, one was expected: export it again.")
+        return self._view(name, place, ())
 
-    def _values(self, name: str, place: Place, shape: Sequence[int]) -> numpy.ndarray:
-        """View of what was read, in the file's dtype, or in integers where numpy has none like it."""
-        span = self._spans.get(name)
-        if span is None:
-            span = _Span(place.dtype, place.start, place.stop)
-        data = self._held.get(span)
-        if data is None:
-            data = self._held[span] = self._read(span)
-        return numpy.ndarray(shape, place.stored, data, place.start - span.start)
+    def _view(self, name: str, place: Place, shape: Sequence[int]) -> Tensor:
+        """Of a loaded tensor; any other is read alone."""
+        data, offset = self._data, self._region.offsets.get(name)
+        if offset is None:
+            data, offset = numpy.empty(place.stop - place.start, numpy.uint8), 0
+            self._read(place.start, data)
+        # Views are numpy's: torch hands over to other threads at each of its own, which costs more than the view.
+        values = torch.from_numpy(numpy.ndarray(shape, place.form.stored, data, offset))
+        return values if place.form.dtype in _NUMPY_DTYPES else values.view(place.form.dtype)
 
-    def _read(self, span: _Span) -> numpy.ndarray:
-        size = span.stop - span.start
-        data = numpy.empty(size, numpy.uint8) if self._memory is None else self._memory.take(size)
-        self._file.seek(self.header.data_start + span.start)
-        self._fill(memoryview(data[:size]))
-        return data
-
-    def forget(self) -> None:
-        """What was read is not looked at any more: its memory is used for what comes."""
-        self._held.clear()
-        if self._memory is not None:
-            self._memory.give_back()
+    def _read(self, start: int, data: numpy.ndarray) -> None:
+        self._file.seek(self.header.data_start + start)
+        self._fill(memoryview(data))
 
     def _fill(self, view: memoryview) -> None:
         done = 0
