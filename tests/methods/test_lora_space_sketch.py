@@ -1,6 +1,7 @@
 """Sketches depend on the changes of weights alone, keep their angles, and are the same on every machine."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -28,7 +29,7 @@ from intrinsic_lab.methods.lora_space.sketch import (
 from intrinsic_lab.methods.lora_space.space import fit_pca
 from intrinsic_lab.methods.lora_space.weight_file import BadFile
 from intrinsic_lab.tests.methods.lora_space_shelf import MODULES, dense, make_lora, pad_rank, refactor, save_lora
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 SUBNETWORKS = ("all", "attention", "feed_forward")
 
@@ -226,17 +227,22 @@ def test_singular_values_are_those_of_the_full_matrix(shelf):
         numpy.testing.assert_allclose(found[name], wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("kept", [1 << 20, 4000], ids=["kept", "too large to keep"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
-def test_memory_that_is_used_again_changes_nothing(tmp_path, monkeypatch, dtype):
-    # Ranks on both sides of COLUMNS, alphas of another dtype, spans shorter than a tensor, many batches; two files in one memory.
+def test_memory_that_is_used_again_changes_nothing(tmp_path, monkeypatch, dtype, kept):
+    # Ranks on both sides of COLUMNS; reads shorter than a tensor, many batches, the larger ones later; all files in one memory. Those of
+    # rank 4 share their layout and nothing else: not even their alphas.
     monkeypatch.setattr(weight_file, "_SPAN_BYTES", 700)
+    monkeypatch.setattr(weight_file, "_KEPT_BYTES", kept)
     monkeypatch.setattr(formats, "_BATCH_BYTES", 2000)
     # Plans that other tests made have larger batches.
     weight_file.forget_layouts()
-    memory = weight_file.Memory()
-    for number, rank in enumerate((4, 40)):
-        path = save_lora(tmp_path / f"{number}.safetensors", pad_rank(make_lora(number), rank), dtype=dtype)
+    memory, shared = weight_file.Memory(), []
+    for number, rank in enumerate((4, 4, 4, 40, 4, 40, 4)):
+        layers = {name: replace(layer, scale=0.25 * (1 + number)) for name, layer in make_lora(number).items()}
+        path = save_lora(tmp_path / f"{number}.safetensors", pad_rank(layers, rank), dtype=dtype)
         with weight_file.Reader(path, memory) as reader:
+            shared.append(reader.header.layout.shared)
             batches = 0
 
             def counted(reader=reader):
@@ -248,8 +254,40 @@ def test_memory_that_is_used_again_changes_nothing(tmp_path, monkeypatch, dtype)
                         # What is said to be good no longer must not be looked at.
                         torch._foreach_zero_(stack.up)
 
-            found = sketch_batches(counted())
+            found = sketch_batches(counted(), memory.scratch(1 << 12))
         assert batches > 2
         for part, kinds in sketch(read_deltas(path)).items():
             for kind, vector in kinds.items():
                 numpy.testing.assert_allclose(found[part][kind], vector, rtol=1e-4, atol=1e-5 * numpy.abs(vector).max())
+    # Reading it the second way, by `read_deltas`, counts as meeting the layout.
+    assert shared == [False, True, True, False, True, True, True]
+
+
+def test_files_of_one_layout_are_looked_at_through_the_same_views(tmp_path, monkeypatch):
+    weight_file.forget_layouts()
+    made, matrices = [], weight_file.Reader.matrices
+    monkeypatch.setattr(weight_file.Reader, "matrices", lambda reader, names: made.append(names) or matrices(reader, names))
+    memory, counts = weight_file.Memory(), []
+    for number in range(4):
+        path = save_lora(tmp_path / f"{number}.safetensors", make_lora(number))
+        with weight_file.Reader(path, memory) as reader:
+            list(formats.batches_of(reader))
+        counts.append(len(made))
+    assert counts[0] < counts[1] == counts[2] == counts[3]
+
+
+def test_some_modules_with_an_alpha_and_some_without(tmp_path):
+    layers = make_lora(1)
+    path = save_lora(tmp_path / "a.safetensors", layers)
+    state = load_file(path)
+    # Without one the scale is 1.
+    bare = [key for key in state if key.endswith("attn1_to_q.alpha")]
+    save_file({key: tensor for key, tensor in state.items() if key not in bare}, path)
+    wanted = {name: replace(layer, scale=1.0) if name.endswith("attn1.to_q") else layer for name, layer in layers.items()}
+    other = save_lora(tmp_path / "b.safetensors", wanted)
+    with weight_file.Reader(path) as reader:
+        found = sketch_batches(formats.batches_of(reader))
+    for part, kinds in sketch(read_deltas(other)).items():
+        for kind, vector in kinds.items():
+            numpy.testing.assert_allclose(found[part][kind], vector, rtol=1e-4, atol=1e-5 * numpy.abs(vector).max())
+    assert len(bare) == 1
