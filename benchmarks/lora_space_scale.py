@@ -4,9 +4,7 @@
 
 - scan: LoRA files with whole headers and no data on disk (sparse), headers read, then a rescan of the unchanged shelf;
 - embedding: SDXL-shaped fp16 LoRAs of rank 16, against reading the same files and doing nothing with them;
-  both for shelves whose files share their layouts (names, shapes, places), as files of one trainer do, and for a layout each. Shelves
-  that fit into memory are dropped from the page cache before each pass, larger ones push themselves out of it: the steadier figure,
-  because virtual machines give dropped pages back to their host and wait for them again (300 files take 26 GB of disk);
+  both for shelves whose files share their layouts (names, shapes, places), as files of one trainer do, and for a layout each;
 - search: shelves of random vectors in a real index, loaded and asked; extrapolated to a million LoRAs.
 """
 
@@ -140,15 +138,8 @@ def measure_embedding(files: int) -> list[dict]:
             for number in range(files):
                 _write_lora(shelf / f"{number}.safetensors", number, left_out=number % layouts)
             os.sync()
-            large = sum(path.stat().st_size for path in shelf.iterdir()) > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-            prepares = {"larger than memory": _nothing} if large else {"in the page cache": _warm, "not in the page cache": _drop}
-            if large:
-                _warm(shelf)
-            for place, prepare in prepares.items():
-                measured = _measure_embedding(shelf, prepare, 5 if large else 11)
-                if place != "in the page cache" and measured["from disk"] < 0.9:
-                    raise RuntimeError(f"only {measured['from disk']:.0%} of the shelf was read from the disk.")
-                rows.append({"files": files, "layouts": layouts, "on disk": place} | measured)
+            for place, prepare in {"in the page cache": _warm, "not in the page cache": _drop}.items():
+                rows.append({"files": files, "layouts": layouts, "on disk": place} | _measure_embedding(shelf, prepare))
     return rows
 
 
@@ -163,32 +154,35 @@ def _write_lora(path: Path, seed: int, left_out: int) -> None:
     save_file(state, path)
 
 
-def _measure_embedding(shelf: Path, prepare: Callable[[Path], None], pairs: int) -> dict:
+def _measure_embedding(shelf: Path, prepare: Callable[[Path], None]) -> dict:
     files = list(shelf.iterdir())
     size = sum(path.stat().st_size for path in files)
     times: dict[str, list[float]] = {"read": [], "embed": []}
-    used, disk = [], []
-    for _ in range(pairs):
+    disk: dict[str, list[int]] = {"read": [], "embed": []}
+    used = []
+    for _ in range(11):
         for what in times:
             prepare(shelf)
+            before = time.process_time(), _from_disk()
             if what == "read":
                 times[what].append(seconds(lambda: _warm(shelf)))
-                continue
-            with tempfile.TemporaryDirectory() as folder, LoraIndex(Path(folder) / "index.sqlite") as index:
-                before = time.process_time(), _from_disk()
-                times[what].append(seconds(lambda: index.update([shelf])))
+            else:
+                with tempfile.TemporaryDirectory() as folder, LoraIndex(Path(folder) / "index.sqlite") as index:
+                    times[what].append(seconds(lambda: index.update([shelf])))
                 used.append(time.process_time() - before[0])
-                disk.append(_from_disk() - before[1])
+            disk[what].append(_from_disk() - before[1])
     read, embed = (median(times[what]) for what in ("read", "embed"))
+    ratios = sorted(one / other for one, other in zip(*times.values(), strict=True))
+    shares = {what: median(disk[what]) / size for what in disk}
+    if abs(shares["read"] - shares["embed"]) > 0.05:
+        raise RuntimeError(f"not the same work: {shares['read']:.0%} read from the disk, then {shares['embed']:.0%}.")
     return {
         "MB each": round(size / 1e6 / len(files)),
-        "from disk": round(median(disk) / size, 2),
+        "from disk": round(shares["embed"], 2),
         "read MB/s": round(size / 1e6 / read),
         "embed MB/s": round(size / 1e6 / embed),
-        "ratio": round(median(one / other for one, other in zip(*times.values(), strict=True)), 2),
-        "ratios": " ".join(
-            f"{one / other:.2f}" for one, other in sorted(zip(*times.values(), strict=True), key=lambda pair: pair[0] / pair[1])
-        ),
+        "ratio": round(median(ratios), 2),
+        "ratios": " ".join(f"{ratio:.2f}" for ratio in ratios),
         "s a file": round(embed / len(files), 3),
         "CPU s a file": round(median(used) / len(files), 3),
     }
@@ -197,10 +191,6 @@ def _measure_embedding(shelf: Path, prepare: Callable[[Path], None], pairs: int)
 def _from_disk() -> int:
     """Bytes that this process had read from a disk."""
     return int(Path("/proc/self/io").read_text().partition("\nread_bytes: ")[2].split()[0])
-
-
-def _nothing(shelf: Path) -> None:
-    pass
 
 
 def _warm(shelf: Path) -> None:
@@ -293,13 +283,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--vectors", type=int, nargs="+", default=[10_000, 30_000, 100_000])
-    parser.add_argument("--embed", type=int, nargs="+", default=[36], help="SDXL-shaped files on a shelf, 85 MB each (%(default)s)")
+    parser.add_argument("--embed", type=int, default=36, help="SDXL-shaped files on a shelf, 85 MB each (%(default)s)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; a record is kept of a whole run")
     options = parser.parse_args()
     load, parts = os.getloadavg()[0], {}
     measures = {
         "search": lambda: measure_search(options.vectors),
-        "embedding": lambda: [row for files in options.embed for row in measure_embedding(files)],
+        "embedding": lambda: measure_embedding(options.embed),
         "scan": lambda: measure_scan(options.files),
     }
     for name in options.parts:
