@@ -101,7 +101,7 @@ def _what_is_wrong(name: str, entry: dict[str, Any]) -> str:
     whole = lists and set(map(type, (*shape, *offsets))) == {int} and min(*shape, *offsets) >= 0 and offsets[0] <= offsets[1]
     if not whole:
         return f"the place of {name} does not lie inside the file: it is truncated or damaged, download it again."
-    if kind not in DTYPES:
+    if not isinstance(kind, str) or kind not in DTYPES:
         return f"{name} is stored as {kind}, floating point weights were expected: export it as fp16."
     return f"{name} has {offsets[1] - offsets[0]} bytes for shape {shape} in {kind}: it is damaged, download it again."
 
@@ -270,7 +270,8 @@ def region_of(places: Mapping[str, Place]) -> Region:
             first = start
         offsets[name] = offset + start - first
         last = stop
-    return Region([*spans, _Span(first, last, offset)], offsets, offset + last - first)
+    spans.append(_Span(first, last, offset))
+    return Region([span for span in spans if span.start < span.stop], offsets, offset + last - first)
 
 
 class Memory:

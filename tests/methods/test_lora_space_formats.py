@@ -325,6 +325,10 @@ BAD_FILES = {
     "rank 0": (header_bytes(halves(tensor_entry([0, 8], 0, 0), tensor_entry([8, 0], 0, 0))), "rank 0"),
     "wrong bytes": (header_bytes(halves(tensor_entry([4, 8], 0, 100), tensor_entry([8, 4], 100, 256)), bytes(256)), "100 bytes for shape"),
     "integers": (header_bytes(halves(tensor_entry([4, 8], 0, 32, "I8"), tensor_entry([8, 4], 32, 64, "I8")), bytes(64)), "stored as I8"),
+    "dtype of lists": (
+        header_bytes(halves(tensor_entry([4, 8], 0, 128, ["F32"]), tensor_entry([8, 4], 128, 256)), bytes(256)),
+        "stored as ..F32",
+    ),
     "three offsets": (
         header_bytes(halves(tensor_entry([4, 8], 0, 128) | {"data_offsets": [0, 128, 7]}, tensor_entry([8, 4], 128, 256)), bytes(256)),
         "does not lie inside",
