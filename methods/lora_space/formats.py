@@ -23,9 +23,10 @@ from torch import Tensor
 
 from ..intrinsic_lora.lora_file import peft_scales
 from .delta import Delta, Kronecker, LowRank, Stack, dense_delta
+from .layout import BadFile, Layout, Place, once_per_layout
 from .modules import Module, modules_of
 from .names import SUBNETWORKS, fused_rows, part_of
-from .weight_file import BadFile, Layout, Place, Reader, Region, once_per_layout, region_of
+from .weight_file import Reader, Region, region_of
 
 # What is read before it is used, about.
 _BATCH_BYTES = 48 << 20

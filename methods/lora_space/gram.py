@@ -12,7 +12,7 @@ import numpy
 
 from .delta import Delta, inner_product
 from .formats import read_deltas
-from .weight_file import BadFile, forget_layouts
+from .layout import BadFile, forget_layouts
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ import numpy
 import torch
 
 from .database import connect, snapshot, transaction
+from .layout import forget_layouts
 from .names import SUBNETWORKS
 from .records import Entry, Problem, Progress, Report, Summary
 from .scan import Found, Inspection, inspect, list_files
 from .sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, Sketches, packed, unit, unpacked
 from .space import DIMENSIONS, LEAST_FOR_PCA, Pca, Space, fit_pca, pack, unpack
-from .weight_file import Memory, forget_layouts
+from .weight_file import Memory
 
 _COLUMNS = "id, path, root, name, size, mtime_ns, family, format, rank_min, rank_max, dtype, modules, approximate, tags, sketch_version"
 # Rows that the PCA is fitted on, at most; drawn evenly from the shelf.

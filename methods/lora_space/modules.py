@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from ..intrinsic_lora.lora_file import split_key
 from .families import base_family
+from .layout import BadFile, Layout, once_per_layout
 from .names import canonical_name
-from .weight_file import BadFile, Header, Layout, once_per_layout, text_of
+from .weight_file import Header, text_of
 
 _LYCORIS = re.compile(
     r"^(?P<module>.+?)\.(?P<role>alpha|dora_scale|lora_magnitude_vector|lora_mid|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .formats import batches_of
+from .layout import BadFile
 from .modules import Facts, describe
 from .names import SUFFIXES
 from .sketch import SCRATCH_SIZE, Sketches, sketch_batches
-from .weight_file import BadFile, Memory, Reader
+from .weight_file import Memory, Reader
 
 PICKLES = (".pt", ".pt2", ".pth", ".bin", ".ckpt", ".pkl")
 

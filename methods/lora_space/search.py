@@ -9,12 +9,13 @@ import numpy
 
 from .gram import gram
 from .index import LoraIndex
+from .layout import BadFile
 from .modules import describe
 from .records import Entry, Progress, Report
 from .scan import inspect
 from .sketch import KINDS, Sketches, subnetwork_vectors, unit
 from .space import Candidate, Store
-from .weight_file import BadFile, read_header
+from .weight_file import read_header
 
 RERANK = 50
 

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from .delta import Delta, Kronecker, LowRank, Stack
+from .layout import BadFile
 from .names import PARTS, SUBNETWORKS, part_of
-from .weight_file import BadFile
 
 SKETCH_VERSION = 2
 ROWS, COLUMNS = 64, 32

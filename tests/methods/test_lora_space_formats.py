@@ -10,14 +10,15 @@ import peft
 import pytest
 import torch
 from intrinsic_lab.methods.intrinsic_lora.lora_file import LoraLayer
-from intrinsic_lab.methods.lora_space import weight_file
+from intrinsic_lab.methods.lora_space import layout, weight_file
 from intrinsic_lab.methods.lora_space.delta import Kronecker, LowRank, inner_product
 from intrinsic_lab.methods.lora_space.families import base_family
 from intrinsic_lab.methods.lora_space.formats import batches_of, deltas_of, read_deltas
 from intrinsic_lab.methods.lora_space.index import LoraIndex
+from intrinsic_lab.methods.lora_space.layout import BadFile, forget_layouts
 from intrinsic_lab.methods.lora_space.modules import describe
 from intrinsic_lab.methods.lora_space.names import canonical_name, part_of
-from intrinsic_lab.methods.lora_space.weight_file import BadFile, Reader, forget_layouts, read_header
+from intrinsic_lab.methods.lora_space.weight_file import Reader, read_header
 from intrinsic_lab.tests.methods.lora_space_shelf import BLOCK, MODULES, dense, make_lora, peft_state_dict, save_lora
 from safetensors.torch import save_file
 
@@ -413,7 +414,7 @@ def test_a_header_of_unusual_length_is_not_remembered(tmp_path, monkeypatch):
     path = save_lora(tmp_path / "a.safetensors", make_lora(1))
     forget_layouts()
     assert len({id(layout) for layout in [read_header(path).layout for _ in range(4)]}) == 2
-    monkeypatch.setattr(weight_file, "_LAYOUT_CHARACTERS", 500)
+    monkeypatch.setattr(layout, "_LAYOUT_CHARACTERS", 500)
     assert read_header(path).layout is not read_header(path).layout
 
 

@@ -12,6 +12,7 @@ from intrinsic_lab.methods.lora_space.baseline import RawSpace, singular_values
 from intrinsic_lab.methods.lora_space.delta import Kronecker, LowRank
 from intrinsic_lab.methods.lora_space.formats import read_deltas
 from intrinsic_lab.methods.lora_space.gram import exact_cosines
+from intrinsic_lab.methods.lora_space.layout import BadFile, forget_layouts
 from intrinsic_lab.methods.lora_space.sketch import (
     COLUMNS,
     KINDS,
@@ -27,7 +28,6 @@ from intrinsic_lab.methods.lora_space.sketch import (
     unpacked,
 )
 from intrinsic_lab.methods.lora_space.space import fit_pca
-from intrinsic_lab.methods.lora_space.weight_file import BadFile
 from intrinsic_lab.tests.methods.lora_space_shelf import MODULES, dense, make_lora, pad_rank, refactor, save_lora
 from safetensors.torch import load_file, save_file
 
@@ -236,7 +236,7 @@ def test_memory_that_is_used_again_changes_nothing(tmp_path, monkeypatch, dtype,
     monkeypatch.setattr(weight_file, "_KEPT_BYTES", kept)
     monkeypatch.setattr(formats, "_BATCH_BYTES", 2000)
     # Plans that other tests made have larger batches.
-    weight_file.forget_layouts()
+    forget_layouts()
     memory, shared = weight_file.Memory(), []
     for number, rank in enumerate((4, 4, 4, 40, 4, 40, 4)):
         layers = {name: replace(layer, scale=0.25 * (1 + number)) for name, layer in make_lora(number).items()}
@@ -264,7 +264,7 @@ def test_memory_that_is_used_again_changes_nothing(tmp_path, monkeypatch, dtype,
 
 
 def test_files_of_one_layout_are_looked_at_through_the_same_views(tmp_path, monkeypatch):
-    weight_file.forget_layouts()
+    forget_layouts()
     made, matrices = [], weight_file.Reader.matrices
     monkeypatch.setattr(weight_file.Reader, "matrices", lambda reader, names: made.append(names) or matrices(reader, names))
     memory, counts = weight_file.Memory(), []
