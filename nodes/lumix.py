@@ -11,6 +11,7 @@ from ..methods.ildm.schedules import parse_positions
 from ..methods.lumix import schedule
 from ..methods.lumix.design import ATTENTIONS, MAP_NAMES, QUERY_BROADCAST
 from ..methods.maps import MAPS, image_from_map
+from .native.backbones.flux import image_tokens
 from .native.joint_sampling import lumix, lumix_prompts, lumix_sampling
 from .native.paths import bundled_file
 from .native.schema import schema
@@ -123,9 +124,9 @@ class ApplyTensorLoRA(io.ComfyNode):
     def execute(
         cls, model, lora_name: str, strength: float, attention: str = AS_TRAINED, double_blocks: str = ALL, single_blocks: str = ALL
     ) -> io.NodeOutput:
-        way = None if attention == AS_TRAINED else attention
-        chosen = _blocks(double_blocks), _blocks(single_blocks)
-        return io.NodeOutput(lumix.apply_adapter(model, _adapter_path(lora_name), strength, way, *chosen))
+        chosen = None if attention == AS_TRAINED else attention
+        blocks = _blocks(double_blocks), _blocks(single_blocks)
+        return io.NodeOutput(lumix.apply_adapter(model, _adapter_path(lora_name), strength, chosen, *blocks))
 
 
 class JoinMaps(io.ComfyNode):
@@ -226,7 +227,7 @@ class MapSigmas(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent: dict, steps: int, shift: str, mu: float) -> io.NodeOutput:
-        tokens = lumix_sampling.image_tokens(latent)
+        tokens = image_tokens(latent)
         found = {PUBLISHED: schedule.published_shift(tokens), BY_SIZE: schedule.shift_by_tokens(tokens), FIXED: mu}
         return io.NodeOutput(schedule.shifted_sigmas(steps, found[shift]))
 

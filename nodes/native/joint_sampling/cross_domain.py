@@ -1,18 +1,15 @@
 """I-LDM on a native MODEL: picture rows and intrinsic rows in one batch, meeting in every self-attention.
 
-Everything sits on a clone: the exchange itself in core's own patch points (`cross_domain_unet`, `cross_domain_pixart`), the intrinsic rows'
-LoRA by the mechanism of `row_lora`, the state of each forward in an APPLY_MODEL wrapper, and the check of the latent, with the noise that
-stochastic samplers share, in an OUTER_SAMPLE wrapper.
+Everything sits on a clone: the exchange itself where the MODEL's backbone has its self-attentions, the intrinsic rows' LoRA by the
+mechanism of `row_lora`, the state of each forward in an APPLY_MODEL wrapper, and the check of the latent, with the noise that stochastic
+samplers share, in an OUTER_SAMPLE wrapper.
 """
 
 import logging
 from collections.abc import Callable, Mapping
 
 import comfy.model_management
-import comfy.utils
 import torch
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.ldm.pixart.pixartms import PixArtMS
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import TORCH_COMPILE_KWARGS
@@ -21,7 +18,7 @@ from torch import Tensor
 from ....methods.ildm.joint_forward import CURRENT, JointForward
 from ....methods.ildm.schedules import Block, WeightSchedule
 from ....methods.lora.lora_file import LoraFile
-from ..backbones import cross_domain_pixart, cross_domain_unet
+from ..backbones import CROSS_DOMAIN, require
 from ..batch_rows import row_lora
 from ..batch_rows.shared_noise import require_joint_batch, require_same_noise, sharing_noise
 
@@ -30,27 +27,7 @@ KEY = "intrinsic_lab.cross_domain"
 
 def bind_lora(model: ModelPatcher, lora: LoraFile, strength: float, source: str) -> row_lora.MapAdapter:
     """A LoRA file bound to the layers of a MODEL that this method supports. Raises ValueError, naming `source`, where it does not fit."""
-    network = require_supported(model)
-    config = model.model.model_config.unet_config
-    if isinstance(network, PixArtMS):
-        try:
-            layers = cross_domain_pixart.native_layers(lora.layers, config)
-        except ValueError as error:
-            raise ValueError(f"{source} does not fit: {error}") from None
-        return row_lora.MapAdapter(layers, network, {}, strength, source)
-    names = {name.removesuffix(".weight"): native.removesuffix(".weight") for name, native in comfy.utils.unet_to_diffusers(config).items()}
-    return row_lora.MapAdapter(lora.layers, network, names, strength, source)
-
-
-def require_supported(model: ModelPatcher) -> UNetModel | PixArtMS:
-    """The MODEL's network. Raises ValueError for every other architecture."""
-    network = model.get_model_object("diffusion_model")
-    if not isinstance(network, (UNetModel, PixArtMS)):
-        raise ValueError(
-            f"This MODEL is a {type(model.model).__name__} ({type(network).__name__}); cross-domain attention works on Stable Diffusion "
-            "UNets (SD 1.x, SD 2.x, SDXL) and PixArt: load one of those."
-        )
-    return network
+    return require(model, CROSS_DOMAIN).bind_lora(model, lora.layers, strength, source)
 
 
 def exchange_domains(
@@ -61,7 +38,7 @@ def exchange_domains(
     schedule: weight of intrinsic keys for picture queries. adapters: LoRA of the rows of a domain ("picture", "intrinsic").
     Raises ValueError for architectures and for other patches that this cannot work with.
     """
-    network = require_supported(model)
+    backbone = require(model, CROSS_DOMAIN)
     if model.get_attachment(KEY) is not None:
         raise ValueError("This MODEL already has cross-domain attention: apply it once, and combine the schedules instead.")
     if carried := row_lora.carried_maps(model):
@@ -70,8 +47,7 @@ def exchange_domains(
             "MODEL from before that node."
         )
     clone = model.clone()
-    attach = cross_domain_pixart.attach if isinstance(network, PixArtMS) else cross_domain_unet.attach
-    blocks = attach(clone, network)
+    blocks = backbone.attach(clone)
     clone.set_attachments(KEY, schedule)
     # Plain patchers also where core uses dynamic ones: these layers are ours, a few MB, and move as a whole.
     load, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()

@@ -50,12 +50,12 @@ def _as_convolution(weight: Tensor) -> Tensor:
 
 
 def _key_map(names: list[str], levels: int) -> dict:
-    places = {}
+    targets = {}
     for name in names:
         native = _native_name(name, levels)
         attention_weight = re.search(r"mid\.attn_1\.(q|k|v|proj_out)\.weight$", native)
-        places[name] = (native, None, _as_convolution) if attention_weight else native
-    return places
+        targets[name] = (native, None, _as_convolution) if attention_weight else native
+    return targets
 
 
 def load_vae(part: Path, config: dict, dtype: torch.dtype | None = None, pixel_channels: int = 3) -> comfy.sd.VAE:
