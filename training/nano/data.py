@@ -22,6 +22,11 @@ def map_pictures(maps: SceneMaps) -> dict[str, Tensor]:
     return {"image": maps.image_bhwc} | {name: MAPS[name].to_picture(values) for name, values in data.items()}
 
 
+def render_kind(seeds: Sequence[int], size: int, kind: str) -> SceneMaps:
+    """Scenes as training sees them: rooms as they were, every other kind with what a camera adds to its pictures."""
+    return render_scenes(seeds, size, size, **({} if kind == "room" else {"kind": kind, "camera": True}))
+
+
 @dataclass(frozen=True)
 class PicturePool:
     """uint8 pictures `[kind, scene, 3, h, w]`; kind 0 is the picture, 1.. the maps in the order of MAPS."""
@@ -30,10 +35,11 @@ class PicturePool:
     captions: tuple[str, ...]
 
     @classmethod
-    def render(cls, seeds: Sequence[int], size: int, kinds: Sequence[str] = ("image", *MAPS)) -> "PicturePool":
+    def render(cls, seeds: Sequence[int], size: int, kinds: Sequence[str] = ("image", *MAPS), scenes: str = "room") -> "PicturePool":
+        """scenes: the kind of scenes; other kinds than rooms are seen as by a camera."""
         parts, captions = [], []
         for start in range(0, len(seeds), 64):
-            maps = render_scenes(seeds[start : start + 64], size, size)
+            maps = render_kind(seeds[start : start + 64], size, scenes)
             pictures = map_pictures(maps)
             stacked = torch.stack([pictures[kind] for kind in kinds])
             parts.append(rearrange((stacked * 255 + 0.5).to(torch.uint8), "kind b h w c -> kind b c h w").contiguous())
