@@ -77,7 +77,7 @@ def write_loras(folder: Path, base: Path, rank: int = 8) -> dict[str, Path]:
     from diffusers import UNet2DConditionModel
     from safetensors.torch import save_file
 
-    from ..methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict
+    from ..methods.lora.lora_file import LoraLayer, kohya_state_dict
 
     unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base / "unet"))
     shapes = {
@@ -101,9 +101,9 @@ class Setting:
     def __init__(self, base: Path, loras: dict[str, Path], size: int):
         import comfy.utils
 
-        from ..methods.intrinsic_lora.lora_file import read_lora
-        from ..nodes.native import row_lora
-        from ..nodes.native.diffusers_folder import load_pipeline
+        from ..methods.lora.lora_file import read_lora
+        from ..nodes.native.batch_rows import row_lora
+        from ..nodes.native.loading.diffusers_folder import load_pipeline
 
         self.pipeline = load_pipeline(base)
         self.size = size

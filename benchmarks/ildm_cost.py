@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..kernels.cross_domain_attention import Segment, per_row
 from ..kernels.flops import attention_flops, cross_domain_attention_flops
 from ..methods.ildm.schedules import constant_schedule
-from ..methods.intrinsic_lora.lora_file import LoraFile, LoraLayer
+from ..methods.lora.lora_file import LoraFile, LoraLayer
 from ..tools.console import format_table
 from .extraction_cost import start_comfyui
 from .measuring import in_turns
@@ -68,7 +68,7 @@ def random_model(family: str):
     import comfy.model_management
     import comfy.model_patcher
 
-    from ..nodes.native.unet import CONFIGS, unet_config
+    from ..nodes.native.loading.unet import CONFIGS, unet_config
 
     config = CONFIGS[family](unet_config(ARCHITECTURES[family]))
     config.set_inference_dtype(DTYPES[family], None)
@@ -112,7 +112,7 @@ class Setting:
     """One architecture, its joint clone, and the ways to make a step that are compared."""
 
     def __init__(self, family: str, side: int):
-        from ..nodes.native import cross_domain
+        from ..nodes.native.joint_sampling import cross_domain
 
         self.base = random_model(family)
         network = self.base.model.diffusion_model
@@ -142,7 +142,7 @@ class Setting:
 
     def masked(self, mask_rows: int | None) -> Tensor:
         """The same patch with a plain attention in the kernel's place."""
-        from ..nodes.native import joint_forward
+        from ..methods.ildm import joint_forward
 
         kernel, joint_forward.joint_attention = joint_forward.joint_attention, partial(masked_joint_attention, mask_rows)
         try:

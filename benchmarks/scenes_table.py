@@ -23,7 +23,7 @@ from diffusers import UNet2DConditionModel
 from einops import rearrange
 from torch import Tensor
 
-from ..methods.intrinsic_lora.lora_file import read_lora
+from ..methods.lora.lora_file import read_lora
 from ..methods.maps import MAPS
 from ..methods.metrics import JUDGES, score
 from ..scenes import render_scenes

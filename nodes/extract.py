@@ -16,12 +16,12 @@ from einops import rearrange
 from torch import Tensor
 
 from ..methods.intrinsic_lora.extract import ExtractSettings, count_forwards, extract, resize, working_grid
-from ..methods.intrinsic_lora.lora_file import LoraFile, read_lora
+from ..methods.lora.lora_file import LoraFile, read_lora
 from ..methods.maps import MAPS, image_from_map, map_from_image
-from .native import row_lora
+from .native.batch_rows import row_lora
+from .native.joint_sampling.single_step import interruptible, make_generator, require_parts, require_sd_unet, rows_per_forward
 from .native.paths import bundled_file
 from .native.schema import schema
-from .native.single_step import interruptible, make_generator, require_parts, require_sd_unet, rows_per_forward
 
 FROM_METADATA = "auto"
 NO_MERGED_MAP = "none"

@@ -14,10 +14,18 @@ from ..methods.intrinsic_lora.generators.sample import draw, map_pictures
 from ..methods.intrinsic_lora.generators.vqgan import downscale, vqgan_generator
 from ..methods.maps import MAPS, image_from_map, map_from_image
 from .extract import contact_sheet
-from .native.generators import NO_LORA, LoadedGenerator, generator_folders, load_generator, lora_files, lora_path, pictures_per_forward
+from .native.joint_sampling.single_step import interruptible
+from .native.loading.generators import (
+    NO_LORA,
+    LoadedGenerator,
+    generator_folders,
+    load_generator,
+    lora_files,
+    lora_path,
+    pictures_per_forward,
+)
 from .native.paths import folder_fingerprint
 from .native.schema import schema
-from .native.single_step import interruptible
 
 CATEGORY = "intrinsic lab/generators"
 Vqgan = io.Custom("INTRINSIC_VQGAN")

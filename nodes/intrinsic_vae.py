@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..methods.ildm.intrinsic_vae import INTRINSICS, join_intrinsics, split_intrinsics
 from ..methods.maps import image_from_map, map_from_image, normal_picture
-from .native.intrinsic_vae import intrinsic_vae_folder, intrinsic_vae_folders, load_intrinsic_vae
+from .native.loading.intrinsic_vae import intrinsic_vae_folder, intrinsic_vae_folders, load_intrinsic_vae
 from .native.paths import folder_fingerprint
 from .native.schema import schema
 

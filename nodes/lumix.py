@@ -11,7 +11,7 @@ from ..methods.ildm.schedules import parse_positions
 from ..methods.lumix import schedule
 from ..methods.lumix.design import ATTENTIONS, MAP_NAMES, QUERY_BROADCAST
 from ..methods.maps import MAPS, image_from_map
-from .native import lumix, lumix_prompts, lumix_sampling
+from .native.joint_sampling import lumix, lumix_prompts, lumix_sampling
 from .native.paths import bundled_file
 from .native.schema import schema
 

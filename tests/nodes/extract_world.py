@@ -8,10 +8,10 @@ import peft
 import pytest
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
-from intrinsic_lab.methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict
+from intrinsic_lab.methods.lora.lora_file import LoraLayer, kohya_state_dict
 from intrinsic_lab.methods.maps import MAPS
 from intrinsic_lab.nodes.extract import ApplyIntrinsicLoRA, ExtractIntrinsicMaps
-from intrinsic_lab.nodes.native.diffusers_folder import load_pipeline
+from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import CLIPTextModel

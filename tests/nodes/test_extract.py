@@ -17,8 +17,9 @@ import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 from intrinsic_lab.methods.maps import MAPS
 from intrinsic_lab.nodes import extract as extract_nodes
-from intrinsic_lab.nodes.native import row_lora, single_step
-from intrinsic_lab.nodes.native.diffusers_folder import load_pipeline
+from intrinsic_lab.nodes.native.batch_rows import row_lora
+from intrinsic_lab.nodes.native.joint_sampling import single_step
+from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
 from peft.utils import get_peft_model_state_dict
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -15,7 +15,7 @@ import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 from intrinsic_lab.methods.maps import MAPS
 from intrinsic_lab.nodes.extract import ApplyIntrinsicLoRA, ExtractIntrinsicMaps
-from intrinsic_lab.nodes.native.diffusers_folder import load_pipeline
+from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
 from intrinsic_lab.tests.nodes.conftest import tiny_clip, tiny_schedule, tiny_vae, write_model_folder, write_own_tokenizer
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file

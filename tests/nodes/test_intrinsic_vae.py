@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from intrinsic_lab.methods.ildm.intrinsic_vae import INTRINSICS, channel_slice, join_intrinsics, widen
 from intrinsic_lab.nodes import intrinsic_vae as nodes
 from intrinsic_lab.nodes.native import paths
-from intrinsic_lab.nodes.native.intrinsic_vae import load_intrinsic_vae
+from intrinsic_lab.nodes.native.loading.intrinsic_vae import load_intrinsic_vae
 
 
 @pytest.fixture

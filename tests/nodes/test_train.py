@@ -9,9 +9,10 @@ import folder_paths
 import pytest
 import torch
 from intrinsic_lab.nodes import train
-from intrinsic_lab.nodes.native import training, training_files
-from intrinsic_lab.nodes.native.training import Settings, Watcher, require_packages, train_in_graph, training_session
-from intrinsic_lab.nodes.native.training_files import Place, lora_place, name_problem, publish, require_free
+from intrinsic_lab.nodes.native.training import files as training_files
+from intrinsic_lab.nodes.native.training import session as training
+from intrinsic_lab.nodes.native.training.files import Place, lora_place, name_problem, publish, require_free
+from intrinsic_lab.nodes.native.training.session import Settings, Watcher, require_packages, train_in_graph, training_session
 from intrinsic_lab.tools.comfyui_source import ROOT
 from intrinsic_lab.training.loop import Diverged, Interrupted
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PixArtTransformer2DModel, UNet2DConditionModel
 from intrinsic_lab.methods.ildm.intrinsic_vae import TOTAL_CHANNELS, channel_slice
-from intrinsic_lab.methods.intrinsic_lora.lora_file import read_lora
+from intrinsic_lab.methods.lora.lora_file import read_lora
 from intrinsic_lab.training.folder_data import FolderData
 from intrinsic_lab.training.ildm import (
     IntrinsicVaeConfig,

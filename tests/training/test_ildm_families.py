@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler
 from intrinsic_lab.methods.ildm.intrinsic_vae import TOTAL_CHANNELS
-from intrinsic_lab.methods.intrinsic_lora.lora_file import read_lora
+from intrinsic_lab.methods.lora.lora_file import read_lora
 from intrinsic_lab.tests.nodes.conftest import build_model_folder, edit_json, write_own_tokenizer
 from intrinsic_lab.training.ildm import JointSceneData, encode_captions, load_diffusion_base, run
 from intrinsic_lab.training.ildm.__main__ import main

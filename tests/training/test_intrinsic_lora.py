@@ -132,7 +132,7 @@ def test_comfyui_loads_the_file_with_the_output_of_diffusers(tiny_base, wide):
     """Core's LoraLoader on the native model: what a ComfyUI user does with the file."""
     pytest.importorskip("comfy.sd")
     import folder_paths
-    from intrinsic_lab.nodes.native.diffusers_folder import load_pipeline
+    from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
 
     from nodes import LoraLoader
 

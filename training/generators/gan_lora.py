@@ -19,7 +19,7 @@ from ...methods.intrinsic_lora.generators.gan_file import load_gan
 from ...methods.intrinsic_lora.generators.sample import draw as draw_latents
 from ...methods.intrinsic_lora.generators.sample import pictures
 from ...methods.intrinsic_lora.generators.style_gan import StyleGenerator
-from ...methods.intrinsic_lora.lora_file import read_lora
+from ...methods.lora.lora_file import read_lora
 from ...methods.maps import MAPS
 from ..intrinsic_lora import load_base, predict_maps
 from ..loop import History, LoopConfig, train

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...methods.ildm.intrinsic_vae import INTRINSICS
-from ...methods.intrinsic_lora.lora_file import kohya_state_dict
+from ...methods.lora.lora_file import kohya_state_dict
 from ..intrinsic_lora.adapter import lora_layers
 from ..intrinsic_lora.latents import OnEncoded, encode_kind
 from ..loop import History, LoopConfig, train, write_atomically

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer as PeftLayer
 from safetensors.torch import save_file
 
-from ...methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict
+from ...methods.lora.lora_file import LoraLayer, kohya_state_dict
 from ..loop import write_atomically
 
 _ATTENTION = r"attn[12]\.(?:to_q|to_k|to_v|to_out\.0)"

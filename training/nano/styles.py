@@ -20,7 +20,7 @@ from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...methods.intrinsic_lora.lora_file import kohya_state_dict, read_lora
+from ...methods.lora.lora_file import kohya_state_dict, read_lora
 from ...scenes import Style, render_scenes
 from ...scenes.parameters import COLOR_WORDS, TEXTURE_WORDS
 from ..intrinsic_lora.adapter import add_adapter, lora_layers

@@ -7,8 +7,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ...lora.lora_file import LoraLayer
 from ...maps import MAPS
-from ..lora_file import LoraLayer
 from .adapter import run_adapted
 from .style_gan import StyleGanConfig, StyleGenerator
 

@@ -15,9 +15,9 @@ from comfy.model_patcher import ModelPatcher
 from einops import rearrange
 from torch import Tensor
 
-from ...methods.lumix.design import MAP_NAMES
-from ...methods.lumix.schedule import published_shift, shifted_sigmas
-from .lumix_rows import maps_of, require_map_batch
+from ....methods.lumix.design import MAP_NAMES
+from ....methods.lumix.schedule import published_shift, shifted_sigmas
+from ..batch_rows.lumix_rows import maps_of, require_map_batch
 
 # Names of a latent's maps, in the order of rows; samplers hand it on.
 MAPS_ENTRY = "intrinsic_lab_maps"

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ...kernels.cross_domain_attention import Segment, cross_domain_attention, joint_attention
-from ...methods.ildm.schedules import Block, WeightSchedule
+from .schedules import Block, WeightSchedule
 
 PICTURE, INTRINSIC = "picture", "intrinsic"
 # A weight this small moves no float32 result; the picture then runs alone, through the attention that core chose.

@@ -13,7 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...methods.lumix.design import color_row
+from ....methods.lumix.design import color_row
 from .shared_noise import sharing_noise
 
 KEY = "intrinsic_lab.lumix"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import folder_paths
 
-from .diffusers_folder import detect_family
-from .folder_files import ModelFolderError
-from .paths import model_folders
+from ..loading.diffusers_folder import detect_family
+from ..loading.folder_files import ModelFolderError
+from ..paths import model_folders
 
 SCENES = "rendered scenes"
 SUBFOLDER = "intrinsic_lab"
@@ -118,7 +118,7 @@ def require_free(run: Path, place: Place) -> None:
 
 def publish(run: Path, result: Path, place: Place) -> None:
     """Copy a run's result, a file or a flat folder of files, to its place, each file whole or not at all. Raises as `require_free`."""
-    from ...training.loop import write_atomically
+    from ....training.loop import write_atomically
 
     require_free(run, place)
     own = sorted(_record(run) | {_sha256(path) for path in _files(result)})

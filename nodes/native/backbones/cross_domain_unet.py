@@ -9,8 +9,8 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...methods.ildm.schedules import Block
-from .joint_forward import CURRENT, exchange
+from ....methods.ildm.joint_forward import CURRENT, exchange
+from ....methods.ildm.schedules import Block
 
 Address = tuple[str, int, int]
 

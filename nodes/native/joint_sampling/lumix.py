@@ -9,10 +9,10 @@ from comfy.ldm.flux.model import Flux
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 
-from ...methods.lumix.tensor_lora.file import read_adapter
-from ...methods.lumix.tensor_lora.layer import Adapter
-from . import lumix_flux, lumix_unet
-from .lumix_rows import KEY, attach_rows
+from ....methods.lumix.tensor_lora.file import read_adapter
+from ....methods.lumix.tensor_lora.layer import Adapter
+from ..backbones import lumix_flux, lumix_unet
+from ..batch_rows.lumix_rows import KEY, attach_rows
 
 # An adapter is read and its cores merged once, for as long as some MODEL uses it.
 _adapters: WeakValueDictionary[tuple, ModelPatcher] = WeakValueDictionary()

@@ -8,9 +8,9 @@ import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ..paths import MODEL_INDEX
 from .folder_files import ModelFolderError, describe, read_config, read_json
 from .latent_format import latent_format_of
-from .paths import MODEL_INDEX
 from .sampling import read_diffusion_schedule, read_flow_schedule
 from .text_encoder import load_clip
 from .transformer import load_flux, load_pixart

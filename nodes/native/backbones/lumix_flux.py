@@ -19,11 +19,11 @@ from comfy.model_patcher import ModelPatcher
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from ...kernels.tensor_lora import norm_lora_rotary
-from ...methods.lumix.attention import attend_maps
-from ...methods.lumix.design import CROSS_INTRINSIC, QUERY_BROADCAST, SEPARATE
-from ...methods.lumix.tensor_lora.layer import Adapter, BlockAdapter, Update
-from .lumix_rows import KEY, MapRows
+from ....kernels.tensor_lora import norm_lora_rotary
+from ....methods.lumix.attention import attend_maps
+from ....methods.lumix.design import CROSS_INTRINSIC, QUERY_BROADCAST, SEPARATE
+from ....methods.lumix.tensor_lora.layer import Adapter, BlockAdapter, Update
+from ..batch_rows.lumix_rows import KEY, MapRows
 
 # Older versions of core have no attn1_patch in FLUX; there it must not start to act because of us.
 _CORE_RUNS_ATTN1_PATCH = "attn1_patch" in DoubleStreamBlock.forward.__code__.co_consts

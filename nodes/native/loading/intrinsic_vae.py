@@ -9,9 +9,9 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ...methods.ildm.intrinsic_vae import INTRINSICS, TOTAL_CHANNELS
+from ....methods.ildm.intrinsic_vae import INTRINSICS, TOTAL_CHANNELS
+from ..paths import model_folders
 from .folder_files import ModelFolderError, read_config
-from .paths import model_folders
 from .vae import load_vae
 
 SUBFOLDER = "intrinsic_vae"

@@ -11,9 +11,9 @@ from comfy.utils import pixart_to_diffusers
 from einops import rearrange
 from torch import Tensor
 
-from ...methods.ildm.schedules import Block, transformer_blocks
-from ...methods.intrinsic_lora.lora_file import LoraLayer
-from .joint_forward import CURRENT, exchange
+from ....methods.ildm.joint_forward import CURRENT, exchange
+from ....methods.ildm.schedules import Block, transformer_blocks
+from ....methods.lora.lora_file import LoraLayer
 
 
 def attach(clone: ModelPatcher, transformer: PixArtMS) -> tuple[Block, ...]:

@@ -11,12 +11,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from ...methods.intrinsic_lora.generators.adapter import KIND_NAMES, GeneratorLora, fit, read_generator_lora
-from ...methods.intrinsic_lora.generators.gan_file import CLASS_NAME as GAN_CLASS
-from ...methods.intrinsic_lora.generators.gan_file import load_gan
-from ...methods.maps import MAPS
+from ....methods.intrinsic_lora.generators.adapter import KIND_NAMES, GeneratorLora, fit, read_generator_lora
+from ....methods.intrinsic_lora.generators.gan_file import CLASS_NAME as GAN_CLASS
+from ....methods.intrinsic_lora.generators.gan_file import load_gan
+from ....methods.maps import MAPS
+from ..paths import BUNDLED, bundled_file
 from .folder_files import ModelFolderError, read_config, read_weights, rename, require_same_weights
-from .paths import BUNDLED, bundled_file
 
 NO_LORA = "none"
 CLASSES = {"vqgan": "VQModel", "gan": GAN_CLASS}

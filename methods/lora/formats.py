@@ -21,9 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..intrinsic_lora.lora_file import peft_scales
 from .delta import Delta, Kronecker, LowRank, Stack, dense_delta
 from .layout import BadFile, Layout, Place, once_per_layout
+from .lora_file import peft_scales
 from .modules import Module, modules_of
 from .names import SUBNETWORKS, fused_rows, part_of
 from .weight_file import Reader, Region, region_of

@@ -18,11 +18,12 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import TORCH_COMPILE_KWARGS
 from torch import Tensor
 
-from ...methods.ildm.schedules import Block, WeightSchedule
-from ...methods.intrinsic_lora.lora_file import LoraFile
-from . import cross_domain_pixart, cross_domain_unet, row_lora
-from .joint_forward import CURRENT, JointForward
-from .shared_noise import require_joint_batch, require_same_noise, sharing_noise
+from ....methods.ildm.joint_forward import CURRENT, JointForward
+from ....methods.ildm.schedules import Block, WeightSchedule
+from ....methods.lora.lora_file import LoraFile
+from ..backbones import cross_domain_pixart, cross_domain_unet
+from ..batch_rows import row_lora
+from ..batch_rows.shared_noise import require_joint_batch, require_same_noise, sharing_noise
 
 KEY = "intrinsic_lab.cross_domain"
 

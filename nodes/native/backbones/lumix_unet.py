@@ -5,10 +5,10 @@ from comfy.model_patcher import ModelPatcher
 from einops import rearrange, repeat
 from torch import Tensor
 
-from ...methods.lumix.attention import attend_maps
-from ...methods.lumix.design import CROSS_INTRINSIC, QUERY_BROADCAST
+from ....methods.lumix.attention import attend_maps
+from ....methods.lumix.design import CROSS_INTRINSIC, QUERY_BROADCAST
+from ..batch_rows.lumix_rows import KEY, MapRows
 from .cross_domain_unet import block_addresses
-from .lumix_rows import KEY, MapRows
 
 
 def attach(clone: ModelPatcher, unet: UNetModel, way: str) -> None:

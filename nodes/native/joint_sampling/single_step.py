@@ -15,8 +15,8 @@ from comfy.model_patcher import ModelPatcher
 from einops import repeat
 from torch import Tensor
 
-from ...methods.intrinsic_lora.extract import Generator
-from . import row_lora
+from ....methods.intrinsic_lora.extract import Generator
+from ..batch_rows import row_lora
 
 # Share of a device's memory that activations of one forward may take beside the weights.
 ACTIVATION_SHARE = 0.6

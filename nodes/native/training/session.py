@@ -15,13 +15,13 @@ import numpy
 import torch
 from torch import Tensor
 
-from .paths import model_folder
-from .training_files import SCENES, Place, data_folder, publish, require_free, run_folder
+from ..paths import model_folder
+from .files import SCENES, Place, data_folder, publish, require_free, run_folder
 
 if TYPE_CHECKING:
-    from ...training.folder_data import FolderData
-    from ...training.loop import History, LoopConfig
-    from ...training.pairs import SceneData
+    from ....training.folder_data import FolderData
+    from ....training.loop import History, LoopConfig
+    from ....training.pairs import SceneData
 
 PACKAGES = ("accelerate", "diffusers", "peft", "transformers")
 SECONDS_BETWEEN_PREVIEWS = 1.0
@@ -56,7 +56,7 @@ class Settings:
 
     def loop(self) -> "LoopConfig":
         """What the one training loop is told. Raises ValueError for impossible values."""
-        from ...training.loop import LoopConfig
+        from ....training.loop import LoopConfig
 
         return LoopConfig(
             run_folder(self.name),
@@ -69,8 +69,8 @@ class Settings:
 
     def pairs(self) -> "SceneData | FolderData":
         """Where pictures and maps come from. Raises ValueError for a folder that is not offered and for impossible values."""
-        from ...training.folder_data import FolderData
-        from ...training.pairs import SceneData
+        from ....training.folder_data import FolderData
+        from ....training.pairs import SceneData
 
         if self.data == SCENES:
             return SceneData(count=self.scenes, size=self.size or SCENE_SIZE)
@@ -101,14 +101,14 @@ class Watcher:
         self.losses.append(loss)
         picture = None
         if time.monotonic() - self._shown >= SECONDS_BETWEEN_PREVIEWS:
-            from ...training.loop import loss_curve
+            from ....training.loop import loss_curve
 
             picture = ("JPEG", loss_curve(self.losses), None)
             self._shown = time.monotonic()
         self._update(step, self.total, picture)
 
     def _update(self, value: int, total: int, preview: tuple | None = None) -> None:
-        from ...training.loop import Interrupted
+        from ....training.loop import Interrupted
 
         try:
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -141,7 +141,7 @@ def train_in_graph(settings: Settings, place: Place, trainer: Trainer) -> Traine
     run = run_folder(settings.name)
     require_free(run, place)
     with training_session():
-        from ...training.loop import CheckpointMismatch, Diverged, Interrupted, kept_history
+        from ....training.loop import CheckpointMismatch, Diverged, Interrupted, kept_history
 
         watcher = Watcher()
         try:
@@ -231,13 +231,13 @@ def _short(value: Any) -> str:
 
 
 def _curve(history: "History") -> Tensor:
-    from ...training.loop import loss_curve
+    from ....training.loop import loss_curve
 
     return torch.from_numpy(numpy.array(loss_curve(history.losses))).float()[None] / 255
 
 
 def _report(settings: Settings, place: Place, earlier: int, history: "History") -> str:
-    from ...training.loop import machine_name
+    from ....training.loop import machine_name
 
     losses, count = history.losses, max(1, len(history.losses) // 10)
     first, last = sum(losses[:count]) / count, sum(losses[-count:]) / count

@@ -16,12 +16,12 @@ import folder_paths
 from PIL import Image
 
 # The index itself is imported where it is opened: the pack loads with ComfyUI, whether its nodes are used or not.
-from ...methods.lora_space.names import SUFFIXES
-from ...methods.lora_space.records import Entry, Progress
-from .paths import bundled_file
+from ....methods.lora.names import SUFFIXES
+from ....methods.lora_space.records import Entry, Progress
+from ..paths import bundled_file
 
 if TYPE_CHECKING:
-    from ...methods.lora_space.index import LoraIndex
+    from ....methods.lora_space.index import LoraIndex
 
 LORAS, BUNDLED = "models/loras", "nano styles (bundled)"
 COLLECTIONS = (LORAS, BUNDLED)
@@ -44,7 +44,7 @@ class Shelf:
 
     def open(self) -> "AbstractContextManager[LoraIndex]":
         """The index itself, for one thread."""
-        from ...methods.lora_space.index import LoraIndex
+        from ....methods.lora_space.index import LoraIndex
 
         return LoraIndex(database_of(self.collection))
 
@@ -67,7 +67,7 @@ def database_of(collection: str) -> Path:
 
 def files_state(collection: str) -> str:
     """Changes whenever a file of the collection is added, replaced, moved or removed; costs a stat per file."""
-    from ...methods.lora_space.scan import list_files
+    from ....methods.lora_space.scan import list_files
 
     files = sorted((file.name, file.root, file.size, file.mtime_ns) for file in list_files(roots_of(collection)).files)
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()

@@ -9,9 +9,9 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
-from ..intrinsic_lora.lora_file import split_key
 from .families import base_family
 from .layout import BadFile, Layout, once_per_layout
+from .lora_file import split_key
 from .names import canonical_name
 from .weight_file import Header, text_of
 
