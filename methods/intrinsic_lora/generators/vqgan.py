@@ -57,4 +57,4 @@ def vqgan_generator(vqgan: nn.Module, layers_of_map: Mapping[str, Mapping[str, L
         decoded = [decode(vqgan, part, layers, strength) for part, layers in zip(parts, layers_of_map.values(), strict=True)]
         return rearrange(torch.cat(decoded).float() / 2 + 0.5, "n c h w -> n h w c")
 
-    return Generator(encode, predict=lambda latent: latent, decode=decode_rows, downscale=downscale(vqgan))
+    return Generator(encode, predict=lambda latent, _: latent, decode=decode_rows, downscale=downscale(vqgan))
