@@ -15,9 +15,10 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import TORCH_COMPILE_KWARGS
 from torch import Tensor
 
-from ....methods.ildm.joint_forward import CURRENT, JointForward
+from ....methods.ildm.joint_forward import CURRENT, DOMAINS, PICTURE, JointForward
 from ....methods.ildm.schedules import Block, WeightSchedule
 from ....methods.lora.lora_file import LoraFile
+from ....methods.rows import Rows
 from ..backbones import CROSS_DOMAIN, require
 from ..batch_rows import row_lora
 from ..batch_rows.shared_noise import require_joint_batch, require_same_noise, sharing_noise
@@ -83,21 +84,21 @@ def _sample_jointly(own: Mapping) -> Callable:
 def _run_jointly(schedule: WeightSchedule, adapters: Mapping[str, row_lora.MapAdapter]) -> Callable:
     def run(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         options = transformer_options or {}
-        groups = len(options.get("cond_or_uncond") or (0,))
-        require_joint_batch(x.shape[0] // groups)
+        conds = len(options.get("cond_or_uncond") or (0,))
+        require_joint_batch(x.shape[0] // conds)
         timestep = float(executor.class_obj.model_sampling.timestep(t).flatten()[0])
-        step = JointForward(groups, x.shape[0] // groups // 2, timestep, schedule)
+        step = JointForward(Rows(DOMAINS, conds, x.shape[0] // conds // 2), timestep, schedule)
         token = CURRENT.set(step)
         try:
-            with row_lora.hooked(executor.class_obj.diffusion_model, adapters, step.domain_of_row(adapters)):
-                return executor(x, t, c_concat, c_crossattn, _for_pictures(control, step), options, **kwargs)
+            with row_lora.hooked(executor.class_obj.diffusion_model, adapters, step.rows.member_of_row(adapters)):
+                return executor(x, t, c_concat, c_crossattn, _for_pictures(control, step.rows), options, **kwargs)
         finally:
             CURRENT.reset(token)
 
     return run
 
 
-def _for_pictures(control: dict | None, step: JointForward) -> dict | None:
+def _for_pictures(control: dict | None, rows: Rows) -> dict | None:
     """A ControlNet's residuals on picture rows only: it was trained on pictures, and its hint shows one."""
     if control is None:
         return None
@@ -105,9 +106,9 @@ def _for_pictures(control: dict | None, step: JointForward) -> dict | None:
     def on_pictures(residual: Tensor | None) -> Tensor | None:
         if residual is None:
             return None
-        if residual.shape[0] not in (1, step.rows):
-            raise ValueError(f"A ControlNet gave {residual.shape[0]} rows for {step.rows}: use one that keeps the batch.")
-        is_picture = torch.tensor([domain is not None for domain in step.domain_of_row(("picture",))], device=residual.device)
+        if residual.shape[0] not in (1, len(rows)):
+            raise ValueError(f"A ControlNet gave {residual.shape[0]} rows for {len(rows)}: use one that keeps the batch.")
+        is_picture = torch.tensor([domain is not None for domain in rows.member_of_row((PICTURE,))], device=residual.device)
         shown = is_picture.view(-1, *[1] * (residual.ndim - 1))
         return torch.where(shown, residual, residual.new_zeros(()))
 

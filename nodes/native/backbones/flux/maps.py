@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from .....kernels.tensor_lora import norm_lora_rotary
 from .....methods.lumix.attention import attend_maps
-from .....methods.lumix.design import CROSS_INTRINSIC, QUERY_BROADCAST, SEPARATE
+from .....methods.lumix.design import COLOR, CROSS_INTRINSIC, QUERY_BROADCAST, SEPARATE
 from .....methods.lumix.tensor_lora.layer import BlockAdapter, Update
-from ...batch_rows.lumix_rows import KEY, MapRows
+from .....methods.rows import Rows
+from ...batch_rows.lumix_rows import KEY, MapForward
 from ..backbone import TensorLora
 
 # Older versions of core have no attn1_patch in FLUX; there it must not start to act because of us.
@@ -107,7 +108,7 @@ class Attention:
     def __init__(self, kind: str, layer: BlockAdapter | None, strength: float):
         self.kind, self.layer, self.strength = kind, layer, strength
 
-    def project(self, linear: nn.Module, x: Tensor, rows: MapRows) -> tuple[Tensor, Tensor]:
+    def project(self, linear: nn.Module, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """The query, of the colour map's rows alone where it is broadcast, and all that follows it in the fused projection."""
         width = x.shape[-1]
         if self.kind != QUERY_BROADCAST:
@@ -115,21 +116,21 @@ class Attention:
             return projected[..., :width], projected[..., width:]
         if not _is_plain(linear):
             projected = linear(x)
-            return rows.of_color(projected[..., :width]), projected[..., width:]
+            return rows.of(COLOR, projected[..., :width]), projected[..., width:]
         weight, bias, stream = comfy.ops.cast_bias_weight(linear, x, offloadable=True)
         query_bias, other_bias = (None, None) if bias is None else (bias[:width], bias[width:])
-        query, others = F.linear(rows.of_color(x), weight[:width], query_bias), F.linear(x, weight[width:], other_bias)
+        query, others = F.linear(rows.of(COLOR, x), weight[:width], query_bias), F.linear(x, weight[width:], other_bias)
         comfy.ops.uncast_bias_weight(linear, weight, bias, stream)
         return query, others
 
-    def _updates(self, x: Tensor, rows: MapRows) -> tuple[Update | None, Update | None, Update | None]:
+    def _updates(self, x: Tensor, rows: Rows) -> tuple[Update | None, Update | None, Update | None]:
         """Of query, key and value."""
         if self.layer is None:
             return None, None, None
         found = self.layer.input(rows.split(x), self.strength)
         return (None,) * (3 - len(found)) + tuple(found)
 
-    def project_out(self, linear: nn.Module, x: Tensor, rows: MapRows) -> Tensor:
+    def project_out(self, linear: nn.Module, x: Tensor, rows: Rows) -> Tensor:
         """The output projection with its update."""
         out = linear(x)
         if self.layer is None:
@@ -139,7 +140,7 @@ class Attention:
         return rows.join(update.add_to_(grouped))
 
     def attend(
-        self, projected: Projected, norm: QKNorm, heads: int, text: tuple[Tensor, ...] | None, args: dict, rows: MapRows
+        self, projected: Projected, norm: QKNorm, heads: int, text: tuple[Tensor, ...] | None, args: dict, rows: Rows
     ) -> tuple[Tensor | None, Tensor]:
         """Attention of text tokens, if they have a stream of their own, and of the rest: [row, token, width] each.
 
@@ -175,10 +176,11 @@ class Attention:
             return tuple(out)
         return _output_patched(torch.cat(tuple(out), dim=1), length, options)
 
-    def _add_to_query(self, query: Tensor, update: Update, rows: MapRows) -> Tensor:
+    def _add_to_query(self, query: Tensor, update: Update, rows: Rows) -> Tensor:
         tokens = rearrange(query, "row head token dim -> row token (head dim)").contiguous()
         if self.kind == QUERY_BROADCAST:
-            one = slice(rows.color, rows.color + 1)
+            color = rows.members.index(COLOR)
+            one = slice(color, color + 1)
             tokens = Update(update.hidden[:, one], update.up[one], update.scale).add_to_(tokens.unsqueeze(1)).squeeze(1)
         else:
             tokens = rows.join(update.add_to_(rows.split(tokens)))
@@ -191,7 +193,7 @@ class Attention:
             tokens = rearrange(key, "row head token dim -> row token (head dim)").contiguous()
             key = _by_head(rows.join(key_update.add_to_(rows.split(tokens))), key.shape[1])
         if self.kind == QUERY_BROADCAST:
-            query = rows.join(repeat(query, "group ... -> group map ...", map=rows.maps))
+            query = rows.join(repeat(query, "group ... -> group map ...", map=len(rows.members)))
         extra = {**options}
         if text is not None:
             query, key, value = (torch.cat(pair, dim=2) for pair in zip(text, (query, key, value), strict=True))
@@ -206,13 +208,13 @@ class Attention:
         if pe is not None:
             query, key = apply_rope(query, key, pe)
         key, value = (_of_all_maps(tensor, rows) for tensor in (key, value))
-        mask = None if mask is None else mask.repeat(*[1] * (mask.ndim - 1), rows.maps)
+        mask = None if mask is None else mask.repeat(*[1] * (mask.ndim - 1), len(rows.members))
         return optimized_attention(query, key, value, query.shape[1], skip_reshape=True, mask=mask, transformer_options=options)
 
 
-def _of_all_maps(tensor: Tensor, rows: MapRows) -> Tensor:
+def _of_all_maps(tensor: Tensor, rows: Rows) -> Tensor:
     joined = rearrange(rows.split(tensor), "group map head token dim -> group head (map token) dim")
-    return rows.join(repeat(joined, "group ... -> group map ...", map=rows.maps))
+    return rows.join(repeat(joined, "group ... -> group map ...", map=len(rows.members)))
 
 
 def _is_plain(linear: nn.Module) -> bool:
@@ -225,7 +227,7 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
     return rearrange(x, "row token (head dim) -> row head token dim", head=heads)
 
 
-def _rotated_key(norm: QKNorm, key: Tensor, update: Update | None, pe: Tensor, rows: MapRows) -> Tensor:
+def _rotated_key(norm: QKNorm, key: Tensor, update: Update | None, pe: Tensor, rows: Rows) -> Tensor:
     """rotate(norm(key) + update), [row, head, token, dim]; the rotation is the same for all rows."""
     if update is None:
         return apply_rope1(norm.key_norm(key).to(key.dtype), pe)
@@ -281,13 +283,13 @@ def single_block(number: int, shared: Attention) -> Callable:
     return run
 
 
-def _running(args: dict, kind: str, number: int) -> tuple[MapRows, DoubleStreamBlock | SingleStreamBlock]:
+def _running(args: dict, kind: str, number: int) -> tuple[Rows, DoubleStreamBlock | SingleStreamBlock]:
     """The rows of the forward that runs, and the block of the network that runs it (which may be a copy on another GPU)."""
-    rows: MapRows = args["transformer_options"][KEY]
-    rows.ran.append((kind, number))
+    forward: MapForward = args["transformer_options"][KEY]
+    forward.ran.append((kind, number))
     if args["vec"].ndim != 2:
         raise ValueError("Reference latents at timestep zero cannot be combined with LumiX: choose another reference latents method.")
-    return rows, getattr(rows.network, kind)[number]
+    return forward.rows, getattr(forward.network, kind)[number]
 
 
 def _output_patches(options: dict) -> tuple:
@@ -302,7 +304,7 @@ def _output_patched(out: Tensor, length: int | None, options: dict) -> tuple[Ten
     return (None, out) if length is None else (out[:, :length], out[:, length:])
 
 
-def _joined(out: Tensor, rows: MapRows) -> Tensor:
+def _joined(out: Tensor, rows: Rows) -> Tensor:
     return rearrange(rows.join(out), "row head token dim -> row token (head dim)")
 
 

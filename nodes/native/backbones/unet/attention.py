@@ -13,8 +13,9 @@ from torch import Tensor
 from .....methods.ildm.joint_forward import CURRENT, exchange
 from .....methods.ildm.schedules import Block
 from .....methods.lumix.attention import attend_maps
-from .....methods.lumix.design import CROSS_INTRINSIC, QUERY_BROADCAST
-from ...batch_rows.lumix_rows import KEY, MapRows
+from .....methods.lumix.design import COLOR, CROSS_INTRINSIC, QUERY_BROADCAST
+from .....methods.rows import Rows
+from ...batch_rows.lumix_rows import KEY, MapForward
 
 Address = tuple[str, int, int]
 
@@ -93,24 +94,29 @@ def join_maps_in(clone: ModelPatcher, map_attention: str) -> None:
 
 
 def _note(query: Tensor, key: Tensor, value: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:
-    options[KEY].ran.append(options.get("block"))
+    _running(options)
     return query, key, value
 
 
 def _broadcast(query: Tensor, key: Tensor, value: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:
     """attn1_patch: every map's query is made from the colour map's tokens."""
-    rows: MapRows = options[KEY]
-    rows.ran.append(options.get("block"))
-    return rows.join(repeat(rows.of_color(query), "group ... -> group map ...", map=rows.maps)), key, value
+    rows = _running(options)
+    return rows.join(repeat(rows.of(COLOR, query), "group ... -> group map ...", map=len(rows.members))), key, value
 
 
 def _cross_intrinsic(query: Tensor, key: Tensor, value: Tensor, options: dict) -> Tensor:
     """attn1 replacement: queries of every map on the keys of all of them."""
-    rows: MapRows = options[KEY]
-    rows.ran.append(options.get("block"))
+    rows = _running(options)
     grouped = [
         rearrange(rows.split(x), "group map token (head dim) -> group map head token dim", head=options["n_heads"])
         for x in (query, key, value)
     ]
     out = rows.join(attend_maps(CROSS_INTRINSIC, *grouped))
     return rearrange(out, "row head token dim -> row token (head dim)")
+
+
+def _running(options: dict) -> Rows:
+    """The rows of the forward that runs, which learns that a block of it ran."""
+    forward: MapForward = options[KEY]
+    forward.ran.append(options.get("block"))
+    return forward.rows
