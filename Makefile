@@ -20,11 +20,8 @@ demo:
 serve:
 	@$(WORKBENCH) serve $(if $(PORT),--port $(PORT)) $(if $(ARGS),-- $(ARGS))
 
-test bench workflows export-workflows nano:
+test lint bench workflows export-workflows nano:
 	@$(WORKBENCH) $@ $(if $(ARGS),-- $(ARGS))
 
 format: setup
 	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
-
-lint: setup
-	@.venv/bin/ruff format --check . && .venv/bin/ruff check .
