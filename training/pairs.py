@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..scenes import render_scenes
-from .nano.data import ADAPTER_SEEDS, HELD_OUT_SEEDS, map_pictures
+from .scene_pictures import ADAPTER_SEEDS, HELD_OUT_SEEDS, map_pictures
 
 IMAGE = "image"
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..loop import write_atomically
+from ..atomic import write_atomically
 from ..pairs import IMAGE, PairSource
 
 _LOG = logging.getLogger(__name__)

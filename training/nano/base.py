@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..loop import write_atomically
-from .data import PicturePool
+from ..atomic import write_atomically
+from ..scene_pictures import PicturePool
 from .vae import LATENT_CHANNELS
 
 EMPTY_PROMPT_SHARE = 0.1

@@ -11,7 +11,7 @@ import torch
 
 from ...methods.maps import MAPS
 from ...scenes import sample_scenes
-from ..loop import write_atomically
+from ..atomic import write_atomically
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"

@@ -1,4 +1,4 @@
-"""Pictures and maps of `scenes` as the VAE sees them, held in memory as bytes."""
+"""Pictures and maps of `scenes` as trainers see them: which seeds are for what, and pictures held in memory as bytes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ...methods.maps import MAPS
-from ...scenes import SceneMaps, render_scenes
+from ..methods.maps import MAPS
+from ..scenes import SceneMaps, render_scenes
 
 # Seeds of the splits: held-out scenes are never trained on by anything.
 HELD_OUT_SEEDS = range(0, 1000)
