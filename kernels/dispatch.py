@@ -95,9 +95,7 @@ def _table_backend(operation: str, sample: Tensor, head_dim: int, tokens: int) -
     return "torch"
 
 
-def run_backend(
-    backend: str, operation: str, paths: Paths, operands: Sequence[Tensor | None], *settings: object
-) -> Tensor:
+def run_backend(backend: str, operation: str, paths: Paths, operands: Sequence[Tensor | None], *settings: object) -> Tensor:
     """paths[backend](*operands, *settings), or for "auto" the path that was measured as the fastest.
 
     operands: the call's tensors, the first of which gives device, dtype, tokens and head dim. When one of them needs a gradient, `auto`

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-
 Given = TypeVar("Given", Tensor, Tensor | None)
 
 

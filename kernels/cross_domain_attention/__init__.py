@@ -50,9 +50,7 @@ def cross_domain_attention(
     segments = weight if isinstance(weight, Sequence) else [Segment(slice(None), slice(None), weight)]
     active = active_segments(segments, rows)
     operands = (query, key, value, other_key, other_value)
-    return run_backend(
-        backend, OPERATION, PATHS, operands, active if other_key.shape[-2] else (), positive_scale(scale, query.shape[-1])
-    )
+    return run_backend(backend, OPERATION, PATHS, operands, active if other_key.shape[-2] else (), positive_scale(scale, query.shape[-1]))
 
 
 def joint_attention(
