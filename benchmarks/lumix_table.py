@@ -36,12 +36,13 @@ from ..methods.lumix.tensor_lora.layer import Adapter
 from ..methods.maps import MAPS, srgb_from_linear
 from ..methods.metrics import score
 from ..scenes import SceneMaps, render_scenes
+from ..training.atomic import write_atomically
+from ..training.command_line import console_report
 from ..training.flux import FluxBase, FluxText, encode_texts, load_flux_base
-from ..training.loop import console_report, write_atomically
 from ..training.lumix import LumixConfig, MapDenoiser, sample_maps, train_lumix
 from ..training.lumix.data import KINDS
-from ..training.nano.data import HELD_OUT_SEEDS, map_pictures
 from ..training.nano.flux_lumix import nano_config
+from ..training.scene_pictures import HELD_OUT_SEEDS, map_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

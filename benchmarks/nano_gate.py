@@ -29,12 +29,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..kernels.machine import machine_and_card
 from ..methods.ildm.consistency import frechet_distance
 from ..methods.maps import MAPS
 from ..methods.metrics import JUDGES, score_pictures
+from ..training.atomic import write_atomically
 from ..training.intrinsic_lora import load_base, map_latent
-from ..training.loop import machine_name, write_atomically
-from ..training.nano.data import HELD_OUT_SEEDS, render_kind
+from ..training.scene_pictures import HELD_OUT_SEEDS, near_sky, render_kind
 from . import ildm_table, lumix_table
 from .extraction_cost import start_comfyui
 from .scenes_table import decode, encode, with_adapter
@@ -70,7 +71,12 @@ def held_out_sets() -> list[HeldOut]:
     sets = []
     for kind, count in COUNTS.items():
         scenes = render_kind(HELD_OUT_SEEDS[:count], SIZE, kind)
-        maps = {"normal": scenes.normal_bhwc, "depth": scenes.depth_bhw1, "albedo": scenes.albedo_bhwc, "shading": scenes.shading_bhwc}
+        maps = {
+            "normal": scenes.normal_bhwc,
+            "depth": near_sky(scenes.depth_bhw1),
+            "albedo": scenes.albedo_bhwc,
+            "shading": scenes.shading_bhwc,
+        }
         sets.append(HeldOut(kind, rearrange(scenes.image_bhwc, "b h w c -> b c h w"), maps, scenes.captions))
     return sets
 
@@ -280,7 +286,7 @@ def main() -> int:
         return 1
     if arguments.install:
         install(candidate, arguments.assets)
-        record = {"machine": machine_name(), "cores": os.cpu_count(), "rows": [vars(row) | {"verdict": row.verdict} for row in rows]}
+        record = {"machine": machine_and_card(), "cores": os.cpu_count(), "rows": [vars(row) | {"verdict": row.verdict} for row in rows]}
         write_atomically(RESULTS / "nano_gate.json", lambda path: path.write_text(json.dumps(record, indent=1)))
         write_atomically(RESULTS / "nano_gate.md", lambda path: path.write_text(text + "\n"))
         print("installed.")

@@ -42,10 +42,12 @@ def exchange(
     rows = step.rows.seen_by("Self-attention", query.shape[0])
     weight = step.schedule(block, step.t)
     if abs(weight) < NEGLIGIBLE_WEIGHT:
-        picture, intrinsic = ([rows.of(domain, x) for x in (query, key, value)] for domain in DOMAINS)
-        split = [_split_heads(x, heads) for x in (*intrinsic, *picture[1:])]
-        outputs = own_attention(*picture), _merge_heads(cross_domain_attention(*split, 1.0))
-        return rows.join(rearrange(list(outputs), "domain group token c -> group domain token c"))
+        query_x, key_x, value_x = (rows.of(PICTURE, x) for x in (query, key, value))
+        picture = own_attention(query_x, key_x, value_x)
+        query_i, key_i, value_i = (_split_heads(rows.of(INTRINSIC, x), heads) for x in (query, key, value))
+        key_x, value_x = (_split_heads(x, heads) for x in (key_x, value_x))
+        intrinsic = _merge_heads(cross_domain_attention(query_i, key_i, value_i, key_x, value_x, 1.0))
+        return rows.join(rearrange([picture, intrinsic], "domain group token c -> group domain token c"))
     pairs = list(zip(rows.slices(PICTURE), rows.slices(INTRINSIC), strict=True))
     segments = [Segment(picture, intrinsic, weight) for picture, intrinsic in pairs]
     segments += [Segment(intrinsic, picture, 1.0) for picture, intrinsic in pairs]

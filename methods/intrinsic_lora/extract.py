@@ -177,12 +177,12 @@ def _extract_group(
     grid: TileGrid,
     run: Callable[[Tensor], tuple[Tensor, Tensor]],
 ) -> tuple[list[Tensor], Tensor]:
-    size = image_bhw3.shape[1:3]
-    small = resize(image_bhw3, *processed_size(*size, settings.processing_resolution))
+    _, height, width, _ = image_bhw3.shape
+    small = resize(image_bhw3, *processed_size(height, width, settings.processing_resolution))
     padded = pad_to_cells(small, downscale)
     pictures, latents = run(padded) if len(grid) == 1 else _tiled(padded, grid, map_names, downscale, run)
     unpadded = pictures[:, :, : small.shape[1], : small.shape[2]]
-    return [MAPS[name].from_picture(resize(picture, *size)) for name, picture in zip(map_names, unpadded, strict=True)], latents
+    return [MAPS[name].from_picture(resize(picture, height, width)) for name, picture in zip(map_names, unpadded, strict=True)], latents
 
 
 def working_grid(height: int, width: int, settings: ExtractSettings, downscale: int) -> TileGrid:
