@@ -22,7 +22,7 @@ SKY_BEHIND = 1.2
 
 def near_sky(depth_bhw1: Tensor) -> Tensor:
     """Metres with the sky a little behind the farthest thing of each picture, so that a relative depth still tells near things apart."""
-    sky = depth_bhw1 >= SKY_DEPTH
+    sky = depth_bhw1 > 0.999 * SKY_DEPTH
     farthest = depth_bhw1.masked_fill(sky, 0).amax((1, 2, 3), keepdim=True)
     return torch.where(sky & (farthest > 0), SKY_BEHIND * farthest, depth_bhw1)
 
