@@ -8,7 +8,8 @@ from einops import rearrange
 from torch import Tensor
 
 from ..scenes import render_scenes
-from .nano.data import ADAPTER_SEEDS, HELD_OUT_SEEDS, map_pictures
+from .nano.data import ADAPTER_SEEDS, HELD_OUT_SEEDS
+from .scene_maps import scene_picture
 
 IMAGE = "image"
 
@@ -52,7 +53,7 @@ class SceneData:
 
     def read(self, kind: str, rows: Sequence[int]) -> Tensor:
         maps = render_scenes([self.first_seed + row for row in rows], self.size, self.size)
-        return rearrange(map_pictures(maps)[kind], "b h w c -> b c h w").contiguous()
+        return rearrange(scene_picture(maps, kind), "b h w c -> b c h w").contiguous()
 
     def identity(self, kind: str) -> dict[str, Any]:
         return {"scenes": asdict(self), "kind": kind}

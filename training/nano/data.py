@@ -8,18 +8,13 @@ from einops import rearrange
 from torch import Tensor
 
 from ...methods.maps import MAPS
-from ...scenes import SceneMaps, render_scenes
+from ...scenes import render_scenes
+from ..scene_maps import scene_picture
 
 # Seeds of the splits: held-out scenes are never trained on by anything.
 HELD_OUT_SEEDS = range(0, 1000)
 ADAPTER_SEEDS = range(1000, 100_000)
 BASE_SEEDS = range(100_000, 1_000_000)
-
-
-def map_pictures(maps: SceneMaps) -> dict[str, Tensor]:
-    """The picture and each map in picture form, `[b, h, w, 3]`, 0..1."""
-    data = {"normal": maps.normal_bhwc, "depth": maps.depth_bhw1, "albedo": maps.albedo_bhwc, "shading": maps.shading_bhwc}
-    return {"image": maps.image_bhwc} | {name: MAPS[name].to_picture(values) for name, values in data.items()}
 
 
 @dataclass(frozen=True)
@@ -34,8 +29,7 @@ class PicturePool:
         parts, captions = [], []
         for start in range(0, len(seeds), 64):
             maps = render_scenes(seeds[start : start + 64], size, size)
-            pictures = map_pictures(maps)
-            stacked = torch.stack([pictures[kind] for kind in kinds])
+            stacked = torch.stack([scene_picture(maps, kind) for kind in kinds])
             parts.append(rearrange((stacked * 255 + 0.5).to(torch.uint8), "kind b h w c -> kind b c h w").contiguous())
             captions += maps.captions
         return cls(torch.cat(parts, 1), tuple(captions))
