@@ -26,7 +26,15 @@ from torch import Tensor
 from ..methods.lora.lora_file import read_lora
 from ..methods.maps import MAPS
 from ..scenes import render_scenes
-from ..training.intrinsic_lora import IntrinsicLoraConfig, LatentPairs, add_adapter, load_base, map_latent, train_intrinsic_lora
+from ..training.intrinsic_lora import (
+    IntrinsicLoraConfig,
+    LatentPairs,
+    add_adapter,
+    load_adapter,
+    load_base,
+    map_latent,
+    train_intrinsic_lora,
+)
 from ..training.loop import LoopConfig, console_report, write_atomically
 from ..training.nano.adapters import ADAPTER_DATA, KIND, RANK
 from ..training.nano.data import HELD_OUT_SEEDS
@@ -114,10 +122,7 @@ def with_adapter(unet, path: Path):
     file = read_lora(path)
     settings = json.loads(file.metadata["intrinsic_lab.config"])
     add_adapter(unet, settings["kind"], settings["rank"], 0)
-    modules = dict(unet.named_modules())
-    for name, layer in file.layers.items():
-        modules[name].lora_A["default"].weight.data.copy_(layer.down)
-        modules[name].lora_B["default"].weight.data.copy_(layer.up)
+    load_adapter(unet, file)
     return unet.eval()
 
 

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from ..kernels.benchmarking import machine
 
 CHECKPOINT = "checkpoint.pt"
+# So many numbers of a run of any length; the later half of them belongs to consecutive steps.
+MOST_LOSSES = 20_000
 _LOG = logging.getLogger(__name__)
 
 
@@ -29,7 +31,8 @@ class LoopConfig:
     """Settings of a run; written to `<output>/config.json` beside what the run makes.
 
     steps: optimiser steps; accumulation: forward passes per step; ema_decay: 0 keeps no average;
-    schedule: "constant" or "cosine" (to 0); warmup: steps of linear rise. Raises ValueError for impossible values.
+    schedule: "constant" or "cosine" (to 0); warmup: steps of linear rise. minutes: time for each call of `train`, which ends with
+    the step in which it is over, as if that were the last of `steps`; None: no limit. Raises ValueError for impossible values.
     """
 
     output: Path
@@ -45,6 +48,7 @@ class LoopConfig:
     ema_decay: float = 0.0
     checkpoint_every: int = 200
     seed: int = 0
+    minutes: float | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.accumulation < 1 or self.checkpoint_every < 1:
@@ -57,6 +61,14 @@ class LoopConfig:
             raise ValueError(f"the mixed precision {self.mixed_precision!r} is unknown: choose no, bf16 or fp16.")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay is {self.ema_decay}, it must lie in [0, 1).")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ValueError(f"the time for training is {self.minutes} minutes, it must be above 0.")
+        if self.minutes is not None and self.schedule == "cosine":
+            raise ValueError("the schedule cosine falls to the last step, which a run of limited minutes does not know: choose constant.")
+
+    def record(self) -> dict[str, Any]:
+        """The settings for a file that is passed on: without the folder, and without limits that there were none of."""
+        return {name: value for name, value in asdict(self).items() if name != "output" and value is not None}
 
 
 class Task(Protocol):
@@ -73,10 +85,28 @@ class Task(Protocol):
 
 @dataclass
 class History:
-    """Loss of every optimiser step, and the seconds spent, over all resumed parts of a run."""
+    """Losses of the optimiser steps, and the seconds spent, over all resumed parts of a run.
+
+    loss_steps: the step of each loss, from 1. Of more than MOST_LOSSES every second one of the older half is dropped.
+    """
 
     losses: list[float] = field(default_factory=list)
+    loss_steps: list[int] = field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps done."""
+        return self.loss_steps[-1] if self.loss_steps else 0
+
+    def add(self, loss: float, seconds: float) -> None:
+        """Count one more step."""
+        self.loss_steps.append(self.steps + 1)
+        self.losses.append(loss)
+        self.seconds += seconds
+        if len(self.losses) > MOST_LOSSES:
+            older = slice(1, MOST_LOSSES // 2, 2)
+            del self.losses[older], self.loss_steps[older]
 
 
 class Interrupted(Exception):
@@ -147,7 +177,7 @@ def train(
     report: Callable[[int, float, float], None] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> History:
-    """Run `task` to `config.steps`, resuming from `<output>/checkpoint.pt` if it is there.
+    """Run `task` to `config.steps`, or for `config.minutes`, resuming from `<output>/checkpoint.pt` if it is there.
 
     optimizer: makes the optimiser of the trainable parameters, AdamW with the config's settings by default.
     report(step, loss, seconds_left): called after every step; may raise `Interrupted`, which saves a checkpoint and is
@@ -158,6 +188,7 @@ def train(
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
+    deadline = math.inf if config.minutes is None else time.perf_counter() + 60 * config.minutes
     # accelerate keeps one precision per process and refuses another: each run chooses its own.
     AcceleratorState._reset_state()
     accelerator = Accelerator(
@@ -174,9 +205,9 @@ def train(
     # Read before a checkpoint brings back the rates of its last step.
     base_rates = [group["lr"] for group in optimiser.param_groups]
     checkpoint = config.output / CHECKPOINT
-    history, first = History(), 0
+    history = History()
     if checkpoint.exists():
-        first, history = _restore(checkpoint, config, settings, parameters, average, optimiser, accelerator.scaler)
+        history = _restore(checkpoint, config, settings, parameters, average, optimiser, accelerator.scaler)
     if accelerator.is_main_process:
         text = json.dumps(asdict(config) | {"task": dict(settings or {}), "machine": machine_name()}, indent=1, default=str)
         write_atomically(config.output / "config.json", lambda path: path.write_text(text))
@@ -186,6 +217,7 @@ def train(
             _keep(config, settings, step, parameters, average, optimiser, accelerator.scaler, history)
 
     module.train()
+    first = history.steps
     for step in range(first, config.steps):
         started = time.perf_counter()
         draw = step_generator(config.seed, step, accelerator.process_index)
@@ -210,19 +242,25 @@ def train(
             # A young average follows the weights closely, so that the random start is forgotten.
             decay = min(config.ema_decay, (1 + step) / (10 + step))
             torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
-        history.losses.append(total)
-        history.seconds += time.perf_counter() - started
+        now = time.perf_counter()
+        history.add(total, now - started)
         done = step + 1
         if done % config.checkpoint_every == 0 and done < config.steps:
             keep(done)
         if report is not None and accelerator.is_main_process:
             try:
-                report(done, total, history.seconds / done * (config.steps - done))
+                report(done, total, min(history.seconds / done * (config.steps - done), max(0.0, deadline - now)))
             except Interrupted:
                 keep(done)
                 raise
-    if first < config.steps:
-        keep(config.steps)
+        if config.minutes is not None:
+            if now >= deadline:
+                accelerator.set_trigger()
+            # The processes' clocks differ: all stop as soon as one does.
+            if accelerator.check_trigger():
+                break
+    if first < history.steps:
+        keep(history.steps)
     if average is not None:
         for parameter, value in zip(parameters, average, strict=True):
             parameter.data.copy_(value)
@@ -237,7 +275,7 @@ def train(
 
 
 # What a resumed run may change: nothing that is drawn or computed depends on it.
-_FREE_TO_CHANGE = ("output", "checkpoint_every")
+_FREE_TO_CHANGE = ("output", "checkpoint_every", "minutes")
 
 
 def _run_settings(config: LoopConfig, settings: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -257,8 +295,7 @@ def _keep(config: LoopConfig, settings, step, parameters, average, optimiser, sc
         "parameters": [p.detach().cpu() for p in parameters],
         "average": None if average is None else [p.cpu() for p in average],
         "optimizer": optimiser.state_dict(),
-        "losses": history.losses,
-        "seconds": history.seconds,
+        **asdict(history),
     }
     write_atomically(config.output / CHECKPOINT, lambda path: torch.save(state, path))
 
@@ -274,7 +311,7 @@ def kept_history(config: LoopConfig, settings: Mapping[str, Any] | None = None) 
     # The weights stay on the disk.
     state = torch.load(str(checkpoint), map_location="cpu", weights_only=True, mmap=True)
     _require_same_run(checkpoint, state, config, settings)
-    return History(list(state["losses"]), state["seconds"])
+    return _history(state)
 
 
 def _require_same_run(checkpoint: Path, state: dict[str, Any], config: LoopConfig, settings: Mapping[str, Any] | None) -> None:
@@ -295,7 +332,7 @@ def _require_same_run(checkpoint: Path, state: dict[str, Any], config: LoopConfi
         )
 
 
-def _restore(checkpoint: Path, config: LoopConfig, settings, parameters, average, optimiser, scaler) -> tuple[int, History]:
+def _restore(checkpoint: Path, config: LoopConfig, settings, parameters, average, optimiser, scaler) -> History:
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     _require_same_run(checkpoint, state, config, settings)
     if [p.shape for p in state["parameters"]] != [p.shape for p in parameters]:
@@ -310,29 +347,36 @@ def _restore(checkpoint: Path, config: LoopConfig, settings, parameters, average
     optimiser.load_state_dict(state["optimizer"])
     if scaler is not None:
         scaler.load_state_dict(state["scaler"])
-    return state["step"], History(list(state["losses"]), state["seconds"])
+    return _history(state)
+
+
+def _history(state: Mapping[str, Any]) -> History:
+    losses = list(state["losses"])
+    # Earlier checkpoints hold the loss of every step.
+    return History(losses, list(state.get("loss_steps", range(1, len(losses) + 1))), state["seconds"])
 
 
 def _save_history(output: Path, history: History) -> None:
-    text = json.dumps({"losses": history.losses, "seconds": history.seconds})
+    text = json.dumps(asdict(history))
     write_atomically(output / "loss.json", lambda path: path.write_text(text))
-    write_atomically(output / "loss.png", lambda path: loss_curve(history.losses).save(path, format="PNG"))
+    write_atomically(output / "loss.png", lambda path: loss_curve(history).save(path, format="PNG"))
 
 
-def loss_curve(losses: list[float], width: int = 640, height: int = 320):
+def loss_curve(history: History, width: int = 640, height: int = 320):
     """The losses on a logarithmic scale as a PIL image: each step in grey, a running mean in black."""
     from PIL import Image, ImageDraw
 
     picture = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(picture)
-    values = torch.tensor(losses).clamp(min=1e-8).log10()
+    values = torch.tensor(history.losses).clamp(min=1e-8).log10()
     low, high = values.min().item(), max(values.max().item(), values.min().item() + 1e-3)
-    smooth = max(1, len(losses) // 50)
+    smooth = max(1, len(values) // 50)
     padded = torch.cat([values[:1].expand(smooth - 1), values])
     mean = padded.unfold(0, smooth, 1).mean(-1)
 
+    x = 40 + (torch.tensor(history.loss_steps, dtype=torch.float64) - 1) / max(1, history.steps - 1) * (width - 50)
+
     def points(curve: Tensor) -> list[tuple[float, float]]:
-        x = torch.linspace(40, width - 10, len(curve)) if len(curve) > 1 else torch.tensor([40.0])
         y = 20 + (high - curve) / (high - low) * (height - 50)
         return list(zip(x.tolist(), y.tolist(), strict=True))
 
@@ -341,7 +385,7 @@ def loss_curve(losses: list[float], width: int = 640, height: int = 320):
             pen.line(points(curve), fill=color)
     pen.text((4, 12), f"{10**high:.3g}", fill="black")
     pen.text((4, height - 38), f"{10**low:.3g}", fill="black")
-    pen.text((width // 2 - 60, height - 16), f"loss over {len(losses)} steps", fill="black")
+    pen.text((width // 2 - 60, height - 16), f"loss over {history.steps} steps", fill="black")
     return picture
 
 

@@ -82,8 +82,7 @@ class IntrinsicLoraConfig:
         settings = self.task_settings() | {"base": self.base.name}
         if isinstance(self.data, FolderData):
             settings["data"] |= {"folder": self.data.folder.name}
-        loop = {name: value for name, value in asdict(self.loop).items() if name != "output"}
-        record |= {"resolution": str(self.data.size), "config": json.dumps(settings | {"loop": loop})}
+        record |= {"resolution": str(self.data.size), "config": json.dumps(settings | {"loop": self.loop.record()})}
         return {f"intrinsic_lab.{name}": value for name, value in record.items()}
 
 

@@ -74,7 +74,6 @@ class LumixConfig:
         settings = self.task_settings() | {"base": self.base.name}
         if isinstance(self.data, FolderData):
             settings["data"] |= {"folder": self.data.folder.name}
-        loop = {name: value for name, value in asdict(self.loop).items() if name != "output"}
         record = {"method": "lumix", "base": self.base.name, "resolution": str(self.data.size), "rank": str(self.rank)}
-        record["config"] = json.dumps(settings | {"loop": loop})
+        record["config"] = json.dumps(settings | {"loop": self.loop.record()})
         return {f"intrinsic_lab.{name}": value for name, value in record.items()}

@@ -8,13 +8,18 @@ from einops import rearrange
 from torch import Tensor
 
 from ...methods.maps import MAPS
-from ...scenes import render_scenes
+from ...scenes import SceneMaps, render_scenes
 from ..scene_maps import scene_picture
 
 # Seeds of the splits: held-out scenes are never trained on by anything.
 HELD_OUT_SEEDS = range(0, 1000)
 ADAPTER_SEEDS = range(1000, 100_000)
 BASE_SEEDS = range(100_000, 1_000_000)
+
+
+def render_kind(seeds: Sequence[int], size: int, kind: str) -> SceneMaps:
+    """Scenes as training sees them: rooms as they were, every other kind with what a camera adds to its pictures."""
+    return render_scenes(seeds, size, size, **({} if kind == "room" else {"kind": kind, "camera": True}))
 
 
 @dataclass(frozen=True)
@@ -25,10 +30,11 @@ class PicturePool:
     captions: tuple[str, ...]
 
     @classmethod
-    def render(cls, seeds: Sequence[int], size: int, kinds: Sequence[str] = ("image", *MAPS)) -> "PicturePool":
+    def render(cls, seeds: Sequence[int], size: int, kinds: Sequence[str] = ("image", *MAPS), scenes: str = "room") -> "PicturePool":
+        """scenes: the kind of scenes; other kinds than rooms are seen as by a camera."""
         parts, captions = [], []
         for start in range(0, len(seeds), 64):
-            maps = render_scenes(seeds[start : start + 64], size, size)
+            maps = render_kind(seeds[start : start + 64], size, scenes)
             stacked = torch.stack([scene_picture(maps, kind) for kind in kinds])
             parts.append(rearrange((stacked * 255 + 0.5).to(torch.uint8), "kind b h w c -> kind b c h w").contiguous())
             captions += maps.captions

@@ -81,12 +81,12 @@ class Watcher:
     """Shows a run in its node and ends it when the prompt is cancelled: the callbacks that trainers take."""
 
     def __init__(self) -> None:
-        self.total, self.losses = 0, []
+        self.total, self.history = 0, None
         self._bar, self._shown, self._kind = None, 0.0, None
 
-    def begin(self, steps: int, earlier: list[float]) -> None:
-        """Before the trainer runs. earlier: losses of the part of the run that is done."""
-        self.total, self.losses = steps, list(earlier)
+    def begin(self, steps: int, earlier: "History") -> None:
+        """Before the trainer runs. earlier: of the part of the run that is done."""
+        self.total, self.history = steps, earlier
 
     def encoded(self, kind: str, done: int, total: int) -> None:
         """An `on_encoded` of the trainers. Raises `training.loop.Interrupted`."""
@@ -98,12 +98,12 @@ class Watcher:
         """A `report` of `training.loop.train`. Raises `training.loop.Interrupted`, upon which the loop keeps a checkpoint."""
         if self._bar is None or self._kind is not None:
             self._bar, self._kind = comfy.utils.ProgressBar(self.total), None
-        self.losses.append(loss)
+        self.history.add(loss, 0.0)
         picture = None
         if time.monotonic() - self._shown >= SECONDS_BETWEEN_PREVIEWS:
             from ....training.loop import loss_curve
 
-            picture = ("JPEG", loss_curve(self.losses), None)
+            picture = ("JPEG", loss_curve(self.history), None)
             self._shown = time.monotonic()
         self._update(step, self.total, picture)
 
@@ -148,7 +148,8 @@ def train_in_graph(settings: Settings, place: Place, trainer: Trainer) -> Traine
             config, start = trainer(settings)
             # Before models are loaded and pictures encoded for nothing.
             earlier = kept_history(config.loop, config.task_settings())
-            watcher.begin(settings.steps, earlier.losses)
+            done = earlier.steps
+            watcher.begin(settings.steps, earlier)
             start(watcher)
             history = kept_history(config.loop, config.task_settings())
         except Interrupted:
@@ -158,7 +159,7 @@ def train_in_graph(settings: Settings, place: Place, trainer: Trainer) -> Traine
         except Diverged as error:
             raise ValueError(f"{str(error).split(':')[0].capitalize()}: lower learning_rate, and choose another name.") from error
         publish(run, config.weights, place)
-    return Trained(place.name, _curve(history), _report(settings, place, len(earlier.losses), history))
+    return Trained(place.name, _curve(history), _report(settings, place, done, history))
 
 
 def require_packages() -> None:
@@ -233,7 +234,7 @@ def _short(value: Any) -> str:
 def _curve(history: "History") -> Tensor:
     from ....training.loop import loss_curve
 
-    return torch.from_numpy(numpy.array(loss_curve(history.losses))).float()[None] / 255
+    return torch.from_numpy(numpy.array(loss_curve(history))).float()[None] / 255
 
 
 def _report(settings: Settings, place: Place, earlier: int, history: "History") -> str:
@@ -242,8 +243,8 @@ def _report(settings: Settings, place: Place, earlier: int, history: "History") 
     losses, count = history.losses, max(1, len(history.losses) // 10)
     first, last = sum(losses[:count]) / count, sum(losses[-count:]) / count
     spent = f"{history.seconds:.0f} seconds" if history.seconds < 120 else f"{history.seconds / 60:.1f} minutes"
-    lines = [f"{place.name} is ready: {len(losses)} steps in {spent} on {machine_name()}."]
-    if earlier == len(losses):
+    lines = [f"{place.name} is ready: {history.steps} steps in {spent} on {machine_name()}."]
+    if earlier == history.steps:
         lines.append("The run was complete: raise steps to go on with it, or choose another name for a new one.")
     elif earlier:
         lines.append(f"{earlier} of the steps were done before and kept.")
