@@ -68,7 +68,7 @@ class VariedSceneData(SceneData):
 
     def read(self, kind: str, rows: Sequence[int]) -> Tensor:
         maps = render_scenes([self.first_seed + row for row in rows], self.size, self.size, kind=self.kind, camera=True)
-        return rearrange(map_pictures(maps)[kind], "b h w c -> b c h w").contiguous()
+        return rearrange(scene_picture(maps, kind), "b h w c -> b c h w").contiguous()
 
 
 @dataclass(frozen=True)
