@@ -8,7 +8,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..methods.maps import map_kind
 from ..scenes import render_scenes
+from ..scenes.sampling import ROOM
 from .nano.data import ADAPTER_SEEDS, HELD_OUT_SEEDS
 from .scene_maps import scene_picture
 
@@ -41,13 +43,14 @@ class SceneData:
             raise ValueError(f"{self.count} scenes of {self.size} pixels were asked for: at least 1 scene of 8 pixels is needed.")
 
     def source(self, map_name: str) -> "SceneData":
-        """The pairs for one map; a scene has all of them. Raises ValueError if a held-out scene is among the seeds."""
+        """The pairs for one map: rooms, or scenes in which it varies. Raises ValueError if a held-out scene is among the seeds."""
         if self.first_seed < HELD_OUT_SEEDS.stop and self.first_seed + self.count > HELD_OUT_SEEDS.start:
             raise ValueError(
                 f"seeds {self.first_seed} to {self.first_seed + self.count - 1} include scenes that are held out for judging "
                 f"({HELD_OUT_SEEDS.start} to {HELD_OUT_SEEDS.stop - 1}): start at {HELD_OUT_SEEDS.stop} or later."
             )
-        return self
+        kind = map_kind(map_name).scene_kind
+        return self if kind == ROOM else VariedSceneData(self.first_seed, self.count, self.size, kind)
 
     def __len__(self) -> int:
         return self.count
@@ -65,6 +68,11 @@ class VariedSceneData(SceneData):
     """Scenes of another kind than rooms (of `scenes.KINDS`; "world": all of them), their pictures as a camera gives them."""
 
     kind: str = "world"
+
+    def source(self, map_name: str) -> "VariedSceneData":
+        """The pairs for one map; these scenes have all of them. Raises ValueError as `SceneData.source`."""
+        super().source(map_name)
+        return self
 
     def read(self, kind: str, rows: Sequence[int]) -> Tensor:
         maps = render_scenes([self.first_seed + row for row in rows], self.size, self.size, kind=self.kind, camera=True)

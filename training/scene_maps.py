@@ -13,5 +13,5 @@ def scene_data(scenes: SceneMaps, map_name: str) -> Tensor:
 
 
 def scene_picture(scenes: SceneMaps, map_name: str) -> Tensor:
-    """The map (or "image", the picture itself) in picture form, `[b, h, w, 3]`, 0..1."""
-    return map_kind(map_name).to_picture(scene_data(scenes, map_name))
+    """The map (or "image", the picture itself) in picture form, `[b, h, w, 3]`, 0..1: brighter highlights are cut."""
+    return map_kind(map_name).to_picture(scene_data(scenes, map_name)).clamp(0, 1)

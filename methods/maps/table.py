@@ -26,7 +26,8 @@ class MapKind:
     """One kind of map. What is not said holds for one channel of 0..1 with a scale of its own, such as roughness.
 
     prompt: of I-LoRA; empty for what no LoRA extracts. meaning: what a pixel says, tooltip: as which numbers; both in a sentence.
-    scene_field: the field of `scenes.SceneMaps` that holds it. to_picture / from_picture: data and the VAE's picture.
+    scene_field: the field of `scenes.SceneMaps` that holds it; scene_kind: the kind of scenes in which it varies.
+    to_picture / from_picture: data and the VAE's picture.
     vector: a direction in camera space, so a mirrored picture's points the other way along x, and grey is none.
     relative: each forward has a scale and shift of its own, so tiles are brought to those of the whole picture.
     picture_loss: of the decoded map, -1..1 (`losses`). evaluation: see `metrics`. files: see `files`.
@@ -37,6 +38,7 @@ class MapKind:
     meaning: str
     tooltip: str
     scene_field: str
+    scene_kind: str = "world"
     channels: int = 1
     to_picture: Callable[[Tensor], Tensor] = grey_picture
     from_picture: Callable[[Tensor], Tensor] = grey_from_picture
@@ -69,6 +71,7 @@ MAPS = _by_name(
         "The direction surfaces face.",
         "Camera-space unit normals as data, -1..1: x right, y up, z towards the viewer.",
         "normal_bhwc",
+        "room",
         channels=3,
         to_picture=normal_picture,
         from_picture=normal_from_picture,
@@ -83,6 +86,7 @@ MAPS = _by_name(
         "Distance from the camera.",
         "Relative depth as data, about 0..1, larger is farther; three equal channels.",
         "depth_bhw1",
+        "room",
         to_picture=depth_picture,
         relative=True,
         evaluation=metrics.DEPTH,
@@ -94,6 +98,7 @@ MAPS = _by_name(
         "Diffuse reflectance: the colour of surfaces without light.",
         "Surface colour without light: linear data, about 0..1.",
         "albedo_bhwc",
+        "room",
         evaluation=metrics.COLOR,
         **_LINEAR_COLOR,
     ),
@@ -103,6 +108,7 @@ MAPS = _by_name(
         "Diffuse illumination: the light that falls on surfaces.",
         "Light without surface colour: linear data, about 0..1.",
         "shading_bhwc",
+        "room",
         evaluation=metrics.COLOR,
         **_LINEAR_COLOR,
     ),
@@ -132,14 +138,15 @@ MAPS = _by_name(
 
 # What else pairs of pictures and maps hold: other methods' lists name it, no LoRA extracts it.
 OTHER_MAPS = _by_name(
-    MapKind("image", "", "The picture itself.", "The picture, 0..1.", "image_bhwc", **_PICTURE),
-    MapKind("segmentation", "", "Which surface is seen.", "Segments in colours, about 0..1.", "segmentation_bhw", **_PICTURE),
+    MapKind("image", "", "The picture itself.", "The picture, 0..1.", "image_bhwc", "room", **_PICTURE),
+    MapKind("segmentation", "", "Which surface is seen.", "Segments in colours, about 0..1.", "segmentation_bhw", "room", **_PICTURE),
     MapKind(
         "line",
         "",
         "Outlines and creases.",
         "Line drawing, about 0..1, 1 is a line; three equal channels.",
         "line_bhw1",
+        "room",
         files=PICTURE_FILES,
     ),
 )
