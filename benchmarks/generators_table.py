@@ -22,8 +22,7 @@ from ..scenes import SceneMaps, render_scenes
 from ..training.generators.nano import CONTROLS, lora_run
 from ..training.generators.vqgan import reconstruct
 from ..training.generators.vqgan_lora import load_vqgan
-from ..training.nano.data import ADAPTER_SEEDS, HELD_OUT_SEEDS
-from ..training.scene_maps import scene_data, scene_picture
+from ..training.scene_pictures import ADAPTER_SEEDS, HELD_OUT_SEEDS, scene_data, scene_picture
 
 MEAN_SCENES = 1000
 TABLED = ("normal", "depth", "albedo", "shading")

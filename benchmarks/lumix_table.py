@@ -47,12 +47,12 @@ from ..methods.lumix.tensor_lora.file import read_adapter
 from ..methods.lumix.tensor_lora.layer import Adapter
 from ..methods.maps import map_kind, srgb_from_linear
 from ..scenes import SceneMaps, render_scenes
+from ..training.atomic import write_atomically
+from ..training.command_line import console_report
 from ..training.flux import FluxBase, FluxText, encode_texts, load_flux_base
-from ..training.loop import console_report, write_atomically
 from ..training.lumix import LumixConfig, MapDenoiser, sample_maps, train_lumix
-from ..training.nano.data import HELD_OUT_SEEDS
 from ..training.nano.flux_lumix import nano_config
-from ..training.scene_maps import scene_data, scene_picture
+from ..training.scene_pictures import HELD_OUT_SEEDS, scene_data, scene_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

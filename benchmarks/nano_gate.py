@@ -29,12 +29,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..kernels.machine import machine_and_card
 from ..methods.ildm.consistency import frechet_distance
 from ..methods.maps import MAPS
+from ..training.atomic import write_atomically
 from ..training.intrinsic_lora import load_base, map_latent
-from ..training.loop import machine_name, write_atomically
-from ..training.nano.data import HELD_OUT_SEEDS, render_kind
-from ..training.scene_maps import scene_data
+from ..training.scene_pictures import HELD_OUT_SEEDS, render_kind, scene_data
 from . import ildm_table, lumix_table
 from .extraction_cost import start_comfyui
 from .scenes_table import TABLED, decode, encode, with_adapter
@@ -285,7 +285,7 @@ def main() -> int:
         return 1
     if arguments.install:
         install(candidate, arguments.assets)
-        record = {"machine": machine_name(), "cores": os.cpu_count(), "rows": [vars(row) | {"verdict": row.verdict} for row in rows]}
+        record = {"machine": machine_and_card(), "cores": os.cpu_count(), "rows": [vars(row) | {"verdict": row.verdict} for row in rows]}
         write_atomically(RESULTS / "nano_gate.json", lambda path: path.write_text(json.dumps(record, indent=1)))
         write_atomically(RESULTS / "nano_gate.md", lambda path: path.write_text(text + "\n"))
         print("installed.")

@@ -26,6 +26,8 @@ from torch import Tensor
 from ..methods.lora.lora_file import read_lora
 from ..methods.maps import MAPS
 from ..scenes import render_scenes
+from ..training.atomic import write_atomically
+from ..training.command_line import console_report
 from ..training.intrinsic_lora import (
     IntrinsicLoraConfig,
     LatentPairs,
@@ -35,10 +37,9 @@ from ..training.intrinsic_lora import (
     map_latent,
     train_intrinsic_lora,
 )
-from ..training.loop import LoopConfig, console_report, write_atomically
+from ..training.loop import LoopConfig
 from ..training.nano.adapters import ADAPTER_DATA, KIND, RANK
-from ..training.nano.data import HELD_OUT_SEEDS
-from ..training.scene_maps import scene_data
+from ..training.scene_pictures import HELD_OUT_SEEDS, scene_data
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

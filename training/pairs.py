@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -9,10 +10,8 @@ from einops import rearrange
 from torch import Tensor
 
 from ..methods.maps import map_kind
-from ..scenes import render_scenes
-from ..scenes.sampling import ROOM
-from .nano.data import ADAPTER_SEEDS, HELD_OUT_SEEDS
-from .scene_maps import scene_picture
+from ..scenes import ROOM, SceneMaps
+from .scene_pictures import ADAPTER_SEEDS, HELD_OUT_SEEDS, render_kind, scene_picture
 
 IMAGE = "image"
 
@@ -56,8 +55,10 @@ class SceneData:
         return self.count
 
     def read(self, kind: str, rows: Sequence[int]) -> Tensor:
-        maps = render_scenes([self.first_seed + row for row in rows], self.size, self.size)
-        return rearrange(scene_picture(maps, kind), "b h w c -> b c h w").contiguous()
+        return rearrange(scene_picture(self._rendered(rows), kind), "b h w c -> b c h w").contiguous()
+
+    def _rendered(self, rows: Sequence[int]) -> SceneMaps:
+        return _rendered(ROOM, tuple(self.first_seed + row for row in rows), self.size)
 
     def identity(self, kind: str) -> dict[str, Any]:
         return {"scenes": asdict(self), "kind": kind}
@@ -74,9 +75,14 @@ class VariedSceneData(SceneData):
         super().source(map_name)
         return self
 
-    def read(self, kind: str, rows: Sequence[int]) -> Tensor:
-        maps = render_scenes([self.first_seed + row for row in rows], self.size, self.size, kind=self.kind, camera=True)
-        return rearrange(scene_picture(maps, kind), "b h w c -> b c h w").contiguous()
+    def _rendered(self, rows: Sequence[int]) -> SceneMaps:
+        return _rendered(self.kind, tuple(self.first_seed + row for row in rows), self.size)
+
+
+# Whoever wants several maps of the same rows asks for them one after the other.
+@lru_cache(maxsize=2)
+def _rendered(scenes: str, seeds: tuple[int, ...], size: int) -> SceneMaps:
+    return render_kind(seeds, size, scenes)
 
 
 @dataclass(frozen=True)

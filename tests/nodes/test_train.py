@@ -1,6 +1,7 @@
 """What training nodes promise beside the training itself: names, places, and a process left as it was."""
 
 import importlib.util
+import math
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from intrinsic_lab.nodes.native.training import session as training
 from intrinsic_lab.nodes.native.training.files import Place, lora_place, name_problem, publish, require_free
 from intrinsic_lab.nodes.native.training.session import Settings, Watcher, require_packages, train_in_graph, training_session
 from intrinsic_lab.tools.comfyui_source import ROOT
-from intrinsic_lab.training.loop import Diverged, History, Interrupted
+from intrinsic_lab.training.history import History
+from intrinsic_lab.training.loop import Diverged, Interrupted
 
 SETTINGS = Settings("nano (bundled)", "rendered scenes", "run", 3, 1e-3, 1)
 
@@ -155,7 +157,7 @@ def test_an_interrupt_reaches_the_loop_in_its_own_words_and_comfyui_in_comfyuis(
 
 def test_a_diverging_run_is_told_in_the_nodes_words():
     def diverges(settings):
-        raise Diverged("the loss became nan at step 7: lower the learning rate; the last checkpoint is in /some/where.")
+        raise Diverged(math.nan, 7, Path("/some/where"))
 
     with pytest.raises(ValueError, match=r"^The loss became nan at step 7: lower learning_rate, and choose another name\.$"):
         train_in_graph(SETTINGS, lora_place("run"), diverges)

@@ -17,9 +17,8 @@ from intrinsic_lab.training.generators.gan import Discriminator, GanTask
 from intrinsic_lab.training.generators.lora import LoraOn
 from intrinsic_lab.training.intrinsic_lora import IntrinsicLoraConfig, train_intrinsic_lora
 from intrinsic_lab.training.loop import Interrupted, LoopConfig, step_generator, train
-from intrinsic_lab.training.nano.data import HELD_OUT_SEEDS, PicturePool
 from intrinsic_lab.training.pairs import SceneData
-from intrinsic_lab.training.scene_maps import scene_data
+from intrinsic_lab.training.scene_pictures import HELD_OUT_SEEDS, PicturePool, scene_data
 from safetensors.torch import load_file
 
 ASSETS = Path(__file__).parents[2] / "assets"

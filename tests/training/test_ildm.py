@@ -165,9 +165,9 @@ def test_without_the_image_domain_only_intrinsics_are_denoised():
 def trained(tiny_base, tmp_path_factory):
     """The two commands in a row, a few steps each."""
     place = tmp_path_factory.mktemp("ildm")
-    vae = IntrinsicVaeConfig(tiny_base, LoopConfig(place / "vae", 3, learning_rate=1e-3), SCENES, batch=2, threads=1)
+    vae = IntrinsicVaeConfig(tiny_base, LoopConfig(place / "vae", 3, learning_rate=1e-3), SCENES, batch=2)
     train_intrinsic_vae(vae)
-    lora = JointConfig(tiny_base, vae.weights, LoopConfig(place / "lora", 3, learning_rate=1e-2), SCENES, rank=4, batch=2, threads=1)
+    lora = JointConfig(tiny_base, vae.weights, LoopConfig(place / "lora", 3, learning_rate=1e-2), SCENES, rank=4, batch=2)
     return vae, lora, train_joint_lora(lora)
 
 

@@ -15,7 +15,9 @@ import pytest
 import torch
 from einops import rearrange
 from intrinsic_lab.methods.maps import MAPS
+from intrinsic_lab.methods.maps.losses import normal_loss
 from intrinsic_lab.scenes import render_scenes
+from intrinsic_lab.training.checkpoint import CHECKPOINT
 from intrinsic_lab.training.folder_data import FolderData
 from intrinsic_lab.training.intrinsic_lora import (
     IntrinsicLoraConfig,
@@ -27,8 +29,7 @@ from intrinsic_lab.training.intrinsic_lora import (
     train_intrinsic_lora,
 )
 from intrinsic_lab.training.intrinsic_lora.run import IntrinsicLoraTask
-from intrinsic_lab.training.loop import CHECKPOINT, Interrupted, LoopConfig, step_generator
-from intrinsic_lab.training.losses import normal_loss
+from intrinsic_lab.training.loop import Interrupted, LoopConfig, step_generator
 from intrinsic_lab.training.pairs import SceneData
 from PIL import Image
 from safetensors import safe_open
@@ -38,7 +39,7 @@ SCENES = SceneData(count=12, size=32)
 
 
 def config_of(base: Path, output: Path, *, steps: int = 3, loop: dict | None = None, **options) -> IntrinsicLoraConfig:
-    settings = {"map": "normal", "data": SCENES, "rank": 4, "batch": 2, "threads": 1} | options
+    settings = {"map": "normal", "data": SCENES, "rank": 4, "batch": 2} | options
     return IntrinsicLoraConfig(base, loop=LoopConfig(output, steps, **{"learning_rate": 1e-2} | (loop or {})), **settings)
 
 

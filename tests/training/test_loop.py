@@ -7,19 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from intrinsic_lab.training import loop
-from intrinsic_lab.training.loop import (
-    CHECKPOINT,
-    CheckpointMismatch,
-    History,
-    Interrupted,
-    LoopConfig,
-    kept_history,
-    learning_rate_at,
-    step_generator,
-    train,
-    write_atomically,
-)
+from intrinsic_lab.training import history as history_module
+from intrinsic_lab.training.atomic import write_atomically
+from intrinsic_lab.training.checkpoint import CHECKPOINT, CheckpointMismatch
+from intrinsic_lab.training.history import History
+from intrinsic_lab.training.loop import Interrupted, LoopConfig, learning_rate_at, step_generator, train
 from PIL import Image
 from torch import nn
 
@@ -158,15 +150,15 @@ def test_a_run_leaves_its_settings_and_its_loss_curve(tmp_path):
 
 def test_what_a_run_has_done_is_told_without_starting_it(tmp_path):
     config = LoopConfig(tmp_path, 4)
-    assert kept_history(config, {"map": "depth"}).losses == []
+    assert config.checkpoint({"map": "depth"}).history() == History()
     history = train(Regression(), config, settings={"map": "depth"})
-    assert kept_history(LoopConfig(tmp_path, 9), {"map": "depth"}) == history
+    assert LoopConfig(tmp_path, 9).checkpoint({"map": "depth"}).history() == history
     for wanted, settings, changes in (
         (LoopConfig(tmp_path, 4, seed=1), {"map": "normal"}, {"map": ("depth", "normal"), "seed": (0, 1)}),
         (LoopConfig(tmp_path, 3), {"map": "depth"}, {"steps": (4, 3)}),
     ):
         with pytest.raises(CheckpointMismatch) as refused:
-            kept_history(wanted, settings)
+            wanted.checkpoint(settings).history()
         assert refused.value.changes == changes
 
 
@@ -198,7 +190,7 @@ def test_a_run_of_limited_minutes_ends_as_if_its_last_step_had_been_asked_for_an
 
 
 def test_a_history_keeps_so_many_losses_of_a_run_of_any_length_and_the_later_ones_of_every_step(monkeypatch):
-    monkeypatch.setattr(loop, "MOST_LOSSES", 40)
+    monkeypatch.setattr(history_module, "MOST_LOSSES", 40)
     history = History()
     for step in range(1, 1001):
         history.add(float(step), 0.5)
@@ -215,7 +207,7 @@ def test_a_checkpoint_from_before_losses_were_numbered_is_gone_on_with(tmp_path)
     state = torch.load(path, weights_only=True)
     del state["loss_steps"]
     torch.save(state, path)
-    assert kept_history(config).loss_steps == [1, 2, 3, 4]
+    assert config.checkpoint().history().loss_steps == [1, 2, 3, 4]
     assert train(Regression(), config).losses == train(Regression(), LoopConfig(tmp_path / "whole", 6)).losses
 
 

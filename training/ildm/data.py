@@ -11,7 +11,7 @@ from ...methods.ildm.intrinsic_vae import INTRINSICS, intrinsics_from_pictures, 
 from ...scenes import render_scenes, sample_scenes
 from ..folder_data import FolderData, FolderPairs, captions_of
 from ..pairs import IMAGE, SceneData
-from ..scene_maps import scene_data
+from ..scene_pictures import scene_data
 
 INTRINSICS_KIND = "intrinsics"
 

@@ -10,7 +10,7 @@ from peft.tuners.lora import LoraLayer as PeftLayer
 from safetensors.torch import save_file
 
 from ...methods.lora.lora_file import LoraFile, LoraLayer, kohya_state_dict
-from ..loop import write_atomically
+from ..atomic import write_atomically
 
 _ATTENTION = r"attn[12]\.(?:to_q|to_k|to_v|to_out\.0)"
 # Full names, because peft's suffix "proj" would also match time_proj, which has no weights.

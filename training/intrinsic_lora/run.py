@@ -1,6 +1,5 @@
 """I-LoRA training: one forward pass at t = 999 turns a picture's latent into its map's latent."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from ...methods.lora.lora_file import read_lora
 from ...methods.maps import MAPS
-from ..loop import History, train
+from ..loop import History, Report, train
 from ..losses import latent_loss, picture_loss
 from ..pairs import PairSource
 from .adapter import add_adapter, load_adapter, save_lora
@@ -58,7 +57,7 @@ def train_intrinsic_lora(
     start: Path | None = None,
     pairs: LatentPairs | None = None,
     cache: Path | None = None,
-    report: Callable[[int, float, float], None] | None = None,
+    report: Report | None = None,
     on_encoded: OnEncoded | None = None,
 ) -> TrainedIntrinsicLora:
     """Train (or resume) one I-LoRA and write it to `config.weights`.
@@ -67,8 +66,6 @@ def train_intrinsic_lora(
     kept in `cache` (the output folder by default), so that a resumed run and runs that share a cache encode nothing twice. report: see
     `loop.train`. on_encoded: see `latents`.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
     state = PartialState(cpu=not torch.cuda.is_available())
     source = config.data.source(config.map)
     base = load_base(config.base, config.init, config.loop.seed)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ...methods.lumix.design import KINDS
 from ...methods.lumix.tensor_lora.file import file_state, read_adapter
+from ..atomic import write_atomically
 from ..flux import PATCH, FluxText, draw_times, encode_texts, load_flux_base
 from ..intrinsic_lora.latents import OnEncoded, encode_kind
-from ..loop import History, train, write_atomically
+from ..loop import History, Report, train
 from .config import LumixConfig
 from .data import MapSource, map_source
 from .network import MapDenoiser, make_adapter
@@ -102,7 +103,7 @@ def train_lumix(
     *,
     start: Path | None = None,
     cache: Path | None = None,
-    report: Callable[[int, float, float], None] | None = None,
+    report: Report | None = None,
     on_encoded: OnEncoded | None = None,
 ) -> TrainedLumix:
     """Train (or resume) one adapter and write it to `config.weights`.
@@ -111,8 +112,6 @@ def train_lumix(
     report: see `loop.train`. on_encoded: see `intrinsic_lora.latents`.
     Raises ValueError for bases and data that do not fit.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
     state = PartialState(cpu=not torch.cuda.is_available())
     source = map_source(config.data, config.design.maps)
     base = load_flux_base(config.base, getattr(torch, config.base_dtype))

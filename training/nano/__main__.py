@@ -13,12 +13,14 @@ from pathlib import Path
 
 import torch
 
+from ...kernels.machine import machine_and_card
 from ...methods.maps import MAPS
+from ..command_line import console_report
 from ..generators.nano import train_nano_loras, train_nano_vqgan
-from ..loop import LoopConfig, console_report, machine_name, train
+from ..loop import LoopConfig, train
+from ..scene_pictures import BASE_SEEDS, PicturePool
 from .adapters import train_adapters
 from .base import BaseTask, LatentCaptions, build_scheduler, build_unet, encode_pictures, tokenize
-from .data import BASE_SEEDS, PicturePool
 from .flux import train_flux
 from .flux_lumix import train_lumix_adapter
 from .further import PARTS as FURTHER
@@ -37,7 +39,7 @@ BASE_BATCH = 16
 
 def _record(config: LoopConfig, history, **more) -> dict:
     last = history.losses[-100:]
-    spent = {"minutes": history.seconds / 60, "machine": machine_name()}
+    spent = {"minutes": history.seconds / 60, "machine": machine_and_card()}
     return {"config": vars(config)} | spent | {"final_loss": sum(last) / len(last)} | more
 
 

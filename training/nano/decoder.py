@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..loop import write_atomically
-from .data import PicturePool
-from .vae import reconstruction_loss
+from ..atomic import write_atomically
+from ..autoencoder import reconstruction_loss
+from ..scene_pictures import PicturePool
 
 # Of the pictures that a step decodes, this many in a hundred are pictures, the others maps.
 PICTURE_PERCENT = 40

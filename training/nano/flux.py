@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..atomic import write_atomically
+from ..command_line import console_report
 from ..flux import PATCH, FluxText, draw_times, predict_velocity
-from ..loop import LoopConfig, console_report, train, write_atomically
+from ..loop import LoopConfig, train
+from ..scene_pictures import BASE_SEEDS
 from .base import EMPTY_PROMPT_SHARE, encode_pictures, tokenize
-from .data import BASE_SEEDS
 from .text import add_words, caption_words
 from .vae import LATENT_CHANNELS, save_record
 

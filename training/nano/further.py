@@ -15,14 +15,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ...kernels.machine import machine_and_card
 from ...methods.maps import MAPS
+from ..atomic import write_atomically
+from ..command_line import console_report
+from ..history import History
 from ..intrinsic_lora import train_intrinsic_lora
-from ..loop import History, LoopConfig, console_report, machine_name, train, write_atomically
+from ..intrinsic_lora.latents import encode_kinds
+from ..loop import LoopConfig, train
 from ..lumix import train_lumix
-from ..pairs import JoinedData, SceneData, VariedSceneData
+from ..pairs import IMAGE, JoinedData, SceneData, VariedSceneData
+from ..scene_pictures import ADAPTER_SEEDS, BASE_SEEDS, PicturePool
 from .adapters import adapter_config
 from .base import BaseTask, LatentCaptions, encode_pictures, tokenize
-from .data import ADAPTER_SEEDS, BASE_SEEDS, PicturePool
 from .decoder import DecoderPairs, DecoderTask
 from .flux_lumix import nano_config
 from .joint import lora_config as joint_lora_config
@@ -78,7 +83,7 @@ class Sitting:
         last = history.losses[-300:]
         entry = {"part": part, "run": run, "steps": history.steps, "batch": batch, "samples": history.steps * batch}
         entry |= {"scenes": {kind: self.scenes for kind in KINDS}, "minutes": round(history.seconds / 60, 1)}
-        entry |= {"final_loss": sum(last) / max(1, len(last)), "machine": machine_name()}
+        entry |= {"final_loss": sum(last) / max(1, len(last)), "machine": machine_and_card()}
         entries = [kept for kept in entries if kept["run"] != run] + [entry]
         write_atomically(path, lambda partial: partial.write_text(json.dumps(entries, indent=1)))
 
@@ -154,6 +159,8 @@ def further_base(sitting: Sitting, minutes: float) -> None:
 
 def further_adapters(sitting: Sitting, minutes: float) -> None:
     """The I-LoRAs, each for an equal share of the time."""
+    vae = _vae(sitting.assets / "nano" / "vae")
+    encode_kinds(vae, sitting.pairs().source(IMAGE), (IMAGE, *sitting.maps), sitting.runs / "latents")
     for name in sitting.maps:
         target = sitting.assets / f"nano_{name}.safetensors"
         loop = sitting.loop(f"adapter_{name}", minutes / len(sitting.maps), 1e-3, 0.998)

@@ -5,7 +5,7 @@ import torch
 from intrinsic_lab.methods.maps import MAPS, OTHER_MAPS, map_kind, srgb_from_linear
 from intrinsic_lab.scenes import render_scenes, segmentation_colors
 from intrinsic_lab.training.pairs import SceneData
-from intrinsic_lab.training.scene_maps import scene_data, scene_picture
+from intrinsic_lab.training.scene_pictures import scene_data, scene_picture
 
 
 @pytest.mark.parametrize("name", [*MAPS, *OTHER_MAPS])
