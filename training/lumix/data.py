@@ -6,13 +6,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ...methods.lumix.design import COLOR
+from ...methods.lumix.design import COLOR, KINDS
 from ...scenes import sample_scenes
 from ..folder_data import FolderData, FolderPairs, captions_of
 from ..pairs import IMAGE, SceneData
-
-# LumiX's name of a map -> the trainers' name of the same pictures (`pairs.PairSource`).
-KINDS = {"albedo": "albedo", "irradiance": "shading", COLOR: IMAGE, "depth": "depth", "normal": "normal"}
 
 
 class MapSource(Protocol):

@@ -10,13 +10,14 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ...methods.lumix.design import KINDS
 from ...methods.lumix.tensor_lora.file import file_state, read_adapter
 from ..atomic import write_atomically
 from ..flux import PATCH, FluxText, draw_times, encode_texts, load_flux_base
 from ..intrinsic_lora.latents import OnEncoded, encode_kind
 from ..loop import History, Report, train
 from .config import LumixConfig
-from .data import KINDS, MapSource, map_source
+from .data import MapSource, map_source
 from .network import MapDenoiser, make_adapter
 
 
