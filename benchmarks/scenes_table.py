@@ -29,10 +29,18 @@ from ..methods.metrics import JUDGES, score
 from ..scenes import render_scenes
 from ..training.atomic import write_atomically
 from ..training.command_line import console_report
-from ..training.intrinsic_lora import IntrinsicLoraConfig, LatentPairs, add_adapter, load_base, map_latent, train_intrinsic_lora
+from ..training.intrinsic_lora import (
+    IntrinsicLoraConfig,
+    LatentPairs,
+    add_adapter,
+    load_adapter,
+    load_base,
+    map_latent,
+    train_intrinsic_lora,
+)
 from ..training.loop import LoopConfig
 from ..training.nano.adapters import ADAPTER_DATA, KIND, RANK
-from ..training.scene_pictures import HELD_OUT_SEEDS
+from ..training.splits import HELD_OUT_SEEDS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -120,10 +128,7 @@ def with_adapter(unet, path: Path):
     file = read_lora(path)
     settings = json.loads(file.metadata["intrinsic_lab.config"])
     add_adapter(unet, settings["kind"], settings["rank"], 0)
-    modules = dict(unet.named_modules())
-    for name, layer in file.layers.items():
-        modules[name].lora_A["default"].weight.data.copy_(layer.down)
-        modules[name].lora_B["default"].weight.data.copy_(layer.up)
+    load_adapter(unet, file)
     return unet.eval()
 
 

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
 from ..scenes import render_scenes
-from .scene_pictures import ADAPTER_SEEDS, HELD_OUT_SEEDS, map_pictures
+from .picture_pool import map_pictures
+from .splits import ADAPTER_SEEDS, HELD_OUT_SEEDS
 
 IMAGE = "image"
 
@@ -56,3 +58,46 @@ class SceneData:
 
     def identity(self, kind: str) -> dict[str, Any]:
         return {"scenes": asdict(self), "kind": kind}
+
+
+@dataclass(frozen=True)
+class VariedSceneData(SceneData):
+    """Scenes of another kind than rooms (of `scenes.KINDS`; "world": all of them), their pictures as a camera gives them."""
+
+    kind: str = "world"
+
+    def read(self, kind: str, rows: Sequence[int]) -> Tensor:
+        maps = render_scenes([self.first_seed + row for row in rows], self.size, self.size, kind=self.kind, camera=True)
+        return rearrange(map_pictures(maps)[kind], "b h w c -> b c h w").contiguous()
+
+
+@dataclass(frozen=True)
+class JoinedData:
+    """Several sets of scenes of one size, one after the other."""
+
+    parts: tuple[SceneData, ...]
+
+    @property
+    def size(self) -> int:
+        return self.parts[0].size
+
+    def source(self, map_name: str) -> "JoinedData":
+        """The pairs for one map. Raises ValueError as `SceneData.source` does."""
+        for part in self.parts:
+            part.source(map_name)
+        return self
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def read(self, kind: str, rows: Sequence[int]) -> Tensor:
+        pictures: dict[int, Tensor] = {}
+        first = 0
+        for part in self.parts:
+            if own := [row for row in rows if first <= row < first + len(part)]:
+                pictures |= dict(zip(own, part.read(kind, [row - first for row in own]), strict=True))
+            first += len(part)
+        return torch.stack([pictures[row] for row in rows])
+
+    def identity(self, kind: str) -> dict[str, Any]:
+        return {"joined": [part.identity(kind) for part in self.parts]}

@@ -12,8 +12,10 @@ from torch.nn import functional
 from ...methods.intrinsic_lora.generators.gan_file import save_gan
 from ...methods.intrinsic_lora.generators.style_gan import StyleGanConfig, StyleGenerator
 from ..config import TrainerConfig
-from ..loop import History, LoopConfig, Report, train
-from ..scene_pictures import BASE_SEEDS, PicturePool
+from ..history import History
+from ..loop import LoopConfig, Report, train
+from ..picture_pool import PicturePool
+from ..splits import BASE_SEEDS
 from .adversarial import both_players, gradient_penalty
 
 # R1 on one step in so many, drawn at random, and that much stronger (lazily, as Karras et al. 2020, appendix B).

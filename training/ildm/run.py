@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...methods.ildm.intrinsic_vae import INTRINSICS
-from ...methods.lora.lora_file import kohya_state_dict
+from ...methods.lora.lora_file import kohya_state_dict, read_lora
 from ..atomic import write_atomically
 from ..config import TrainerConfig, file_header
-from ..intrinsic_lora.adapter import lora_layers
+from ..intrinsic_lora.adapter import load_adapter, lora_layers
 from ..intrinsic_lora.latents import OnEncoded, encode_kind
 from ..loop import History, LoopConfig, Report, train
 from ..losses import latent_loss
@@ -167,13 +167,15 @@ def _encoded(vae: AutoencoderKL, source: JointSource, kind: str, cache: Path, on
 def train_joint_lora(
     config: JointConfig,
     *,
+    start: Path | None = None,
     cache: Path | None = None,
     report: Report | None = None,
     on_encoded: OnEncoded | None = None,
 ) -> TrainedJointLora:
     """Train (or resume) the LoRA of the intrinsic domain and write it to `config.weights`.
 
-    cache: folder of encoded latents (the output folder by default). report: see `loop.train`. on_encoded: see `intrinsic_lora.latents`.
+    start: a LoRA file of the same layers and rank to begin from. cache: folder of encoded latents (the output folder by default).
+    report: see `loop.train`. on_encoded: see `intrinsic_lora.latents`.
     Raises ValueError for bases, VAEs and data that do not fit together.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -194,6 +196,8 @@ def train_joint_lora(
         )
     text = encode_captions(base.pipeline, [*source.captions, ""], on_encoded)
     add_joint_adapter(base.network, config.rank, config.loop.seed, config.image_domain)
+    if start is not None:
+        load_adapter(base.network, read_lora(start))
     if config.gradient_checkpointing:
         base.network.enable_gradient_checkpointing()
     task = JointTask(config, JointDenoiser(base.network, config.data.size), base.scheduler, latents, text)

@@ -8,11 +8,12 @@ from accelerate import PartialState
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
+from ...methods.lora.lora_file import read_lora
 from ...methods.maps import MAPS
 from ..loop import History, Report, train
 from ..losses import latent_loss, picture_loss
 from ..pairs import PairSource
-from .adapter import add_adapter, save_lora
+from .adapter import add_adapter, load_adapter, save_lora
 from .config import Base, IntrinsicLoraConfig, load_base
 from .latents import LatentPairs, OnEncoded, vae_latents
 from .predict import map_latent
@@ -53,6 +54,7 @@ class TrainedIntrinsicLora:
 def train_intrinsic_lora(
     config: IntrinsicLoraConfig,
     *,
+    start: Path | None = None,
     pairs: LatentPairs | None = None,
     cache: Path | None = None,
     report: Report | None = None,
@@ -60,8 +62,9 @@ def train_intrinsic_lora(
 ) -> TrainedIntrinsicLora:
     """Train (or resume) one I-LoRA and write it to `config.weights`.
 
-    pairs: latents encoded before, of the same data; else they are encoded and kept in `cache` (the output folder by
-    default), so that a resumed run and runs that share a cache encode nothing twice. report: see `loop.train`. on_encoded: see `latents`.
+    start: a LoRA file of this kind and rank to begin from. pairs: latents encoded before, of the same data; else they are encoded and
+    kept in `cache` (the output folder by default), so that a resumed run and runs that share a cache encode nothing twice. report: see
+    `loop.train`. on_encoded: see `latents`.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     source = config.data.source(config.map)
@@ -72,6 +75,8 @@ def train_intrinsic_lora(
     for module in (base.unet, base.vae, base.text_encoder):
         module.to(state.device)
     add_adapter(base.unet, config.kind, config.rank, config.loop.seed)
+    if start is not None:
+        load_adapter(base.unet, read_lora(start))
     # Convolutions run a fifth faster in this layout; the weights stay the same.
     base.unet.to(memory_format=torch.channels_last)
     if config.gradient_checkpointing:

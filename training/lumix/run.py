@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ...methods.lumix.tensor_lora.file import file_state
+from ...methods.lumix.tensor_lora.file import file_state, read_adapter
 from ..atomic import write_atomically
 from ..flux import PATCH, FluxText, draw_times, encode_texts, load_flux_base
 from ..intrinsic_lora.latents import OnEncoded, encode_kind
@@ -100,13 +100,15 @@ class TrainedLumix:
 def train_lumix(
     config: LumixConfig,
     *,
+    start: Path | None = None,
     cache: Path | None = None,
     report: Report | None = None,
     on_encoded: OnEncoded | None = None,
 ) -> TrainedLumix:
     """Train (or resume) one adapter and write it to `config.weights`.
 
-    cache: folder of encoded latents (the output folder by default). report: see `loop.train`. on_encoded: see `intrinsic_lora.latents`.
+    start: an adapter file of the same design to begin from. cache: folder of encoded latents (the output folder by default).
+    report: see `loop.train`. on_encoded: see `intrinsic_lora.latents`.
     Raises ValueError for bases and data that do not fit.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -123,6 +125,11 @@ def train_lumix(
         latents = MapLatents.encode(base.vae.to(state.device), source, config.design.maps, kept, on_encoded)
     base.vae.to("cpu")
     adapter = make_adapter(base.transformer, config.design, config.rank, config.other_rank, config.loop.seed)
+    if start is not None:
+        begun = read_adapter(start).float()
+        if begun.config != adapter.config:
+            raise ValueError(f"{start.name} is an adapter of another design ({begun.config}, not {adapter.config}): start with its own.")
+        adapter = begun.train()
     denoiser = MapDenoiser(base.transformer.to(state.device), adapter.to(state.device), config.guidance)
     if config.gradient_checkpointing:
         base.transformer.enable_gradient_checkpointing()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..atomic import write_atomically
 from ..autoencoder import reconstruction_loss
-from ..scene_pictures import PicturePool
+from ..picture_pool import PicturePool
 
 # Of the pictures that a step decodes, this many in a hundred are pictures, the others maps.
 PICTURE_PERCENT = 40
@@ -52,8 +52,9 @@ class DecoderTask:
 
     def loss(self, module: nn.Module, draw: torch.Generator) -> Tensor:
         latents, targets = zip(*(self._draw(draw) for _ in range(self.batch)), strict=True)
-        output = module.decode(torch.stack(latents).contiguous(memory_format=torch.channels_last)).sample
-        return reconstruction_loss(output, torch.stack(targets))
+        device = next(module.parameters()).device
+        output = module.decode(torch.stack(latents).to(device, memory_format=torch.channels_last)).sample
+        return reconstruction_loss(output.float(), torch.stack(targets).to(device))
 
     def _draw(self, draw: torch.Generator) -> tuple[Tensor, Tensor]:
         def below(count: int) -> int:

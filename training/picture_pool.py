@@ -1,4 +1,4 @@
-"""Pictures and maps of `scenes` as trainers see them: which seeds are for what, and pictures held in memory as bytes."""
+"""Pictures and maps of `scenes` as trainers see them, and many of them held in memory as bytes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from torch import Tensor
 from ..methods.maps import MAPS
 from ..scenes import SceneMaps, render_scenes
 
-# Seeds of the splits: held-out scenes are never trained on by anything.
-HELD_OUT_SEEDS = range(0, 1000)
-ADAPTER_SEEDS = range(1000, 100_000)
-BASE_SEEDS = range(100_000, 1_000_000)
-
 
 def map_pictures(maps: SceneMaps) -> dict[str, Tensor]:
     """The picture and each map in picture form, `[b, h, w, 3]`, 0..1."""
     data = {"normal": maps.normal_bhwc, "depth": maps.depth_bhw1, "albedo": maps.albedo_bhwc, "shading": maps.shading_bhwc}
     return {"image": maps.image_bhwc} | {name: MAPS[name].to_picture(values) for name, values in data.items()}
+
+
+def render_kind(seeds: Sequence[int], size: int, kind: str) -> SceneMaps:
+    """Scenes as training sees them: rooms as they were, every other kind with what a camera adds to its pictures."""
+    return render_scenes(seeds, size, size, **({} if kind == "room" else {"kind": kind, "camera": True}))
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,11 @@ class PicturePool:
     captions: tuple[str, ...]
 
     @classmethod
-    def render(cls, seeds: Sequence[int], size: int, kinds: Sequence[str] = ("image", *MAPS)) -> "PicturePool":
+    def render(cls, seeds: Sequence[int], size: int, kinds: Sequence[str] = ("image", *MAPS), scenes: str = "room") -> "PicturePool":
+        """scenes: the kind of scenes; other kinds than rooms are seen as by a camera."""
         parts, captions = [], []
         for start in range(0, len(seeds), 64):
-            maps = render_scenes(seeds[start : start + 64], size, size)
+            maps = render_kind(seeds[start : start + 64], size, scenes)
             pictures = map_pictures(maps)
             stacked = torch.stack([pictures[kind] for kind in kinds])
             parts.append(rearrange((stacked * 255 + 0.5).to(torch.uint8), "kind b h w c -> kind b c h w").contiguous())
