@@ -40,10 +40,8 @@ class LatentPairs:
         cls, vae: AutoencoderKL, source: PairSource, map_name: str, cache: Path | None = None, on_encoded: OnEncoded | None = None
     ) -> "LatentPairs":
         """Encode every pair of `source` on the VAE's device. `cache`: a folder to keep the latents in, and to find them."""
-        image, _ = encode_kind(vae, source, IMAGE, cache, on_encoded)
-        mean, std = encode_kind(vae, source, map_name, cache, on_encoded)
-        shift = _shift(vae) * vae.config.scaling_factor
-        return cls(image - shift, mean - shift, std)
+        image, _ = encode_model_latents(vae, source, IMAGE, cache, on_encoded)
+        return cls(image, *encode_model_latents(vae, source, map_name, cache, on_encoded))
 
     def __len__(self) -> int:
         return len(self.image_bchw)
@@ -53,6 +51,11 @@ class LatentPairs:
         rows = torch.randint(len(self), (batch,), generator=generator)
         mean, std = self.map_mean_bchw[rows], self.map_std_bchw[rows]
         return rows.tolist(), self.image_bchw[rows], mean + std * torch.randn(mean.shape, generator=generator)
+
+
+def downscale(vae: AutoencoderKL) -> int:
+    """Pixels of a picture's side per latent."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def _shift(vae: AutoencoderKL) -> float:
@@ -67,6 +70,14 @@ def model_latents(vae: AutoencoderKL, latents_bchw: Tensor) -> Tensor:
 def vae_latents(vae: AutoencoderKL, latents_bchw: Tensor) -> Tensor:
     """Inverse of `model_latents`, in the VAE's number format."""
     return latents_bchw.to(vae.dtype) / vae.config.scaling_factor + _shift(vae)
+
+
+def encode_model_latents(
+    vae: AutoencoderKL, source: PairSource, kind: str, cache: Path | None, on_encoded: OnEncoded | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of `encode_kind`, in the model's scale."""
+    mean, deviation = encode_kind(vae, source, kind, cache, on_encoded)
+    return mean - _shift(vae) * vae.config.scaling_factor, deviation
 
 
 @torch.no_grad()
