@@ -23,8 +23,7 @@ from ..scenes import SceneMaps, render_scenes
 from ..training.generators.nano import CONTROLS, lora_run
 from ..training.generators.vqgan import reconstruct
 from ..training.generators.vqgan_lora import load_vqgan
-from ..training.picture_pool import map_pictures
-from ..training.splits import ADAPTER_SEEDS, HELD_OUT_SEEDS
+from ..training.scene_pictures import ADAPTER_SEEDS, HELD_OUT_SEEDS, map_pictures
 
 MEAN_SCENES = 1000
 

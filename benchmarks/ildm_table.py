@@ -35,7 +35,7 @@ from ..methods.metrics import normal_angle_degrees
 from ..scenes import SceneMaps, render_scenes, segmentation_colors
 from ..training.atomic import write_atomically
 from ..training.nano.joint import train_lora
-from ..training.splits import HELD_OUT_SEEDS
+from ..training.scene_pictures import HELD_OUT_SEEDS
 from .extraction_cost import start_comfyui
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -42,8 +42,7 @@ from ..training.flux import FluxBase, FluxText, encode_texts, load_flux_base
 from ..training.lumix import LumixConfig, MapDenoiser, sample_maps, train_lumix
 from ..training.lumix.data import KINDS
 from ..training.nano.flux_lumix import nano_config
-from ..training.picture_pool import map_pictures
-from ..training.splits import HELD_OUT_SEEDS
+from ..training.scene_pictures import HELD_OUT_SEEDS, map_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

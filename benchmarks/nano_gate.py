@@ -35,8 +35,7 @@ from ..methods.maps import MAPS
 from ..methods.metrics import JUDGES, score_pictures
 from ..training.atomic import write_atomically
 from ..training.intrinsic_lora import load_base, map_latent
-from ..training.picture_pool import render_kind
-from ..training.splits import HELD_OUT_SEEDS
+from ..training.scene_pictures import HELD_OUT_SEEDS, near_sky, render_kind
 from . import ildm_table, lumix_table
 from .extraction_cost import start_comfyui
 from .scenes_table import decode, encode, with_adapter
@@ -72,7 +71,12 @@ def held_out_sets() -> list[HeldOut]:
     sets = []
     for kind, count in COUNTS.items():
         scenes = render_kind(HELD_OUT_SEEDS[:count], SIZE, kind)
-        maps = {"normal": scenes.normal_bhwc, "depth": scenes.depth_bhw1, "albedo": scenes.albedo_bhwc, "shading": scenes.shading_bhwc}
+        maps = {
+            "normal": scenes.normal_bhwc,
+            "depth": near_sky(scenes.depth_bhw1),
+            "albedo": scenes.albedo_bhwc,
+            "shading": scenes.shading_bhwc,
+        }
         sets.append(HeldOut(kind, rearrange(scenes.image_bhwc, "b h w c -> b c h w"), maps, scenes.captions))
     return sets
 

@@ -40,7 +40,7 @@ from ..training.intrinsic_lora import (
 )
 from ..training.loop import LoopConfig
 from ..training.nano.adapters import ADAPTER_DATA, KIND, RANK
-from ..training.splits import HELD_OUT_SEEDS
+from ..training.scene_pictures import HELD_OUT_SEEDS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -1,16 +1,15 @@
 """Where training pairs come from: the rendered `scenes`, with exact maps. (A folder of pictures: `folder_data`.)"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..scenes import render_scenes
-from .picture_pool import map_pictures
-from .splits import ADAPTER_SEEDS, HELD_OUT_SEEDS
+from .scene_pictures import ADAPTER_SEEDS, HELD_OUT_SEEDS, ROOM, map_pictures, render_kind
 
 IMAGE = "image"
 
@@ -53,8 +52,10 @@ class SceneData:
         return self.count
 
     def read(self, kind: str, rows: Sequence[int]) -> Tensor:
-        maps = render_scenes([self.first_seed + row for row in rows], self.size, self.size)
-        return rearrange(map_pictures(maps)[kind], "b h w c -> b c h w").contiguous()
+        return rearrange(self._rendered(rows)[kind], "b h w c -> b c h w").contiguous()
+
+    def _rendered(self, rows: Sequence[int]) -> Mapping[str, Tensor]:
+        return _rendered(ROOM, tuple(self.first_seed + row for row in rows), self.size)
 
     def identity(self, kind: str) -> dict[str, Any]:
         return {"scenes": asdict(self), "kind": kind}
@@ -66,9 +67,14 @@ class VariedSceneData(SceneData):
 
     kind: str = "world"
 
-    def read(self, kind: str, rows: Sequence[int]) -> Tensor:
-        maps = render_scenes([self.first_seed + row for row in rows], self.size, self.size, kind=self.kind, camera=True)
-        return rearrange(map_pictures(maps)[kind], "b h w c -> b c h w").contiguous()
+    def _rendered(self, rows: Sequence[int]) -> Mapping[str, Tensor]:
+        return _rendered(self.kind, tuple(self.first_seed + row for row in rows), self.size)
+
+
+# Whoever wants several maps of the same rows asks for them one after the other.
+@lru_cache(maxsize=2)
+def _rendered(scenes: str, seeds: tuple[int, ...], size: int) -> Mapping[str, Tensor]:
+    return map_pictures(render_kind(seeds, size, scenes))
 
 
 @dataclass(frozen=True)

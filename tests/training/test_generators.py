@@ -20,8 +20,7 @@ from intrinsic_lab.training.generators.lora import LoraOn
 from intrinsic_lab.training.intrinsic_lora import IntrinsicLoraConfig, train_intrinsic_lora
 from intrinsic_lab.training.loop import Interrupted, LoopConfig, step_generator, train
 from intrinsic_lab.training.pairs import SceneData
-from intrinsic_lab.training.picture_pool import PicturePool
-from intrinsic_lab.training.splits import HELD_OUT_SEEDS
+from intrinsic_lab.training.scene_pictures import HELD_OUT_SEEDS, PicturePool
 from safetensors.torch import load_file
 
 ASSETS = Path(__file__).parents[2] / "assets"

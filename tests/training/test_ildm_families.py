@@ -97,9 +97,9 @@ def test_latents_are_trained_on_in_the_scale_that_samplers_use(tmp_path):
     folder = whole_folder(tmp_path / "sd21", "sd21")
     vae = AutoencoderKL.from_pretrained(folder / "vae")
     source = SCENES.source()
-    plain, deviation = encode_model_latents(vae, source, "image", tmp_path)
+    plain, deviation = encode_model_latents(vae, source, ["image"], tmp_path)["image"]
     vae.register_to_config(shift_factor=0.5)
-    shifted, same = encode_model_latents(vae, source, "image", tmp_path)
+    shifted, same = encode_model_latents(vae, source, ["image"], tmp_path)["image"]
     torch.testing.assert_close(shifted, plain - 0.5 * vae.config.scaling_factor)
     assert torch.equal(same, deviation)
 

@@ -14,8 +14,7 @@ from ...methods.intrinsic_lora.generators.style_gan import StyleGanConfig, Style
 from ..config import TrainerConfig
 from ..history import History
 from ..loop import LoopConfig, Report, train
-from ..picture_pool import PicturePool
-from ..splits import BASE_SEEDS
+from ..scene_pictures import BASE_SEEDS, PicturePool
 from .adversarial import both_players, gradient_penalty
 
 # R1 on one step in so many, drawn at random, and that much stronger (lazily, as Karras et al. 2020, appendix B).

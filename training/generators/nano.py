@@ -11,8 +11,7 @@ from ..atomic import write_atomically, write_json
 from ..command_line import console_report
 from ..loop import LoopConfig, Report, train
 from ..pairs import SceneData
-from ..picture_pool import PicturePool
-from ..splits import BASE_SEEDS, HELD_OUT_SEEDS
+from ..scene_pictures import BASE_SEEDS, HELD_OUT_SEEDS, PicturePool
 from .vqgan import VqganTask, build_vqgan, codebook_from_latents, reconstruction_report
 from .vqgan_lora import VqganLoraConfig, train_vqgan_lora
 

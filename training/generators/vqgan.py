@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from ...methods.intrinsic_lora.generators.vqgan import quantised
 from ..autoencoder import reconstruction_loss, start_near_linear
-from ..picture_pool import PicturePool
+from ..scene_pictures import PicturePool
 from .adversarial import PatchDiscriminator, both_players
 
 CODES = 1024

@@ -184,8 +184,8 @@ def train_joint_lora(
     with state.main_process_first():
         kept = cache or config.loop.output
         latents = JointLatents(
-            encode_model_latents(base.vae, source, IMAGE, kept, on_encoded),
-            encode_model_latents(intrinsic_vae.to(state.device), source, INTRINSICS_KIND, kept, on_encoded),
+            *encode_model_latents(base.vae, source, (IMAGE,), kept, on_encoded).values(),
+            *encode_model_latents(intrinsic_vae.to(state.device), source, (INTRINSICS_KIND,), kept, on_encoded).values(),
         )
     text = encode_captions(base.pipeline, [*source.captions, ""], on_encoded)
     add_joint_adapter(base.network, config.rank, config.loop.seed, config.image_domain)

@@ -33,8 +33,8 @@ class MapLatents:
         cls, vae: AutoencoderKL, source: MapSource, maps: Sequence[str], cache: Path, on_encoded: OnEncoded | None = None
     ) -> "MapLatents":
         """Encode all of `source`; `cache`: a folder to keep the latents in, and to find them."""
-        encoded = [encode_model_latents(vae, source, KINDS[name], cache, on_encoded) for name in maps]
-        means, deviations = zip(*encoded, strict=True)
+        encoded = encode_model_latents(vae, source, [KINDS[name] for name in maps], cache, on_encoded)
+        means, deviations = zip(*encoded.values(), strict=True)
         return cls(torch.stack(means), torch.stack(deviations))
 
     def __len__(self) -> int:

@@ -18,8 +18,7 @@ from ...methods.maps import MAPS
 from ..command_line import console_report
 from ..generators.nano import train_nano_loras, train_nano_vqgan
 from ..loop import LoopConfig, train
-from ..picture_pool import PicturePool
-from ..splits import BASE_SEEDS
+from ..scene_pictures import BASE_SEEDS, PicturePool
 from .adapters import train_adapters
 from .base import BaseTask, LatentCaptions, build_scheduler, build_unet, encode_pictures, tokenize
 from .flux import train_flux

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..atomic import write_atomically
-from ..picture_pool import PicturePool
+from ..scene_pictures import ROOM, PicturePool
 from .vae import LATENT_CHANNELS
 
 EMPTY_PROMPT_SHARE = 0.1
@@ -60,11 +60,11 @@ class LatentCaptions:
 
 
 @torch.no_grad()
-def encode_pictures(vae, seeds: Sequence[int], cache: Path, size: int = 128, kind: str = "room") -> tuple[Tensor, list[str]]:
+def encode_pictures(vae, seeds: Sequence[int], cache: Path, size: int = 128, kind: str = ROOM) -> tuple[Tensor, list[str]]:
     """Latents (mode) of the pictures of `seeds`, kept in `cache` so that a resumed run does not encode twice."""
     from ...scenes import sample_scenes
 
-    captions = list(sample_scenes(seeds, **({} if kind == "room" else {"kind": kind})).captions)
+    captions = list(sample_scenes(seeds, kind=kind).captions)
     if cache.exists():
         latents = load_file(cache)["latents"]
         if len(latents) == len(seeds):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..atomic import write_atomically
 from ..autoencoder import reconstruction_loss
-from ..picture_pool import PicturePool
+from ..scene_pictures import PicturePool
 
 # Of the pictures that a step decodes, this many in a hundred are pictures, the others maps.
 PICTURE_PERCENT = 40

@@ -18,7 +18,7 @@ from ..atomic import write_atomically
 from ..command_line import console_report
 from ..flux import PATCH, FluxText, draw_times, predict_velocity
 from ..loop import LoopConfig, train
-from ..splits import BASE_SEEDS
+from ..scene_pictures import BASE_SEEDS
 from .base import EMPTY_PROMPT_SHARE, encode_pictures, tokenize
 from .text import add_words, caption_words
 from .vae import LATENT_CHANNELS, save_record

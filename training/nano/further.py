@@ -21,11 +21,11 @@ from ..atomic import write_atomically
 from ..command_line import console_report
 from ..history import History
 from ..intrinsic_lora import train_intrinsic_lora
+from ..intrinsic_lora.latents import encode_kinds
 from ..loop import LoopConfig, train
 from ..lumix import train_lumix
-from ..pairs import JoinedData, SceneData, VariedSceneData
-from ..picture_pool import PicturePool
-from ..splits import ADAPTER_SEEDS, BASE_SEEDS
+from ..pairs import IMAGE, JoinedData, SceneData, VariedSceneData
+from ..scene_pictures import ADAPTER_SEEDS, BASE_SEEDS, PicturePool
 from .adapters import adapter_config
 from .base import BaseTask, LatentCaptions, encode_pictures, tokenize
 from .decoder import DecoderPairs, DecoderTask
@@ -159,6 +159,8 @@ def further_base(sitting: Sitting, minutes: float) -> None:
 
 def further_adapters(sitting: Sitting, minutes: float) -> None:
     """The I-LoRAs, each for an equal share of the time."""
+    vae = _vae(sitting.assets / "nano" / "vae")
+    encode_kinds(vae, sitting.pairs().source(IMAGE), (IMAGE, *sitting.maps), sitting.runs / "latents")
     for name in sitting.maps:
         target = sitting.assets / f"nano_{name}.safetensors"
         loop = sitting.loop(f"adapter_{name}", minutes / len(sitting.maps), 1e-3, 0.998)

@@ -21,7 +21,7 @@ def caption_words(kinds: Sequence[str] = ("room",)) -> Counter:
     """Every word that captions of these kinds of scenes use, with its count, and the words of the maps' prompts."""
     words = Counter()
     for kind in kinds:
-        for caption in sample_scenes(range(2000), **({} if kind == "room" else {"kind": kind})).captions:
+        for caption in sample_scenes(range(2000), kind=kind).captions:
             words.update(caption.replace(",", " ").split())
     for kind in MAPS.values():
         words.update({word: 1000 for word in kind.prompt.split()})

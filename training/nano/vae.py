@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..atomic import write_json
 from ..autoencoder import reconstruction_loss, start_near_linear
-from ..picture_pool import PicturePool
+from ..scene_pictures import PicturePool
 
 LATENT_CHANNELS = 16
 

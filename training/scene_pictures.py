@@ -1,4 +1,4 @@
-"""Pictures and maps of `scenes` as trainers see them, and many of them held in memory as bytes."""
+"""Pictures and maps of `scenes` as trainers see them: which seeds are for what, and pictures held in memory as bytes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,18 +8,34 @@ from einops import rearrange
 from torch import Tensor
 
 from ..methods.maps import MAPS
-from ..scenes import SceneMaps, render_scenes
+from ..scenes import ROOM, SKY_DEPTH, SceneMaps, render_scenes
+
+# Seeds of the splits: held-out scenes are never trained on by anything.
+HELD_OUT_SEEDS = range(0, 1000)
+ADAPTER_SEEDS = range(1000, 100_000)
+BASE_SEEDS = range(100_000, 1_000_000)
+
+
+# The sky's depth over that of the farthest thing before it.
+SKY_BEHIND = 1.2
+
+
+def near_sky(depth_bhw1: Tensor) -> Tensor:
+    """Metres with the sky a little behind the farthest thing of each picture, so that a relative depth still tells near things apart."""
+    sky = depth_bhw1 > 0.999 * SKY_DEPTH
+    farthest = depth_bhw1.masked_fill(sky, 0).amax((1, 2, 3), keepdim=True)
+    return torch.where(sky & (farthest > 0), SKY_BEHIND * farthest, depth_bhw1)
 
 
 def map_pictures(maps: SceneMaps) -> dict[str, Tensor]:
     """The picture and each map in picture form, `[b, h, w, 3]`, 0..1."""
-    data = {"normal": maps.normal_bhwc, "depth": maps.depth_bhw1, "albedo": maps.albedo_bhwc, "shading": maps.shading_bhwc}
+    data = {"normal": maps.normal_bhwc, "depth": near_sky(maps.depth_bhw1), "albedo": maps.albedo_bhwc, "shading": maps.shading_bhwc}
     return {"image": maps.image_bhwc} | {name: MAPS[name].to_picture(values) for name, values in data.items()}
 
 
 def render_kind(seeds: Sequence[int], size: int, kind: str) -> SceneMaps:
     """Scenes as training sees them: rooms as they were, every other kind with what a camera adds to its pictures."""
-    return render_scenes(seeds, size, size, **({} if kind == "room" else {"kind": kind, "camera": True}))
+    return render_scenes(seeds, size, size, kind=kind, camera=kind != ROOM)
 
 
 @dataclass(frozen=True)
@@ -30,7 +46,7 @@ class PicturePool:
     captions: tuple[str, ...]
 
     @classmethod
-    def render(cls, seeds: Sequence[int], size: int, kinds: Sequence[str] = ("image", *MAPS), scenes: str = "room") -> "PicturePool":
+    def render(cls, seeds: Sequence[int], size: int, kinds: Sequence[str] = ("image", *MAPS), scenes: str = ROOM) -> "PicturePool":
         """scenes: the kind of scenes; other kinds than rooms are seen as by a camera."""
         parts, captions = [], []
         for start in range(0, len(seeds), 64):
