@@ -9,7 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from .scene_pictures import ADAPTER_SEEDS, HELD_OUT_SEEDS, ROOM, map_pictures, render_kind
+from ..scenes import ROOM, sample_scenes
+from .scene_pictures import ADAPTER_SEEDS, HELD_OUT_SEEDS, map_pictures, render_kind
 
 IMAGE = "image"
 
@@ -25,6 +26,14 @@ class PairSource(Protocol):
 
     def identity(self, kind: str) -> dict[str, Any]:
         """What `read(kind, ...)` depends on, in JSON's types: equal identities give equal pictures."""
+
+
+class CaptionedSource(PairSource, Protocol):
+    """Pairs with a text for every row."""
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """What is seen in the pictures; empty where nothing is told."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +60,17 @@ class SceneData:
     def __len__(self) -> int:
         return self.count
 
-    def read(self, kind: str, rows: Sequence[int]) -> Tensor:
-        return rearrange(self._rendered(rows)[kind], "b h w c -> b c h w").contiguous()
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return tuple(sample_scenes(range(self.first_seed, self.first_seed + self.count), kind=self._scenes).captions)
 
-    def _rendered(self, rows: Sequence[int]) -> Mapping[str, Tensor]:
-        return _rendered(ROOM, tuple(self.first_seed + row for row in rows), self.size)
+    def read(self, kind: str, rows: Sequence[int]) -> Tensor:
+        maps = _rendered(self._scenes, tuple(self.first_seed + row for row in rows), self.size)
+        return rearrange(maps[kind], "b h w c -> b c h w").contiguous()
+
+    @property
+    def _scenes(self) -> str:
+        return ROOM
 
     def identity(self, kind: str) -> dict[str, Any]:
         return {"scenes": asdict(self), "kind": kind}
@@ -67,8 +82,9 @@ class VariedSceneData(SceneData):
 
     kind: str = "world"
 
-    def _rendered(self, rows: Sequence[int]) -> Mapping[str, Tensor]:
-        return _rendered(self.kind, tuple(self.first_seed + row for row in rows), self.size)
+    @property
+    def _scenes(self) -> str:
+        return self.kind
 
 
 # Whoever wants several maps of the same rows asks for them one after the other.
@@ -95,6 +111,10 @@ class JoinedData:
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return tuple(caption for part in self.parts for caption in part.captions)
 
     def read(self, kind: str, rows: Sequence[int]) -> Tensor:
         pictures: dict[int, Tensor] = {}

@@ -16,8 +16,9 @@ from ..config import require_size
 from ..flux import PATCH, FluxText, draw_times, encode_texts, load_flux_base
 from ..intrinsic_lora.latents import OnEncoded, downscale, encode_model_latents
 from ..loop import History, Report, train
+from ..pairs import CaptionedSource
 from .config import LumixConfig
-from .data import KINDS, MapSource, map_source
+from .data import KINDS, map_source
 from .network import MapDenoiser, make_adapter
 
 
@@ -30,7 +31,7 @@ class MapLatents:
 
     @classmethod
     def encode(
-        cls, vae: AutoencoderKL, source: MapSource, maps: Sequence[str], cache: Path, on_encoded: OnEncoded | None = None
+        cls, vae: AutoencoderKL, source: CaptionedSource, maps: Sequence[str], cache: Path, on_encoded: OnEncoded | None = None
     ) -> "MapLatents":
         """Encode all of `source`; `cache`: a folder to keep the latents in, and to find them."""
         encoded = encode_model_latents(vae, source, [KINDS[name] for name in maps], cache, on_encoded)
