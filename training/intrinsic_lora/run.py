@@ -13,10 +13,10 @@ from ...methods.maps import MAPS
 from ..config import require_size
 from ..loop import History, Report, train
 from ..losses import latent_loss, picture_loss
-from ..pairs import PairSource
+from ..pairs import OnEncoded, PairSource
 from .adapter import add_adapter, load_adapter, save_lora
 from .config import Base, IntrinsicLoraConfig, load_base
-from .latents import LatentPairs, OnEncoded, downscale, vae_latents
+from .latents import LatentPairs, downscale, vae_latents
 from .predict import map_latent
 
 
@@ -65,7 +65,7 @@ def train_intrinsic_lora(
 
     start: a LoRA file of this kind and rank to begin from. pairs: latents encoded before, of the same data; else they are encoded and
     kept in `cache` (the output folder by default), so that a resumed run and runs that share a cache encode nothing twice. report: see
-    `loop.train`. on_encoded: see `latents`.
+    `loop.train`. on_encoded: see `pairs.OnEncoded`.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     source = config.data.source(config.map)

@@ -1,0 +1,98 @@
+"""What the trainers ask of a kind of network. Each kind answers in a `Backbone` of its own, in a file beside this one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from torch import Tensor, nn
+
+from ...methods.lora.lora_file import LoraLayer
+from ...methods.lumix.tensor_lora.layer import Adapter
+from ..pairs import OnEncoded
+
+
+@dataclass(frozen=True)
+class TextEmbeddings:
+    """Of n texts. context [n, token, dim]; where the base has one, mask [n, token] (PixArt) and pooled [n, dim] (SDXL, FLUX.1)."""
+
+    context: Tensor
+    mask: Tensor | None = None
+    pooled: Tensor | None = None
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "TextEmbeddings":
+        return TextEmbeddings(*(None if part is None else change(part) for part in (self.context, self.mask, self.pooled)))
+
+    def rows(self, rows: Tensor) -> "TextEmbeddings":
+        """A selection, repetitions allowed."""
+        return self._each(lambda part: part[rows])
+
+    def repeated(self, times: int) -> "TextEmbeddings":
+        """Every text `times` times, one after the other."""
+        return self._each(lambda part: part.repeat_interleave(times, dim=0))
+
+    def to(self, device: torch.device) -> "TextEmbeddings":
+        return self._each(lambda part: part.to(device))
+
+    @classmethod
+    def joined(cls, parts: Sequence["TextEmbeddings"]) -> "TextEmbeddings":
+        """Of all texts of `parts`, float32 on the CPU."""
+        columns = zip(*((part.context, part.mask, part.pooled) for part in parts), strict=True)
+        return cls(*(None if column[0] is None else torch.cat([part.float().cpu() for part in column]) for column in columns))
+
+
+@dataclass(frozen=True)
+class JointDenoising:
+    """How I-LDM trains on a network that predicts noise or velocity.
+
+    encode: what a pipeline's own text encoders make of some texts. conditions: keyword arguments of the network's forward for square
+    pictures of some pixels. self_attentions: regular expression of the projections that get a LoRA. exchange_in: puts the joint attention
+    of both domains into the network's self-attentions; rows are then all pictures, then their intrinsics. lora_state: a LoRA file's
+    tensors, in keys that ComfyUI's LoraLoader and diffusers or peft read.
+    """
+
+    encode: Callable[[DiffusionPipeline, list[str]], TextEmbeddings]
+    conditions: Callable[[nn.Module, TextEmbeddings, int], dict]
+    self_attentions: str
+    exchange_in: Callable[[nn.Module], None]
+    lora_state: Callable[[Mapping[str, LoraLayer]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class FlowBase:
+    """The frozen network and VAE of a diffusers folder."""
+
+    transformer: nn.Module
+    vae: AutoencoderKL
+
+
+@dataclass(frozen=True)
+class MapFlow:
+    """How LumiX trains on a network that predicts a flow.
+
+    patch: latent pixels along a token's side. load: of a diffusers folder, the network in some dtype. encode_texts: of a folder, for a
+    number of tokens, on a device. adapter_sizes: width, double and single blocks of the network. join_maps: puts an adapter into the
+    network, whose rows are then `(group map)`. predict_velocity: noise - latent, for latents, flow times 0..1, texts and guidance.
+    """
+
+    patch: int
+    load: Callable[[Path, torch.dtype], FlowBase]
+    encode_texts: Callable[[Path, Sequence[str], int, torch.device, OnEncoded | None], TextEmbeddings]
+    adapter_sizes: Callable[[nn.Module], tuple[int, int, int]]
+    join_maps: Callable[[nn.Module, Adapter], None]
+    predict_velocity: Callable[[nn.Module, Tensor, Tensor, TextEmbeddings, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A kind of network, and how each trainer holds on to it; None where a trainer does not know it.
+
+    name: of this file and of the one under `nodes.native.backbones`. title: in messages. network: its class in diffusers.
+    """
+
+    name: str
+    title: str
+    network: type[nn.Module]
+    joint_denoising: JointDenoising | None = None
+    map_flow: MapFlow | None = None
