@@ -127,7 +127,10 @@ def started_server() -> Iterator[RunningServer]:
     """A ComfyUI in the workbench's own base directory, announced as a step."""
     say("- Starting ComfyUI")
     start = time.monotonic()
-    with comfyui_server(Path(sys.executable), find_comfyui(), link_pack(WORKSPACE), device_arguments()) as server:
+    comfyui = find_comfyui()
+    if comfyui is None:
+        raise WorkbenchError("There is no ComfyUI on this machine.", "run `make setup` first.")
+    with comfyui_server(Path(sys.executable), comfyui, link_pack(WORKSPACE), device_arguments()) as server:
         say(f"    {server.url} ({time.monotonic() - start:.1f} s)")
         yield server
 
