@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ...lora.lora_file import LoraLayer
-from ...maps import MAPS
+from ...maps import map_kind
 from .adapter import run_adapted
 from .style_gan import StyleGanConfig, StyleGenerator
 
@@ -69,4 +69,4 @@ def map_pictures(
     unadapted: dict[str | None, Mapping[str, LoraLayer]] = {None: {}}
     for name, layers in (unadapted | dict(layers_of_map)).items():
         picture = rearrange(pictures(generator, draws, truncation, layers, strength).float() / 2 + 0.5, "b c h w -> b h w c")
-        yield name, picture.clamp(0, 1) if name is None else MAPS[name].from_picture(picture)
+        yield name, picture.clamp(0, 1) if name is None else map_kind(name).from_picture(picture)
