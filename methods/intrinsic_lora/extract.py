@@ -109,9 +109,9 @@ def pad_to_cells(picture_bhwc: Tensor, downscale: int) -> Tensor:
 class Plan:
     """How a batch goes through the model.
 
-    grid: the tiles (often one) of every picture, in pixels of the processed, padded one. pictures: in one forward. rows: latents in one prediction; a forward with more of them
-    (one picture, more maps than fit) makes several. forwards: of the whole batch, one per group of pictures and tile, and one more per
-    group where relative maps are aligned.
+    grid: the tiles (often one) of every picture, in pixels of the processed, padded one. pictures: in one forward. rows: latents in one
+    prediction; a forward with more of them (one picture, more maps than fit) makes several. forwards: of the whole batch, one per group of
+    pictures and tile, and one more per group where relative maps are aligned.
     """
 
     grid: TileGrid
