@@ -111,7 +111,7 @@ def run(image: Path | None, out: Path) -> int:
         ) from error
     prompt = load_prompt(GRAPH)
     with started_server() as server:
-        maps = extracted_maps(prompt, node_info(server.url, EXTRACT)["output_name"])
+        maps = extracted_maps(prompt, (node_info(server.url, EXTRACT) or {})["output_name"])
         prompt = with_float_files(prompt, maps) if node_info(server.url, "SaveImageAdvanced") else with_plain_files(prompt)
         with step(f"Extracting the maps of {picture.name}") as notes:
             try:
