@@ -59,7 +59,7 @@ def _chosen(loras: dict[str, str]) -> dict[str, str]:
 def _fingerprint(kind: str, folder_name: str, lora_names: dict[str, str]) -> tuple:
     """A replaced file is loaded anew."""
     folder = generator_folders(kind).get(folder_name)
-    states = []
+    states: list[tuple[int, int] | None] = []
     for name, lora_name in lora_names.items():
         if lora_name != NO_LORA:
             try:
@@ -280,13 +280,13 @@ class SampleGAN(io.ComfyNode):
         forwards = (1 + len(gan.loras)) * math.ceil(batch_size / pictures)
         progress = comfy.utils.ProgressBar(forwards)
         after_forward = interruptible(lambda: progress.update(1))
-        made = {name: [] for name in (None, *gan.loras)}
+        made: dict[str | None, list[torch.Tensor]] = {name: [] for name in (None, *gan.loras)}
         for draws in draw(config, seed, batch_size).split(pictures):
             for name, values in map_pictures(generator, draws, gan.layers_of_map(), truncation, strength):
                 made[name].append(values.to(comfy.model_management.intermediate_device()))
                 after_forward()
-        maps = {name: torch.cat(parts) for name, parts in made.items()}
-        image = maps.pop(None)
+        image = torch.cat(made[None])
+        maps = {name: torch.cat(made[name]) for name in gan.loras}
         return io.NodeOutput(image, *_outputs(gan, maps), ui=ui.PreviewImage(contact_sheet(image, maps), cls=cls))
 
 

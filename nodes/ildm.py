@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 import torch
@@ -377,7 +378,7 @@ class SplitDomains(io.ComfyNode):
         common = {name: value for name, value in joint_latent.items() if name not in ("samples", "batch_index", "noise_mask")}
         halves = []
         for half in (slice(None, pairs), slice(pairs, None)):
-            parts = {"samples": samples[half]}
+            parts: dict[str, Any] = {"samples": samples[half]}
             if numbers is not None:
                 parts["batch_index"] = list(numbers[half])
             mask = joint_latent.get("noise_mask")

@@ -40,7 +40,7 @@ def _blocks(text: str) -> tuple[int, ...] | None:
     return None if text.strip().lower() == ALL else parse_positions(text)
 
 
-def _map_outputs(output: type, what: str) -> list:
+def _map_outputs(output: type[io.Image] | type[io.Latent], what: str) -> list:
     return [output.Output(name.upper(), display_name=name, tooltip=f"{text} {what}") for name, text in MAP_TOOLTIPS.items()]
 
 

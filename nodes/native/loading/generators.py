@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import folder_paths
@@ -41,7 +42,7 @@ class LoadedGenerator:
     def layers_of_map(self) -> dict:
         return {name: lora.layers for name, lora in self.loras.items()}
 
-    def to_device(self, memory_required: float) -> nn.Module:
+    def to_device(self, memory_required: float) -> Any:
         """The generator, on the device core gives it, with room for `memory_required` bytes beside it."""
         comfy.model_management.load_models_gpu([self.patcher], memory_required=memory_required)
         return self.patcher.model.generator

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import folder_paths
@@ -126,7 +127,7 @@ def publish(run: Path, result: Path, place: Place) -> None:
     write_json(run / RECORD, own)
     for source in _files(result):
         target = place.path if result.is_file() else place.path / source.name
-        write_atomically(target, lambda path, source=source: shutil.copyfile(source, path))
+        write_atomically(target, partial(shutil.copyfile, source))
 
 
 def _record(run: Path) -> set[str]:

@@ -82,9 +82,13 @@ class Settings:
 class Watcher:
     """Shows a run in its node and ends it when the prompt is cancelled: the callbacks that trainers take."""
 
+    total: int
+    history: "History"
+
     def __init__(self) -> None:
-        self.total, self.history = 0, None
-        self._bar, self._shown, self._kind = None, 0.0, None
+        self._bar: Any = None
+        self._kind: str | None = None
+        self._shown = 0.0
 
     def begin(self, steps: int, earlier: "History") -> None:
         """Before the trainer runs. earlier: of the part of the run that is done."""
