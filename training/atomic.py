@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """`write` a temporary file beside `path`, flush it to disk, then rename: a kill leaves the old file or the new one.
 
     Raises OSError, which names the file, where it cannot be written.
