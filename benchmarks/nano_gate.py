@@ -32,13 +32,12 @@ from torch import Tensor
 from ..kernels.machine import machine_and_card
 from ..methods.ildm.consistency import frechet_distance
 from ..methods.maps import MAPS
-from ..methods.metrics import JUDGES, score_pictures
 from ..training.atomic import write_atomically
 from ..training.intrinsic_lora import load_base, map_latent
-from ..training.scene_pictures import HELD_OUT_SEEDS, near_sky, render_kind
+from ..training.scene_pictures import HELD_OUT_SEEDS, render_kind, scene_data
 from . import ildm_table, lumix_table
 from .extraction_cost import start_comfyui
-from .scenes_table import decode, encode, with_adapter
+from .scenes_table import TABLED, decode, encode, with_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -71,12 +70,7 @@ def held_out_sets() -> list[HeldOut]:
     sets = []
     for kind, count in COUNTS.items():
         scenes = render_kind(HELD_OUT_SEEDS[:count], SIZE, kind)
-        maps = {
-            "normal": scenes.normal_bhwc,
-            "depth": near_sky(scenes.depth_bhw1),
-            "albedo": scenes.albedo_bhwc,
-            "shading": scenes.shading_bhwc,
-        }
+        maps = {name: scene_data(scenes, name) for name in TABLED}
         sets.append(HeldOut(kind, rearrange(scenes.image_bhwc, "b h w c -> b c h w"), maps, scenes.captions))
     return sets
 
@@ -95,7 +89,7 @@ class Bundle:
         """What the VAE leaves of exact maps."""
         for name, exact in held_out.maps.items():
             latents = encode(self.base.vae, rearrange(MAPS[name].to_picture(exact), "b h w c -> b c h w"))
-            yield name, score_pictures(name, decode(self.base.vae, latents, name), exact)[JUDGES[name].main]
+            yield name, main_metric(name, decode(self.base.vae, latents, name), exact)
 
     @torch.no_grad()
     def errors(self, held_out: HeldOut) -> Iterator[tuple[str, Tensor]]:
@@ -107,7 +101,7 @@ class Bundle:
             unet = with_adapter(load_base(self.assets / "nano").unet, adapter)
             text = self.base.embed(MAPS[name].prompt)
             predicted = torch.cat([map_latent(unet, part, text) for part in latents.split(16)])
-            yield name, score_pictures(name, decode(self.base.vae, predicted, name), exact)[JUDGES[name].main]
+            yield name, main_metric(name, decode(self.base.vae, predicted, name), exact)
 
     @torch.no_grad()
     def distances(self, held_out: HeldOut) -> list[float]:
@@ -152,10 +146,15 @@ class Bundle:
         for name in ("normal of depth", "edges", "albedo x irradiance"):
             yield f"text: {name}", groups[name]
         decomposed = lumix_table.data_of(world.sample(denoiser, design, 1.0, (lumix_table.COLOR,)))
-        scenes = world.scenes
-        exact = {"normal": scenes.normal_bhwc, "depth": scenes.depth_bhw1, "albedo": scenes.albedo_bhwc, "shading": scenes.shading_bhwc}
-        for name, values in exact.items():
-            yield f"picture: {name}, {JUDGES[name].main}", score_pictures(name, decomposed[name], values)[JUDGES[name].main].tolist()
+        for name in TABLED:
+            values = main_metric(name, decomposed[name], scene_data(world.scenes, name)).tolist()
+            yield f"picture: {name}, {MAPS[name].evaluation.main}", values
+
+
+def main_metric(map_name: str, prediction_bhwc: Tensor, exact_bhwc: Tensor) -> Tensor:
+    """What a map is judged by, a value for each picture."""
+    evaluation = MAPS[map_name].evaluation
+    return evaluation.metrics(prediction_bhwc, exact_bhwc, None)[evaluation.main]
 
 
 def features(latents_bchw: Tensor) -> Tensor:
@@ -167,7 +166,7 @@ def measure(bundle: Bundle, sets: list[HeldOut], judge: "ildm_table.PictureNorma
     """(group of rows, what measures it): each group is kept as soon as it is measured."""
 
     def per_map(rows: Callable[[HeldOut], Iterator[tuple[str, Tensor]]], held_out: HeldOut, what: str) -> Scores:
-        return {f"{what}, {held_out.name}: {name}, {JUDGES[name].main}": values.tolist() for name, values in rows(held_out)}
+        return {f"{what}, {held_out.name}: {name}, {MAPS[name].evaluation.main}": values.tolist() for name, values in rows(held_out)}
 
     for held_out in sets:
         yield f"bound-{held_out.name}", lambda held_out=held_out: per_map(bundle.bounds, held_out, "VAE bound")
@@ -230,7 +229,8 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        if self.gain < -self.spread:
+        # Written so that NaN, which weights that exploded give, is worse too.
+        if not self.gain >= -self.spread:
             return "worse"
         return "better" if self.gain > self.spread else "same"
 

@@ -1,6 +1,6 @@
 """Where training pairs come from: the rendered `scenes`, with exact maps. (A folder of pictures: `folder_data`.)"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -9,8 +9,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..scenes import ROOM, sample_scenes
-from .scene_pictures import ADAPTER_SEEDS, HELD_OUT_SEEDS, map_pictures, render_kind
+from ..methods.maps import map_kind
+from ..scenes import ROOM, SceneMaps, sample_scenes
+from .scene_pictures import ADAPTER_SEEDS, HELD_OUT_SEEDS, render_kind, scene_picture
 
 IMAGE = "image"
 
@@ -49,13 +50,14 @@ class SceneData:
             raise ValueError(f"{self.count} scenes of {self.size} pixels were asked for: at least 1 scene of 8 pixels is needed.")
 
     def source(self, map_name: str) -> "SceneData":
-        """The pairs for one map; a scene has all of them. Raises ValueError if a held-out scene is among the seeds."""
+        """The pairs for one map: rooms, or scenes in which it varies. Raises ValueError if a held-out scene is among the seeds."""
         if self.first_seed < HELD_OUT_SEEDS.stop and self.first_seed + self.count > HELD_OUT_SEEDS.start:
             raise ValueError(
                 f"seeds {self.first_seed} to {self.first_seed + self.count - 1} include scenes that are held out for judging "
                 f"({HELD_OUT_SEEDS.start} to {HELD_OUT_SEEDS.stop - 1}): start at {HELD_OUT_SEEDS.stop} or later."
             )
-        return self
+        kind = map_kind(map_name).scene_kind
+        return self if kind == ROOM else VariedSceneData(self.first_seed, self.count, self.size, kind)
 
     def __len__(self) -> int:
         return self.count
@@ -66,7 +68,7 @@ class SceneData:
 
     def read(self, kind: str, rows: Sequence[int]) -> Tensor:
         maps = _rendered(self._scenes, tuple(self.first_seed + row for row in rows), self.size)
-        return rearrange(maps[kind], "b h w c -> b c h w").contiguous()
+        return rearrange(scene_picture(maps, kind), "b h w c -> b c h w").contiguous()
 
     @property
     def _scenes(self) -> str:
@@ -86,11 +88,16 @@ class VariedSceneData(SceneData):
     def _scenes(self) -> str:
         return self.kind
 
+    def source(self, map_name: str) -> "VariedSceneData":
+        """The pairs for one map; these scenes have all of them. Raises ValueError as `SceneData.source`."""
+        super().source(map_name)
+        return self
+
 
 # Whoever wants several maps of the same rows asks for them one after the other.
 @lru_cache(maxsize=2)
-def _rendered(scenes: str, seeds: tuple[int, ...], size: int) -> Mapping[str, Tensor]:
-    return map_pictures(render_kind(seeds, size, scenes))
+def _rendered(scenes: str, seeds: tuple[int, ...], size: int) -> SceneMaps:
+    return render_kind(seeds, size, scenes)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..methods.maps import MAPS
-from ..scenes import ROOM, SKY_DEPTH, SceneMaps, render_scenes
+from ..methods.maps import MAPS, map_kind
+from ..scenes import ROOM, SKY_DEPTH, SceneMaps, render_scenes, segmentation_colors
 
 # Seeds of the splits: held-out scenes are never trained on by anything.
 HELD_OUT_SEEDS = range(0, 1000)
@@ -27,10 +27,20 @@ def near_sky(depth_bhw1: Tensor) -> Tensor:
     return torch.where(sky & (farthest > 0), SKY_BEHIND * farthest, depth_bhw1)
 
 
-def map_pictures(maps: SceneMaps) -> dict[str, Tensor]:
-    """The picture and each map in picture form, `[b, h, w, 3]`, 0..1."""
-    data = {"normal": maps.normal_bhwc, "depth": near_sky(maps.depth_bhw1), "albedo": maps.albedo_bhwc, "shading": maps.shading_bhwc}
-    return {"image": maps.image_bhwc} | {name: MAPS[name].to_picture(values) for name, values in data.items()}
+# Fields of the renderer that are not yet a map's data.
+_DATA_OF_FIELD = {"depth_bhw1": near_sky, "segmentation_bhw": segmentation_colors}
+
+
+def scene_data(scenes: SceneMaps, map_name: str) -> Tensor:
+    """The exact map data, `bhwc` (`methods.maps`): depth in metres as `near_sky`, a surface's id as its colour."""
+    field = map_kind(map_name).scene_field
+    values = getattr(scenes, field)
+    return _DATA_OF_FIELD[field](values) if field in _DATA_OF_FIELD else values
+
+
+def scene_picture(scenes: SceneMaps, map_name: str) -> Tensor:
+    """The map (or "image", the picture itself) in picture form, `[b, h, w, 3]`, 0..1: brighter highlights are cut."""
+    return map_kind(map_name).to_picture(scene_data(scenes, map_name)).clamp(0, 1)
 
 
 def render_kind(seeds: Sequence[int], size: int, kind: str) -> SceneMaps:
@@ -51,8 +61,7 @@ class PicturePool:
         parts, captions = [], []
         for start in range(0, len(seeds), 64):
             maps = render_kind(seeds[start : start + 64], size, scenes)
-            pictures = map_pictures(maps)
-            stacked = torch.stack([pictures[kind] for kind in kinds])
+            stacked = torch.stack([scene_picture(maps, kind) for kind in kinds])
             parts.append(rearrange((stacked * 255 + 0.5).to(torch.uint8), "kind b h w c -> kind b c h w").contiguous())
             captions += maps.captions
         return cls(torch.cat(parts, 1), tuple(captions))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from einops import rearrange
 from intrinsic_lab.methods.maps import MAPS
+from intrinsic_lab.methods.maps.losses import normal_loss
 from intrinsic_lab.scenes import render_scenes
 from intrinsic_lab.training.checkpoint import CHECKPOINT
 from intrinsic_lab.training.folder_data import FolderData
@@ -28,7 +29,6 @@ from intrinsic_lab.training.intrinsic_lora import (
 )
 from intrinsic_lab.training.intrinsic_lora.run import IntrinsicLoraTask
 from intrinsic_lab.training.loop import Interrupted, LoopConfig, step_generator
-from intrinsic_lab.training.losses import normal_loss
 from intrinsic_lab.training.pairs import SceneData
 from PIL import Image
 from safetensors import safe_open

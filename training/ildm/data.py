@@ -8,9 +8,10 @@ from einops import rearrange
 from torch import Tensor
 
 from ...methods.ildm.intrinsic_vae import INTRINSICS, intrinsics_from_pictures, join_intrinsics
-from ...scenes import render_scenes, segmentation_colors
+from ...scenes import render_scenes
 from ..folder_data import AlignedPairs, FolderData
 from ..pairs import IMAGE, CaptionedSource, SceneData
+from ..scene_pictures import scene_data
 
 INTRINSICS_KIND = "intrinsics"
 
@@ -57,13 +58,7 @@ class JointScenes:
         if kind == IMAGE:
             return self.scenes.read(IMAGE, rows)
         maps = render_scenes([self.scenes.first_seed + row for row in rows], self.scenes.size, self.scenes.size)
-        data = {
-            "depth": maps.depth_bhw1,
-            "normal": maps.normal_bhwc,
-            "segmentation": segmentation_colors(maps.segmentation_bhw),
-            "line": maps.line_bhw1,
-        }
-        return _unit_range(join_intrinsics(data))
+        return _unit_range(join_intrinsics({name: scene_data(maps, name) for name in INTRINSICS}))
 
     def identity(self, kind: str) -> dict[str, Any]:
         return self.scenes.identity(kind)

@@ -107,7 +107,7 @@ def encode_kinds(
             _LOG.info("encoded %d of %d pictures (%s)", rows.stop, len(source), ", ".join(missing))
         start, step = rows.stop, max(1, _PIXELS // pictures[0, 0].numel())
     for kind in missing:
-        mean, std = (torch.cat(half) for half in zip(*parts[kind], strict=True))
+        mean, std = (torch.cat(half).contiguous() for half in zip(*parts[kind], strict=True))
         if (path := paths[kind]) is not None:
             state = {"mean": mean, "std": std}
             write_atomically(path, lambda partial, state=state: save_file(state, partial))

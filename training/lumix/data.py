@@ -2,12 +2,9 @@
 
 from collections.abc import Sequence
 
-from ...methods.lumix.design import COLOR
+from ...methods.lumix.design import COLOR, KINDS
 from ..folder_data import FolderData
 from ..pairs import IMAGE, CaptionedSource, SceneData
-
-# LumiX's name of a map -> the trainers' name of the same pictures (`pairs.PairSource`).
-KINDS = {"albedo": "albedo", "irradiance": "shading", COLOR: IMAGE, "depth": "depth", "normal": "normal"}
 
 
 def map_source(data: SceneData | FolderData, maps: Sequence[str]) -> CaptionedSource:

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ...methods.lumix.design import KINDS
 from ...methods.lumix.tensor_lora.file import file_state, read_adapter
 from ..atomic import write_atomically
 from ..config import require_size
@@ -18,7 +19,7 @@ from ..intrinsic_lora.latents import OnEncoded, downscale, encode_model_latents
 from ..loop import History, Report, train
 from ..pairs import CaptionedSource
 from .config import LumixConfig
-from .data import KINDS, map_source
+from .data import map_source
 from .network import MapDenoiser, make_adapter
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ...methods.maps import MAPS
 from ..atomic import write_json
 from ..autoencoder import reconstruction_loss, start_near_linear
 from ..scene_pictures import PicturePool
@@ -93,7 +94,7 @@ def _statistics(vae, pictures_bchw: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def reconstruction_psnr(vae, pool: PicturePool, scenes: int = 32) -> dict[str, float]:
     """Peak signal-to-noise ratio (dB) of the decoded mode, per kind of picture of the pool's first scenes."""
-    names = ("image", "normal", "depth", "albedo", "shading")
+    names = ("image", *MAPS)
     result = {}
     for kind in range(len(pool.pictures)):
         target = pool.latents_input(kind, slice(0, scenes))
