@@ -29,6 +29,11 @@ class History:
         """Optimiser steps done."""
         return self.loss_steps[-1] if self.loss_steps else 0
 
+    def final_loss(self, steps: int = 100) -> float:
+        """Mean of the last losses; of all if there are fewer."""
+        last = self.losses[-steps:]
+        return sum(last) / len(last)
+
     def add(self, loss: float, seconds: float) -> None:
         """Count one more step."""
         self.loss_steps.append(self.steps + 1)
@@ -41,8 +46,7 @@ class History:
 
 def save_history(history: History, folder: Path) -> None:
     """Write loss.json and loss.png."""
-    text = json.dumps(asdict(history))
-    write_text(folder / "loss.json", text)
+    write_text(folder / "loss.json", json.dumps(asdict(history)))
     write_atomically(folder / "loss.png", lambda path: loss_curve(history).save(path, format="PNG"))
 
 

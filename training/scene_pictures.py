@@ -67,6 +67,6 @@ class PicturePool:
             captions += maps.captions
         return cls(torch.cat(parts, 1), tuple(captions))
 
-    def latents_input(self, kind: int, rows: Sequence[int] | slice | Tensor) -> Tensor:
+    def latents_input(self, kind: int, rows: Sequence[int] | Tensor | slice) -> Tensor:
         """`[b, 3, h, w]` in -1..1."""
         return self.pictures[kind, rows].float() / 127.5 - 1

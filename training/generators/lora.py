@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...methods.intrinsic_lora.generators.adapter import generator_header, peft_state_dict, run_adapted
 from ...methods.lora.lora_file import LoraLayer
-from ..atomic import write_atomically
+from ..atomic import write_tensors
 
 
 class LoraOn(nn.Module):
@@ -41,4 +40,4 @@ class LoraOn(nn.Module):
 def save_generator_lora(adapted: LoraOn, path: Path, kind: str, map_name: str, resolution: int, base: str, prefix: str = "") -> None:
     """Write the layers, as float16 and under `prefix` + their names, so that the nodes and peft load them; atomically."""
     state = peft_state_dict({f"{prefix}{name}": layer for name, layer in adapted.layers().items()}, torch.float16)
-    write_atomically(path, lambda partial: save_file(state, partial, generator_header(kind, map_name, resolution, base)))
+    write_tensors(path, state, generator_header(kind, map_name, resolution, base))

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -85,12 +84,7 @@ def train_nano_loras(
         if (targets, init) not in CONTROLS:
             target = assets / f"{NAME}_{name}.safetensors"
             copy_file(config.weights, target)
-            last = history.losses[-100:]
-            record: dict[str, Any] = {
-                "final_loss": sum(last) / len(last),
-                "minutes": history.seconds / 60,
-                "settings": config.task_settings(),
-            }
             # A file that travels names no machine's folders.
-            record["settings"] |= {"base": NAME}
+            settings = config.task_settings() | {"base": NAME}
+            record = {"final_loss": history.final_loss(), "minutes": history.seconds / 60, "settings": settings}
             write_json(target.with_suffix(".json"), record)

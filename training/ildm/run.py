@@ -6,12 +6,11 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from diffusers import AutoencoderKL, DDPMScheduler, PixArtTransformer2DModel
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...methods.ildm.intrinsic_vae import INTRINSICS
 from ...methods.lora.lora_file import kohya_state_dict, read_lora
-from ..atomic import write_atomically
+from ..atomic import write_tensors
 from ..config import TrainerConfig, file_header
 from ..intrinsic_lora.adapter import load_adapter, lora_layers
 from ..intrinsic_lora.latents import OnEncoded, encode_model_latents
@@ -142,7 +141,7 @@ def save_joint_lora(network: nn.Module, config: JointConfig) -> None:
         state = kohya_state_dict(layers)
     dtype = getattr(torch, config.save_dtype)
     state = {key: tensor.to(dtype) for key, tensor in state.items()}
-    write_atomically(config.weights, lambda path: save_file(state, path, config.metadata()))
+    write_tensors(config.weights, state, config.metadata())
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class IntrinsicLoraConfig(TrainerConfig):
     base: Path
     map: str
     loop: LoopConfig
-    data: SceneData | FolderData | JoinedData = field(default_factory=SceneData)
+    data: SceneData | JoinedData | FolderData = field(default_factory=SceneData)
     kind: str = "attention"
     rank: int = 8
     batch: int = 4

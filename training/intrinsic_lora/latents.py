@@ -5,16 +5,15 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ..atomic import write_atomically
+from ..atomic import write_tensors
 from ..pairs import IMAGE, PairSource
 
 _LOG = logging.getLogger(__name__)
@@ -104,13 +103,13 @@ def encode_kinds(
             parts[kind].append((posterior.mode().float().cpu() * factor, posterior.std.float().cpu() * factor))
             if on_encoded is not None:
                 on_encoded(kind, rows.stop, len(source))
-        if rows.stop // 256 != start // 256 or rows.stop == len(source):
-            _LOG.info("encoded %d of %d pictures (%s)", rows.stop, len(source), ", ".join(missing))
+            if rows.stop // 256 != start // 256 or rows.stop == len(source):
+                _LOG.info("encoded %d of %d pictures (%s)", rows.stop, len(source), kind)
         start, step = rows.stop, max(1, _PIXELS // pictures[0, 0].numel())
     for kind in missing:
         mean, std = (torch.cat(half).contiguous() for half in zip(*parts[kind], strict=True))
         if (path := paths[kind]) is not None:
-            write_atomically(path, partial(save_file, {"mean": mean, "std": std}))
+            write_tensors(path, {"mean": mean, "std": std})
         encoded[kind] = mean, std
     return encoded
 
