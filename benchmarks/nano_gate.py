@@ -229,7 +229,8 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        if self.gain < -self.spread:
+        # Written so that NaN, which weights that exploded give, is worse too.
+        if not self.gain >= -self.spread:
             return "worse"
         return "better" if self.gain > self.spread else "same"
 

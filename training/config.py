@@ -51,6 +51,12 @@ class TrainerConfig(ABC):
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose {', '.join(allowed)}.")
 
 
+def require_size(pixels: int, multiple: int) -> None:
+    """Raises ValueError for training pictures whose side is no multiple of what the base's networks need."""
+    if pixels % multiple:
+        raise ValueError(f"the training size is {pixels} pixels, this base needs a multiple of {multiple}: choose another size.")
+
+
 def file_header(**entries: str) -> dict[str, str]:
     """Metadata of a file that a training writes, under names of our own."""
     return {f"intrinsic_lab.{name}": value for name, value in entries.items()}

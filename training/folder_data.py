@@ -9,7 +9,7 @@ Captions, for trainers that use them: NAME.txt beside the picture. Where one map
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,8 +78,8 @@ class FolderData:
             _LOG.warning("%d files in %s have no partner for %s and are left out (%d pairs)", alone, self.folder, map_name, len(names))
         return FolderPairs(self, map_name, tuple(pictures[name] for name in names), tuple(maps[name] for name in names))
 
-    def aligned(self, map_names: Sequence[str]) -> "dict[str, FolderPairs]":
-        """The same pictures with each of several maps. Raises ValueError if no picture has all of them, or none is asked for."""
+    def aligned(self, map_names: Sequence[str]) -> "AlignedPairs":
+        """The pictures that have each of several maps. Raises ValueError if no picture has all of them, or none is asked for."""
         if not map_names:
             raise ValueError("no map was asked for: name at least one beside the picture.")
         sources = {name: self.source(name) for name in map_names}
@@ -90,7 +90,7 @@ class FolderData:
         for name, source in sources.items():
             maps = dict(zip(source.pictures, source.maps, strict=True))
             aligned[name] = FolderPairs(self, name, tuple(pictures), tuple(maps[picture] for picture in pictures))
-        return aligned
+        return AlignedPairs(aligned)
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,37 @@ class FolderPairs:
         return rearrange(files.readings[self.data.chosen(files)](pixels_bhw3), "1 h w c -> c h w")
 
 
-def captions_of(pictures: Sequence[Path]) -> tuple[str, ...]:
-    """The text in NAME.txt beside each picture, on one line; empty where there is none, which is logged."""
-    texts = [path.with_suffix(".txt") for path in pictures]
-    captions = tuple(" ".join(path.read_text(encoding="utf-8").split()) if path.is_file() else "" for path in texts)
-    if empty := captions.count(""):
-        _LOG.warning("%d of %d pictures in %s have no caption (NAME.txt)", empty, len(captions), pictures[0].parent)
-    return captions
+@dataclass(frozen=True)
+class AlignedPairs:
+    """A `pairs.CaptionedSource`: the same pictures with each of several maps, by its name."""
+
+    maps: Mapping[str, FolderPairs]
+
+    @property
+    def pictures(self) -> tuple[Path, ...]:
+        return self.of(IMAGE).pictures
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The text in NAME.txt beside each picture, on one line; empty where there is none, which is logged."""
+        texts = [path.with_suffix(".txt") for path in self.pictures]
+        captions = tuple(" ".join(path.read_text(encoding="utf-8").split()) if path.is_file() else "" for path in texts)
+        if empty := captions.count(""):
+            _LOG.warning("%d of %d pictures in %s have no caption (NAME.txt)", empty, len(captions), self.pictures[0].parent)
+        return captions
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def of(self, kind: str) -> FolderPairs:
+        """The pairs from which a kind of picture is read."""
+        return next(iter(self.maps.values())) if kind == IMAGE else self.maps[kind]
+
+    def read(self, kind: str, rows: Sequence[int]) -> Tensor:
+        return self.of(kind).read(kind, rows)
+
+    def identity(self, kind: str) -> dict[str, Any]:
+        return self.of(kind).identity(kind)
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..methods.maps import map_kind
-from ..scenes import ROOM, SceneMaps
+from ..scenes import ROOM, SceneMaps, sample_scenes
 from .scene_pictures import ADAPTER_SEEDS, HELD_OUT_SEEDS, render_kind, scene_picture
 
 IMAGE = "image"
@@ -27,6 +27,14 @@ class PairSource(Protocol):
 
     def identity(self, kind: str) -> dict[str, Any]:
         """What `read(kind, ...)` depends on, in JSON's types: equal identities give equal pictures."""
+
+
+class CaptionedSource(PairSource, Protocol):
+    """Pairs with a text for every row."""
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """What is seen in the pictures; empty where nothing is told."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +62,17 @@ class SceneData:
     def __len__(self) -> int:
         return self.count
 
-    def read(self, kind: str, rows: Sequence[int]) -> Tensor:
-        return rearrange(scene_picture(self._rendered(rows), kind), "b h w c -> b c h w").contiguous()
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return tuple(sample_scenes(range(self.first_seed, self.first_seed + self.count), kind=self._scenes).captions)
 
-    def _rendered(self, rows: Sequence[int]) -> SceneMaps:
-        return _rendered(ROOM, tuple(self.first_seed + row for row in rows), self.size)
+    def read(self, kind: str, rows: Sequence[int]) -> Tensor:
+        maps = _rendered(self._scenes, tuple(self.first_seed + row for row in rows), self.size)
+        return rearrange(scene_picture(maps, kind), "b h w c -> b c h w").contiguous()
+
+    @property
+    def _scenes(self) -> str:
+        return ROOM
 
     def identity(self, kind: str) -> dict[str, Any]:
         return {"scenes": asdict(self), "kind": kind}
@@ -70,13 +84,14 @@ class VariedSceneData(SceneData):
 
     kind: str = "world"
 
+    @property
+    def _scenes(self) -> str:
+        return self.kind
+
     def source(self, map_name: str) -> "VariedSceneData":
         """The pairs for one map; these scenes have all of them. Raises ValueError as `SceneData.source`."""
         super().source(map_name)
         return self
-
-    def _rendered(self, rows: Sequence[int]) -> SceneMaps:
-        return _rendered(self.kind, tuple(self.first_seed + row for row in rows), self.size)
 
 
 # Whoever wants several maps of the same rows asks for them one after the other.
@@ -103,6 +118,10 @@ class JoinedData:
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return tuple(caption for part in self.parts for caption in part.captions)
 
     def read(self, kind: str, rows: Sequence[int]) -> Tensor:
         pictures: dict[int, Tensor] = {}

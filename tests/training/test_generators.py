@@ -11,6 +11,7 @@ from intrinsic_lab.methods.intrinsic_lora import generators
 from intrinsic_lab.methods.intrinsic_lora.generators.adapter import target_names
 from intrinsic_lab.methods.maps import MAPS
 from intrinsic_lab.scenes import render_scenes
+from intrinsic_lab.tests.training.tiny_models import tiny_vqgan
 from intrinsic_lab.training.generators import adversarial, gan_lora, nano, vqgan, vqgan_lora
 from intrinsic_lab.training.generators.__main__ import main
 from intrinsic_lab.training.generators.gan import Discriminator, GanTask
@@ -30,30 +31,6 @@ SCENES = SceneData(count=8, size=16)
 def pool():
     torch.set_num_threads(1)
     return PicturePool.render(range(100_000, 100_032), 16, kinds=("image",))
-
-
-def tiny_vqgan():
-    from diffusers import VQModel
-
-    torch.manual_seed(0)
-    return VQModel(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
-        block_out_channels=(16, 16),
-        layers_per_block=0,
-        latent_channels=4,
-        num_vq_embeddings=64,
-        norm_num_groups=8,
-    )
-
-
-@pytest.fixture(scope="module")
-def vqgan_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vqgan") / "tiny"
-    model = tiny_vqgan()
-    torch.nn.init.normal_(model.quantize.embedding.weight)
-    model.save_pretrained(folder)
-    return folder
 
 
 def lora_config(folder, output, steps=4, **options):

@@ -12,7 +12,8 @@ from torch.nn import functional
 from ...methods.intrinsic_lora.generators.gan_file import save_gan
 from ...methods.intrinsic_lora.generators.style_gan import StyleGanConfig, StyleGenerator
 from ..config import TrainerConfig
-from ..loop import History, LoopConfig, Report, train
+from ..history import History
+from ..loop import LoopConfig, Report, train
 from ..scene_pictures import BASE_SEEDS, PicturePool
 from .adversarial import both_players, gradient_penalty
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...methods.intrinsic_lora.generators.adapter import TARGETS, target_names
 from ...methods.intrinsic_lora.generators.vqgan import downscale, quantised, run_decoder
 from ...methods.maps import MAPS
-from ..config import TrainerConfig
+from ..config import TrainerConfig, require_size
 from ..folder_data import FolderData
 from ..loop import History, LoopConfig, Report, train
 from ..losses import picture_loss
@@ -89,9 +89,6 @@ class VqganLoraTask:
 def train_vqgan_lora(config: VqganLoraConfig, report: Report | None = None) -> History:
     """Train (or resume) one LoRA and write it to `config.weights`. Raises ValueError for a base or data that do not fit."""
     vqgan = load_vqgan(config.base, config.init, config.loop.seed)
-    if config.data.size % downscale(vqgan):
-        raise ValueError(
-            f"the training size is {config.data.size} pixels, this base needs a multiple of {downscale(vqgan)}: choose another."
-        )
+    require_size(config.data.size, downscale(vqgan))
     vqgan.to("cuda" if torch.cuda.is_available() else "cpu")
     return train(VqganLoraTask(config, vqgan), config.loop, report=report, settings=config.task_settings())

@@ -14,12 +14,12 @@ from ...methods.lora.lora_file import kohya_state_dict, read_lora
 from ..atomic import write_atomically
 from ..config import TrainerConfig, file_header
 from ..intrinsic_lora.adapter import load_adapter, lora_layers
-from ..intrinsic_lora.latents import OnEncoded, encode_kind
+from ..intrinsic_lora.latents import OnEncoded, encode_model_latents
 from ..loop import History, LoopConfig, Report, train
 from ..losses import latent_loss
 from ..pairs import IMAGE
 from .autoencoder import load_intrinsic_autoencoder
-from .data import INTRINSICS_KIND, JointFolderData, JointSceneData, JointSource
+from .data import INTRINSICS_KIND, JointFolderData, JointSceneData
 from .joint_attention import add_joint_adapter
 from .network import TextEmbeddings, conditions, encode_captions, load_diffusion_base
 
@@ -157,13 +157,6 @@ def _latent_format(vae: AutoencoderKL) -> tuple[int, float, float]:
     return vae.config.latent_channels, vae.config.scaling_factor, vae.config.shift_factor or 0.0
 
 
-def _encoded(vae: AutoencoderKL, source: JointSource, kind: str, cache: Path, on_encoded: OnEncoded | None = None) -> tuple[Tensor, Tensor]:
-    """Means and deviations of the latents in the model's scale, as samplers give them to the network."""
-    mean, deviation = encode_kind(vae, source, kind, cache, on_encoded)
-    _, scale, shift = _latent_format(vae)
-    return mean - shift * scale, deviation
-
-
 def train_joint_lora(
     config: JointConfig,
     *,
@@ -191,8 +184,8 @@ def train_joint_lora(
     with state.main_process_first():
         kept = cache or config.loop.output
         latents = JointLatents(
-            _encoded(base.vae, source, IMAGE, kept, on_encoded),
-            _encoded(intrinsic_vae.to(state.device), source, INTRINSICS_KIND, kept, on_encoded),
+            *encode_model_latents(base.vae, source, (IMAGE,), kept, on_encoded).values(),
+            *encode_model_latents(intrinsic_vae.to(state.device), source, (INTRINSICS_KIND,), kept, on_encoded).values(),
         )
     text = encode_captions(base.pipeline, [*source.captions, ""], on_encoded)
     add_joint_adapter(base.network, config.rank, config.loop.seed, config.image_domain)

@@ -40,10 +40,8 @@ class LatentPairs:
         cls, vae: AutoencoderKL, source: PairSource, map_name: str, cache: Path | None = None, on_encoded: OnEncoded | None = None
     ) -> "LatentPairs":
         """Encode every pair of `source` on the VAE's device. `cache`: a folder to keep the latents in, and to find them."""
-        kinds = encode_kinds(vae, source, (IMAGE, map_name), cache, on_encoded)
-        (image, _), (mean, std) = kinds[IMAGE], kinds[map_name]
-        shift = _shift(vae) * vae.config.scaling_factor
-        return cls(image - shift, mean - shift, std)
+        kinds = encode_model_latents(vae, source, (IMAGE, map_name), cache, on_encoded)
+        return cls(kinds[IMAGE][0], *kinds[map_name])
 
     def __len__(self) -> int:
         return len(self.image_bchw)
@@ -53,6 +51,11 @@ class LatentPairs:
         rows = torch.randint(len(self), (batch,), generator=generator)
         mean, std = self.map_mean_bchw[rows], self.map_std_bchw[rows]
         return rows.tolist(), self.image_bchw[rows], mean + std * torch.randn(mean.shape, generator=generator)
+
+
+def downscale(vae: AutoencoderKL) -> int:
+    """Pixels of a picture's side per latent."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def _shift(vae: AutoencoderKL) -> float:
@@ -69,18 +72,23 @@ def vae_latents(vae: AutoencoderKL, latents_bchw: Tensor) -> Tensor:
     return latents_bchw.to(vae.dtype) / vae.config.scaling_factor + _shift(vae)
 
 
-def encode_kind(
-    vae: AutoencoderKL, source: PairSource, kind: str, cache: Path | None, on_encoded: OnEncoded | None = None
-) -> tuple[Tensor, Tensor]:
-    """Mean and deviation, `[n, c, h, w]`, of the latents of all of the source's pictures of one kind, scaled but not shifted."""
-    return encode_kinds(vae, source, (kind,), cache, on_encoded)[kind]
+def encode_model_latents(
+    vae: AutoencoderKL, source: PairSource, kinds: Sequence[str], cache: Path | None, on_encoded: OnEncoded | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and deviation of `encode_kinds`, in the model's scale."""
+    shift = _shift(vae) * vae.config.scaling_factor
+    encoded = encode_kinds(vae, source, kinds, cache, on_encoded)
+    return {kind: (encoded[kind][0] - shift, encoded[kind][1]) for kind in kinds}
 
 
 @torch.no_grad()
 def encode_kinds(
     vae: AutoencoderKL, source: PairSource, kinds: Sequence[str], cache: Path | None, on_encoded: OnEncoded | None = None
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """`encode_kind` of several kinds, row by row: a source that makes all kinds of a row at once has to do so once only."""
+    """Mean and deviation, `[n, c, h, w]`, of the latents of all of the source's pictures of each kind, scaled but not shifted.
+
+    Row by row: a source that makes all kinds of a row at once has to do so once only.
+    """
     paths = {kind: None if cache is None else cache / f"latents-{kind}-{_fingerprint(vae, source, kind)}.safetensors" for kind in kinds}
     encoded = {kind: kept for kind, path in paths.items() if (kept := _kept(path)) is not None}
     missing = [kind for kind in kinds if kind not in encoded]
@@ -99,7 +107,7 @@ def encode_kinds(
             _LOG.info("encoded %d of %d pictures (%s)", rows.stop, len(source), ", ".join(missing))
         start, step = rows.stop, max(1, _PIXELS // pictures[0, 0].numel())
     for kind in missing:
-        mean, std = (torch.cat(half) for half in zip(*parts[kind], strict=True))
+        mean, std = (torch.cat(half).contiguous() for half in zip(*parts[kind], strict=True))
         if (path := paths[kind]) is not None:
             state = {"mean": mean, "std": std}
             write_atomically(path, lambda partial, state=state: save_file(state, partial))

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from ...methods.lora.lora_file import read_lora
 from ...methods.maps import MAPS
+from ..config import require_size
 from ..loop import History, Report, train
 from ..losses import latent_loss, picture_loss
 from ..pairs import PairSource
 from .adapter import add_adapter, load_adapter, save_lora
 from .config import Base, IntrinsicLoraConfig, load_base
-from .latents import LatentPairs, OnEncoded, vae_latents
+from .latents import LatentPairs, OnEncoded, downscale, vae_latents
 from .predict import map_latent
 
 
@@ -69,9 +70,7 @@ def train_intrinsic_lora(
     state = PartialState(cpu=not torch.cuda.is_available())
     source = config.data.source(config.map)
     base = load_base(config.base, config.init, config.loop.seed)
-    factor = 2 ** (len(base.vae.config.block_out_channels) - 1)
-    if config.data.size % factor:
-        raise ValueError(f"the training size is {config.data.size} pixels, this base needs a multiple of {factor}: choose another size.")
+    require_size(config.data.size, downscale(base.vae))
     for module in (base.unet, base.vae, base.text_encoder):
         module.to(state.device)
     add_adapter(base.unet, config.kind, config.rank, config.loop.seed)

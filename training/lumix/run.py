@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from ...methods.lumix.design import KINDS
 from ...methods.lumix.tensor_lora.file import file_state, read_adapter
 from ..atomic import write_atomically
+from ..config import require_size
 from ..flux import PATCH, FluxText, draw_times, encode_texts, load_flux_base
-from ..intrinsic_lora.latents import OnEncoded, encode_kind
+from ..intrinsic_lora.latents import OnEncoded, downscale, encode_model_latents
 from ..loop import History, Report, train
+from ..pairs import CaptionedSource
 from .config import LumixConfig
-from .data import MapSource, map_source
+from .data import map_source
 from .network import MapDenoiser, make_adapter
 
 
@@ -30,12 +32,12 @@ class MapLatents:
 
     @classmethod
     def encode(
-        cls, vae: AutoencoderKL, source: MapSource, maps: Sequence[str], cache: Path, on_encoded: OnEncoded | None = None
+        cls, vae: AutoencoderKL, source: CaptionedSource, maps: Sequence[str], cache: Path, on_encoded: OnEncoded | None = None
     ) -> "MapLatents":
         """Encode all of `source`; `cache`: a folder to keep the latents in, and to find them."""
-        encoded = [encode_kind(vae, source, KINDS[name], cache, on_encoded) for name in maps]
-        shift = (vae.config.shift_factor or 0.0) * vae.config.scaling_factor
-        return cls(torch.stack([mean for mean, _ in encoded]) - shift, torch.stack([deviation for _, deviation in encoded]))
+        encoded = encode_model_latents(vae, source, [KINDS[name] for name in maps], cache, on_encoded)
+        means, deviations = zip(*encoded.values(), strict=True)
+        return cls(torch.stack(means), torch.stack(deviations))
 
     def __len__(self) -> int:
         return self.mean.shape[1]
@@ -115,9 +117,7 @@ def train_lumix(
     state = PartialState(cpu=not torch.cuda.is_available())
     source = map_source(config.data, config.design.maps)
     base = load_flux_base(config.base, getattr(torch, config.base_dtype))
-    factor = 2 ** (len(base.vae.config.block_out_channels) - 1) * PATCH
-    if config.data.size % factor:
-        raise ValueError(f"the training size is {config.data.size} pixels, this base needs a multiple of {factor}: choose another size.")
+    require_size(config.data.size, downscale(base.vae) * PATCH)
     optimizer = make_optimizer(config)
     text = encode_texts(config.base, [*source.captions, ""], config.text_tokens, state.device, on_encoded)
     # Of several processes the first encodes, the others read what it kept.

@@ -110,6 +110,10 @@ def extend_tokenizer(folder: Path, target: Path, text_encoder, kinds: Sequence[s
     write_atomically(target / "merges.txt", lambda path: path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8"))
     text = json.dumps(vocabulary, ensure_ascii=False)
     write_atomically(target / "vocab.json", lambda path: path.write_text(text, encoding="utf-8"))
+    # transformers reads this file before the two others: it is made anew from them.
+    (target / "tokenizer.json").unlink(missing_ok=True)
+    whole = CLIPTokenizer.from_pretrained(target).backend_tokenizer
+    write_atomically(target / "tokenizer.json", lambda path: whole.save(str(path)))
 
 
 @torch.no_grad()
