@@ -2,8 +2,8 @@
 
 import json
 import logging
-import math
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from einops import rearrange
 from torch import Tensor
 
-from ..methods.intrinsic_lora.extract import ExtractSettings, count_forwards, extract, resize, working_grid
+from ..methods.intrinsic_lora.extract import ExtractSettings, extract, plan_extraction, resize
 from ..methods.lora.lora_file import LoraFile, read_lora
 from ..methods.maps import MAPS, image_from_map, map_from_image
 from .native.batch_rows import row_lora
@@ -246,11 +246,9 @@ class ExtractIntrinsicMaps(io.ComfyNode):
             )
         settings = ExtractSettings(processing_resolution, tile_size, tile_overlap, mirrored_average)
         generator = make_generator(model, clip, vae, recipe, assign=bool(carried))
-        grid = working_grid(*image_bhw3.shape[1:3], settings, generator.downscale)
-        rows = rows_per_forward(model, grid.tile_height // generator.downscale, grid.tile_width // generator.downscale)
-        pictures = max(1, rows // (len(recipe) * (2 if mirrored_average else 1)))
-        progress = comfy.utils.ProgressBar(count_forwards(grid, list(recipe), groups=math.ceil(len(image_bhw3) / pictures)))
-        extraction = extract(image_bhw3, list(recipe), generator, settings, pictures, interruptible(lambda: progress.update(1)))
+        plan = plan_extraction(image_bhw3, list(recipe), settings, generator.downscale, partial(rows_per_forward, model))
+        progress = comfy.utils.ProgressBar(plan.forwards)
+        extraction = extract(image_bhw3, list(recipe), generator, settings, plan, interruptible(lambda: progress.update(1)))
         maps = {name: image_from_map(values) for name, values in extraction.maps.items()}
         outputs = [maps.get(name) if name in maps else ExecutionBlocker(_missing(name, recipe)) for name in MAPS]
         preview = ui.PreviewImage(contact_sheet(image_bhw3, extraction.maps), cls=cls)

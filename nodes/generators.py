@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..methods.intrinsic_lora.extract import ExtractSettings, count_forwards, extract, working_grid
+from ..methods.intrinsic_lora.extract import ExtractSettings, extract, plan_extraction
 from ..methods.intrinsic_lora.generators.sample import draw, map_pictures
 from ..methods.intrinsic_lora.generators.vqgan import downscale, vqgan_generator
 from ..methods.maps import MAPS, image_from_map, map_from_image
@@ -157,13 +157,19 @@ class ExtractMapsVQGAN(io.ComfyNode):
         if processing_resolution < 0:
             processing_resolution = vqgan.resolution or DEFAULT_RESOLUTION
         settings = ExtractSettings(processing_resolution, mirrored_average=mirrored_average)
-        grid = working_grid(*image_bhw3.shape[1:3], settings, downscale(vqgan.patcher.model.generator))
-        pixels = grid.tile_height * grid.tile_width * (2 if mirrored_average else 1)
-        pictures = min(len(image_bhw3), pictures_per_forward(vqgan.patcher.load_device, pixels, VQGAN_BYTES_PER_PIXEL))
-        module = vqgan.to_device(pictures * pixels * VQGAN_BYTES_PER_PIXEL)
+        cell = downscale(vqgan.patcher.model.generator)
+
+        def rows_that_fit(height: int, width: int) -> int:
+            # The maps of a picture are decoded one after the other: only pictures take memory.
+            pixels = height * width * cell**2
+            return len(vqgan.loras) * pictures_per_forward(vqgan.patcher.load_device, pixels, VQGAN_BYTES_PER_PIXEL)
+
+        plan = plan_extraction(image_bhw3, list(vqgan.loras), settings, cell, rows_that_fit)
+        pixels = plan.pictures * plan.grid.tile_height * plan.grid.tile_width * (2 if mirrored_average else 1)
+        module = vqgan.to_device(pixels * VQGAN_BYTES_PER_PIXEL)
         generator = vqgan_generator(module, vqgan.layers_of_map(), strength)
-        progress = comfy.utils.ProgressBar(count_forwards(grid, list(vqgan.loras), groups=math.ceil(len(image_bhw3) / pictures)))
-        maps = extract(image_bhw3, list(vqgan.loras), generator, settings, pictures, interruptible(lambda: progress.update(1))).maps
+        progress = comfy.utils.ProgressBar(plan.forwards)
+        maps = extract(image_bhw3, list(vqgan.loras), generator, settings, plan, interruptible(lambda: progress.update(1))).maps
         maps = {name: values.to(image.device) for name, values in maps.items()}
         preview = ui.PreviewImage(contact_sheet(image_bhw3, maps), cls=cls)
         return io.NodeOutput(*_outputs(vqgan, maps), ui=preview)

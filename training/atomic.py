@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """`write` a temporary file beside `path`, flush it to disk, then rename: a kill leaves the old file or the new one.
 
     Raises OSError, which names the file, where it cannot be written.
@@ -33,7 +33,16 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """A text file in UTF-8. Raises as `write_atomically`."""
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """The content of one file in another. Raises as `write_atomically`."""
+    write_atomically(path, lambda partial: partial.write_bytes(source.read_bytes()))
+
+
 def write_json(path: Path, content: Any) -> None:
     """A readable JSON file; what JSON has no type for, such as a path, is written as text. Raises as `write_atomically`."""
-    text = json.dumps(content, indent=1, default=str)
-    write_atomically(path, lambda partial: partial.write_text(text))
+    write_text(path, json.dumps(content, indent=1, default=str))

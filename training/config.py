@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from .folder_data import FolderData
 from .history import History
@@ -23,6 +23,7 @@ class TrainerConfig(ABC):
 
     base: Path
     loop: LoopConfig
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     @abstractmethod

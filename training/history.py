@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .atomic import write_atomically
+from .atomic import write_atomically, write_text
 
 # So many numbers of a run of any length; the later half of them belongs to consecutive steps.
 MOST_LOSSES = 20_000
@@ -42,7 +42,7 @@ class History:
 def save_history(history: History, folder: Path) -> None:
     """Write loss.json and loss.png."""
     text = json.dumps(asdict(history))
-    write_atomically(folder / "loss.json", lambda path: path.write_text(text))
+    write_text(folder / "loss.json", text)
     write_atomically(folder / "loss.png", lambda path: loss_curve(history).save(path, format="PNG"))
 
 

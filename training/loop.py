@@ -85,7 +85,8 @@ class LoopConfig:
 class Task(Protocol):
     """What is trained: `module` holds the parameters (those that require a gradient learn)."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module: ...
 
     def loss(self, module: nn.Module, draw: torch.Generator) -> Tensor:
         """Mean loss of one batch drawn with `draw`; `module` is `self.module`, wrapped for the devices in use."""

@@ -80,8 +80,8 @@ def exchange(
         ]
         (query_x, query_i), (key_x, key_i), (value_x, value_i) = by_domain
         picture = own_attention(query_x, key_x, value_x)
-        split = [_split_heads(x, heads) for x in (query_i, key_i, value_i, key_x, value_x)]
-        intrinsic = _merge_heads(cross_domain_attention(*split, 1.0))
+        query_i, key_i, value_i, key_x, value_x = (_split_heads(x, heads) for x in (query_i, key_i, value_i, key_x, value_x))
+        intrinsic = _merge_heads(cross_domain_attention(query_i, key_i, value_i, key_x, value_x, 1.0))
         return rearrange(torch.stack([picture, intrinsic]), "domain (group row) token c -> (group domain row) token c", row=rows)
     query, key, value = (_split_heads(x, heads) for x in (query, key, value))
     return _merge_heads(joint_attention(query, key, value, step.segments(windows, weight)))

@@ -62,14 +62,14 @@ class LoraIndex:
         with the next full update. Work is committed a few files at a time.
         """
         started = time.monotonic()
-        roots = [os.path.abspath(root) for root in roots]
+        folders = [os.path.abspath(root) for root in roots]
         # Before the listing: what another process adds from a later one is then new to us, not missing.
         known = {row["path"]: row for row in self._rows("SELECT id, path, size, mtime_ns, state, sketch_version, fingerprint FROM files")}
-        listing = list_files(roots)
+        listing = list_files(folders)
         work = [found for found in listing.files if _needs_reading(found, known.get(found.path), embed)]
         present = {found.path for found in listing.files}
         gone = {
-            path: row for path, row in known.items() if path not in present and _below(path, roots) and not _below(path, listing.closed)
+            path: row for path, row in known.items() if path not in present and _below(path, folders) and not _below(path, listing.closed)
         }
         vanished = _vanished(gone.values(), embed)
 
@@ -195,7 +195,7 @@ class LoraIndex:
         )
         return numpy.array([row["id"] for row in self._rows(query, [family, SKETCH_VERSION, *parts])], dtype=numpy.int64)
 
-    def _unit_sketches(self, ids: Sequence[int], subnetwork: str) -> Iterator[numpy.ndarray]:
+    def _unit_sketches(self, ids: Sequence[int] | numpy.ndarray, subnetwork: str) -> Iterator[numpy.ndarray]:
         """[m, 2, SKETCH_SIZE] unit sketches, a chunk of ids at a time."""
         query = (
             "SELECT file_id, vectors FROM sketches JOIN files ON files.id = file_id "
@@ -307,7 +307,8 @@ class LoraIndex:
 
 def _good(family: str | None, folder: str | None) -> tuple[str, list[Any]]:
     """(condition, its values) of readable LoRAs."""
-    conditions, values = ["state = 'good'"], []
+    conditions = ["state = 'good'"]
+    values: list[Any] = []
     if family is not None:
         conditions, values = [*conditions, "family = ?"], [*values, family]
     if folder:
@@ -328,7 +329,7 @@ def _needs_reading(found: Found, row: dict[str, Any] | None, embed: bool) -> boo
     return embed and row["state"] == "good" and row["sketch_version"] != SKETCH_VERSION
 
 
-_Vanished = dict[tuple[int, int], dict[bytes, dict[str, Any]]]
+_Vanished = dict[tuple[int, int], dict[bytes | None, dict[str, Any]]]
 """(size, mtime_ns) -> fingerprint -> row of a file that is no longer where it was, and may have moved."""
 
 

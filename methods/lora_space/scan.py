@@ -37,7 +37,9 @@ class Listing:
 
 def list_files(roots: Iterable[str | Path]) -> Listing:
     """Every weight file below the roots: one stat each, links followed, every folder entered once."""
-    listing, entered, listed = Listing(), set(), set()
+    listing = Listing()
+    entered: set[tuple[int, int]] = set()
+    listed: set[str] = set()
     for root in map(os.path.abspath, roots):
         pending = [root]
         while pending:
@@ -105,7 +107,7 @@ class Inspection:
     unreadable: bool = False
 
 
-def inspect(path: str, embed: bool, known: Collection[bytes] = (), memory: Memory | None = None) -> Inspection:
+def inspect(path: str, embed: bool, known: Collection[bytes | None] = (), memory: Memory | None = None) -> Inspection:
     """Header, and with `embed` the sketches, of one file. A file whose fingerprint is among `known` is not read further."""
     fingerprint, memory = None, memory or Memory()
     try:

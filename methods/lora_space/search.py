@@ -115,7 +115,7 @@ def _named(read, path: str | Path):
 
 def _query(index: LoraIndex, paths: Sequence[str], weights: numpy.ndarray, subnetwork: str, store: Store) -> dict[str, numpy.ndarray]:
     """kind -> unit vector of the weighted sum of the files' unit vectors."""
-    total = {kind: 0.0 for kind in KINDS}
+    total = {kind: numpy.zeros(()) for kind in KINDS}
     for path, weight in zip(paths, weights, strict=True):
         vectors = subnetwork_vectors(_sketches(index, path), subnetwork)
         if vectors is None:

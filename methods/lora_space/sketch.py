@@ -174,4 +174,4 @@ def subnetwork_vectors(sketches: Mapping[str, Mapping[str, numpy.ndarray]], subn
     parts = [sketches[part] for part in SUBNETWORKS[subnetwork] if part in sketches]
     if not parts:
         return None
-    return {kind: unit(numpy.sum([part[kind] for part in parts], axis=0, dtype=numpy.float32)) for kind in KINDS}
+    return {kind: unit(numpy.stack([part[kind] for part in parts]).sum(0, dtype=numpy.float32)) for kind in KINDS}

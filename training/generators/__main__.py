@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ...methods.intrinsic_lora.generators.adapter import TARGETS
 from ...methods.maps import MAPS
@@ -22,7 +23,7 @@ Reports = Callable[[str], Report]
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m intrinsic_lab.training.generators", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    shown = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+    shown: dict[str, Any] = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
 
     lora = commands.add_parser("vqgan-lora", help="train one map's LoRA on a diffusers VQModel", **shown)
     lora.add_argument("--base", type=Path, required=True, help="folder of a diffusers VQModel")

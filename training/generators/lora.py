@@ -25,7 +25,7 @@ class LoraOn(nn.Module):
             raise ValueError(f"{len(names)} layers and rank {rank}: a LoRA needs at least one layer to adapt and rank 1.")
         self.module, self.names = module.requires_grad_(False), tuple(names)
         draw = torch.Generator().manual_seed(seed)
-        shapes = [module.get_submodule(name).weight.shape for name in names]
+        shapes = [tuple(module.get_parameter(f"{name}.weight").shape) for name in names]
         # As peft begins: uniform below one over the root of the width, and zero.
         self.down = nn.ParameterList((2 * torch.rand(rank, *wide, generator=draw) - 1) / math.sqrt(math.prod(wide)) for _, *wide in shapes)
         self.up = nn.ParameterList(torch.zeros(outputs, rank, *(1 for _ in wide[1:])) for outputs, *wide in shapes)

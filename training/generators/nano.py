@@ -4,10 +4,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ..atomic import write_atomically, write_json
+from ..atomic import copy_file, write_json
 from ..command_line import console_report
 from ..loop import LoopConfig, Report, train
 from ..pairs import SceneData
@@ -83,9 +84,13 @@ def train_nano_loras(
         history = train_vqgan_lora(config, report(f"{name} {targets} {init}"))
         if (targets, init) not in CONTROLS:
             target = assets / f"{NAME}_{name}.safetensors"
-            write_atomically(target, lambda path, weights=config.weights: path.write_bytes(weights.read_bytes()))
+            copy_file(config.weights, target)
             last = history.losses[-100:]
-            record = {"final_loss": sum(last) / len(last), "minutes": history.seconds / 60, "settings": config.task_settings()}
+            record: dict[str, Any] = {
+                "final_loss": sum(last) / len(last),
+                "minutes": history.seconds / 60,
+                "settings": config.task_settings(),
+            }
             # A file that travels names no machine's folders.
             record["settings"] |= {"base": NAME}
             write_json(target.with_suffix(".json"), record)

@@ -1,10 +1,12 @@
 """Both domains in one diffusers network: rows are all pictures, then their intrinsics; self-attention as eq. 1 of I-LDM, w = 1."""
 
 import torch
+from diffusers import ModelMixin
 from diffusers.models.attention_processor import Attention
 from einops import rearrange
 from peft import LoraConfig, inject_adapter_in_model
-from torch import Tensor, nn
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
 
 from ...kernels.cross_domain_attention import Segment, joint_attention
 
@@ -34,12 +36,12 @@ class JointSelfAttention:
         return attn.to_out[1](_by_domain(attn.to_out[0], rearrange(output, "row head token dim -> row token (head dim)")))
 
 
-def _by_domain(layer: nn.Module, x: Tensor) -> Tensor:
+def _by_domain(layer: LoraLayer, x: Tensor) -> Tensor:
     picture, intrinsic = x.chunk(2)
     return torch.cat([layer.base_layer(picture), layer(intrinsic)])
 
 
-def add_joint_adapter(network: nn.Module, rank: int, seed: int, image_domain: bool = True) -> None:
+def add_joint_adapter(network: ModelMixin, rank: int, seed: int, image_domain: bool = True) -> None:
     """Freeze `network` and give its self-attentions a trainable LoRA for the intrinsic domain, in place; it changes nothing yet.
 
     image_domain False: no picture beside the intrinsics, plain self-attention (the paper's LoRA-only ablation). Raises ValueError for

@@ -22,10 +22,14 @@ class TextEmbeddings:
 
     def rows(self, rows: Tensor) -> "TextEmbeddings":
         """A selection, repetitions allowed."""
-        return TextEmbeddings(*(None if part is None else part[rows] for part in (self.context, self.mask, self.pooled)))
+        return self._each(lambda part: part[rows])
 
     def to(self, device: torch.device) -> "TextEmbeddings":
-        return TextEmbeddings(*(None if part is None else part.to(device) for part in (self.context, self.mask, self.pooled)))
+        return self._each(lambda part: part.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "TextEmbeddings":
+        mask, pooled = (None if part is None else change(part) for part in (self.mask, self.pooled))
+        return TextEmbeddings(change(self.context), mask, pooled)
 
 
 @dataclass(frozen=True)
@@ -64,23 +68,27 @@ def encode_captions(
     pipeline: DiffusionPipeline, captions: Sequence[str], on_encoded: Callable[[str, int, int], None] | None = None
 ) -> TextEmbeddings:
     """What the pipeline's own text encoders make of the captions, float32 on the CPU. on_encoded: see `intrinsic_lora.latents`."""
-    parts = []
+    contexts, masks, pooleds = [], [], []
     for start in range(0, len(captions), _CAPTIONS):
         texts = list(captions[start : start + _CAPTIONS])
         encoded = pipeline.encode_prompt(texts, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False)
         name = type(pipeline).__name__
         if name.startswith("StableDiffusionXL"):
             context, _, pooled, _ = encoded
-            parts.append((context, None, pooled))
+            pooleds.append(pooled)
         elif name.startswith("PixArt"):
             context, mask, *_ = encoded
-            parts.append((context, mask, None))
+            masks.append(mask)
         else:
-            parts.append((encoded[0], None, None))
+            context, *_ = encoded
+        contexts.append(context)
         if on_encoded is not None:
             on_encoded("captions", start + len(texts), len(captions))
-    joined = (None if column[0] is None else torch.cat([part.float().cpu() for part in column]) for column in zip(*parts, strict=True))
-    return TextEmbeddings(*joined)
+
+    def joined(parts: list[Tensor]) -> Tensor:
+        return torch.cat([part.float().cpu() for part in parts])
+
+    return TextEmbeddings(joined(contexts), joined(masks) if masks else None, joined(pooleds) if pooleds else None)
 
 
 def conditions(network: UNet2DConditionModel | PixArtTransformer2DModel, text: TextEmbeddings, size: int) -> dict:

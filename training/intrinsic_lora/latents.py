@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -109,8 +110,7 @@ def encode_kinds(
     for kind in missing:
         mean, std = (torch.cat(half).contiguous() for half in zip(*parts[kind], strict=True))
         if (path := paths[kind]) is not None:
-            state = {"mean": mean, "std": std}
-            write_atomically(path, lambda partial, state=state: save_file(state, partial))
+            write_atomically(path, partial(save_file, {"mean": mean, "std": std}))
         encoded[kind] = mean, std
     return encoded
 

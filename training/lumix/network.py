@@ -2,6 +2,7 @@
 
 import torch
 from diffusers import FluxTransformer2DModel
+from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
 from einops import rearrange
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from ...methods.lumix.attention import attend_maps
 from ...methods.lumix.design import QUERY_BROADCAST, Design
 from ...methods.lumix.tensor_lora.config import AdapterConfig
-from ...methods.lumix.tensor_lora.layer import Adapter, MapLayer, Update
+from ...methods.lumix.tensor_lora.layer import Adapter, BlockAdapter, MapLayer, Update
 from ..flux import FluxText, predict_velocity
 
 
@@ -24,7 +25,7 @@ class MapAttention:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Attention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -35,14 +36,14 @@ class MapAttention:
         x = self._by_group(hidden_states)
         text_tokens = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
         updates = self.layer(x)
-        rotary = tuple(part[text_tokens:] for part in image_rotary_emb)
+        rotary = _positions(image_rotary_emb, slice(text_tokens, None))
         query = _rotated(self._query(attn, x, updates), rotary)
         key = _rotated(_updated(_normed(attn.norm_k, attn.to_k(x)), updates[-2]), rotary)
         value = _updated(_heads(attn.to_v(x), attn.head_dim), updates[-1])
         text_query = None
-        if text_tokens:
+        if encoder_hidden_states is not None:
             text = self._by_group(encoder_hidden_states)
-            rotary = tuple(part[:text_tokens] for part in image_rotary_emb)
+            rotary = _positions(image_rotary_emb, slice(text_tokens))
             text_query = _rotated(_normed(attn.norm_added_q, attn.add_q_proj(text)), rotary)
             text_key = _rotated(_normed(attn.norm_added_k, attn.add_k_proj(text)), rotary)
             key = torch.cat([text_key, key], dim=-3)
@@ -61,7 +62,7 @@ class MapAttention:
     def _by_group(self, rows: Tensor) -> Tensor:
         return rearrange(rows, "(group map) token dim -> group map token dim", map=len(self.design.maps))
 
-    def _query(self, attn: nn.Module, x: Tensor, updates: tuple[Update, ...]) -> Tensor:
+    def _query(self, attn: Attention, x: Tensor, updates: tuple[Update, ...]) -> Tensor:
         """Of all maps; of the colour map alone where it is broadcast."""
         only = slice(None)
         if self.design.attention == QUERY_BROADCAST:
@@ -73,11 +74,16 @@ class MapAttention:
         return query
 
 
+def _positions(rotary: tuple[Tensor, Tensor], tokens: slice) -> tuple[Tensor, Tensor]:
+    cosines, sines = rotary
+    return cosines[tokens], sines[tokens]
+
+
 def _heads(x: Tensor, head_dim: int) -> Tensor:
     return x.unflatten(-1, (-1, head_dim))
 
 
-def _normed(norm: nn.Module, x: Tensor) -> Tensor:
+def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
     return norm(_heads(x, norm.normalized_shape[0]))
 
 
@@ -102,6 +108,10 @@ def _add_projection(layer: MapLayer, maps: int):
     return hook
 
 
+def _blocks(blocks: nn.ModuleList) -> list[BlockAdapter]:
+    return [block for block in blocks if isinstance(block, BlockAdapter)]
+
+
 class MapDenoiser(nn.Module):
     """The maps of pictures in one forward of a frozen FLUX.1. Puts the adapter into `transformer`, which then takes groups of maps only."""
 
@@ -110,10 +120,10 @@ class MapDenoiser(nn.Module):
         design = adapter.config.design
         self.transformer, self.adapter, self.guidance = transformer.requires_grad_(False), adapter, guidance
         self.maps = len(design.maps)
-        for block, own in zip(transformer.transformer_blocks, adapter.double_blocks, strict=True):
+        for block, own in zip(transformer.transformer_blocks, _blocks(adapter.double_blocks), strict=True):
             block.attn.set_processor(MapAttention(own.input, design))
             block.attn.to_out[0].register_forward_hook(_add_projection(own.proj, self.maps))
-        for block, own in zip(transformer.single_transformer_blocks, adapter.single_blocks, strict=True):
+        for block, own in zip(transformer.single_transformer_blocks, _blocks(adapter.single_blocks), strict=True):
             block.attn.set_processor(MapAttention(own.input, design))
             block.proj_out.register_forward_hook(_add_projection(own.proj, self.maps))
 

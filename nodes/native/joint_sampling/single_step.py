@@ -67,7 +67,7 @@ def require_parts(model: ModelPatcher, clip, vae) -> None:
 
 @dataclass(frozen=True)
 class RowForward:
-    """One UNet forward with a map per row; where memory does not suffice, several.
+    """One UNet forward with a map per row; where memory turns out not to suffice, several.
 
     names, embeddings, timesteps: of the maps. assign: whether rows get the MODEL's carried LoRAs (not for a merged LoRA).
     """
@@ -108,15 +108,7 @@ def make_generator(model: ModelPatcher, clip, vae, carried: Mapping[str, tuple[s
         torch.tensor([float(timestep) for _, timestep in carried.values()]),
         assign,
     )
-
-    def predict(latent_bchw: Tensor) -> Tensor:
-        pictures = latent_bchw.shape[0] // len(forward.names)
-        map_index_of_row = [index for index in range(len(forward.names)) for _ in range(pictures)]
-        step = rows_per_forward(model, *latent_bchw.shape[2:])
-        starts = range(0, len(map_index_of_row), step)
-        return torch.cat([forward(latent_bchw[start : start + step], map_index_of_row[start : start + step]) for start in starts])
-
-    return Generator(encode=vae.encode, predict=predict, decode=unclamped(vae).decode, downscale=int(vae.downscale_ratio))
+    return Generator(encode=vae.encode, predict=forward, decode=unclamped(vae).decode, downscale=int(vae.downscale_ratio))
 
 
 def _raw_outputs(
