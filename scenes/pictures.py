@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .render import SceneMaps, render_scenes, segmentation_colors, srgb_from_linear
+from .sampling import ROOM
 
 CAPTION_POINTS, MARGIN, LINE_HEIGHT = 13, 6, 17
 
@@ -37,9 +38,9 @@ def map_looks(maps: SceneMaps) -> dict[str, Tensor]:
     }
 
 
-def gallery(seeds: Sequence[int], size: int = 128) -> Image.Image:
+def gallery(seeds: Sequence[int], size: int = 128, kind: str = ROOM) -> Image.Image:
     """A sheet with a row per scene: the picture, every map, and the caption below."""
-    maps = render_scenes(seeds, size, size)
+    maps = render_scenes(seeds, size, size, kind=kind)
     looks = map_looks(maps)
     font = ImageFont.load_default(CAPTION_POINTS)
     row_height = size + LINE_HEIGHT + MARGIN
@@ -56,17 +57,17 @@ def gallery(seeds: Sequence[int], size: int = 128) -> Image.Image:
     return sheet
 
 
-def save_scene(seed: int, size: int, folder: Path) -> list[Path]:
+def save_scene(seed: int, size: int, folder: Path, kind: str = ROOM) -> list[Path]:
     """Write a scene's picture and maps as `scene_SEED.png`, `scene_SEED_normal.png`, ... (16-bit) and what they show as JSON.
 
     The looks are those of `map_looks`; the JSON file holds the caption, the camera and the depth in metres of black and white.
     """
-    maps = render_scenes([seed], size, size)
+    maps = render_scenes([seed], size, size, kind=kind)
     folder.mkdir(parents=True, exist_ok=True)
     name = f"scene_{seed}"
     written = []
-    for kind, picture in map_looks(maps).items():
-        path = folder / (f"{name}.png" if kind == "image" else f"{name}_{kind}.png")
+    for look, picture in map_looks(maps).items():
+        path = folder / (f"{name}.png" if look == "image" else f"{name}_{look}.png")
         write_file(path, _sixteen_bit_png(picture[0]))
         written.append(path)
     about = {
