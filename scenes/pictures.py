@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .render import SceneMaps, render_scenes, segmentation_colors, srgb_from_linear
-from .sampling import ROOM
+from .sampling import ROOM, Worlds
 
 CAPTION_POINTS, MARGIN, LINE_HEIGHT = 13, 6, 17
 
@@ -23,11 +23,11 @@ def map_looks(maps: SceneMaps) -> dict[str, Tensor]:
     """The picture and every map as something to look at, `[b, h, w, 1 or 3]` in 0..1.
 
     image, albedo, shading: sRGB. depth: each picture's nearest (dark) to farthest. normal: (n + 1) / 2. segmentation: a colour
-    per surface. line: white on black.
+    per surface. line: white on black. Of other scenes than rooms also specular (sRGB), roughness and metallic as they are.
     """
     depth = maps.depth_bhw1
     nearest, farthest = depth.amin((1, 2, 3), keepdim=True), depth.amax((1, 2, 3), keepdim=True)
-    return {
+    looks = {
         "image": maps.image_bhwc,
         "albedo": srgb_from_linear(maps.albedo_bhwc),
         "shading": srgb_from_linear(maps.shading_bhwc),
@@ -36,6 +36,9 @@ def map_looks(maps: SceneMaps) -> dict[str, Tensor]:
         "segmentation": segmentation_colors(maps.segmentation_bhw),
         "line": maps.line_bhw1,
     }
+    if isinstance(maps.scenes, Worlds):
+        looks |= {"specular": srgb_from_linear(maps.specular_bhwc), "roughness": maps.roughness_bhw1, "metallic": maps.metallic_bhw1}
+    return looks
 
 
 def gallery(seeds: Sequence[int], size: int = 128, kind: str = ROOM) -> Image.Image:

@@ -138,10 +138,10 @@ def floor_lamp(draw: Draw) -> Thing:
     return Thing("lamp", parts, 0.24, height + 0.3)
 
 
-def plant(draw: Draw) -> Thing:
+def plant(draw: Draw, size: float | None = None) -> Thing:
     leaves = draw.material(("mottled",), ("green",), (6, 12), 0.2)
     pot = draw.material(("", "striped", "dotted"), scale=(2, 5), shiny=0.4)
-    size = draw.between(0.5, 1.1)
+    size = size or draw.between(0.5, 1.1)
     form = (draw.between(5, 7), 0.13, *(draw.between(0, 6.28) for _ in range(3)))
     crown = Part(BUMPY, (0, size * 0.7, 0), (size * 0.3, size * 0.36, size * 0.3), leaves, form=form)
     upside_down = ((1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, -1.0))
