@@ -20,12 +20,17 @@ class ReadCache:
     """
 
     def __init__(self) -> None:
+        self._met: set[int] = set()
         self._layouts = lru_cache(maxsize=_LAYOUTS)(parse_layout)
         self._threads = local()
 
     def layout(self, text: str) -> Layout:
-        """`parse_layout(text)`, the same object for the same text while there is room."""
-        return self._layouts(text) if len(text) <= _LAYOUT_CHARACTERS else parse_layout(text)
+        """`parse_layout(text)`, the same object from the second time on while there is room."""
+        if hash(text) in self._met and len(text) <= _LAYOUT_CHARACTERS:
+            return self._layouts(text)
+        # Thousands of objects that live on make every garbage collection longer: what comes once is not kept.
+        self._met.add(hash(text))
+        return parse_layout(text)
 
     def memory(self, size: int) -> numpy.ndarray:
         """At least `size` bytes, the same for every call of this thread; very many are not kept."""

@@ -86,7 +86,7 @@ def _what_is_wrong(name: str, entry: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """What a file holds, and where. Files of one trainer agree in it: see `ReadCache`.
+    """What a file holds, and where. Files of one trainer agree in it, and share it by `ReadCache`.
 
     tensors: name -> info, or the entry as it is where that says none. end: bytes of data. metadata: empty where it came before the
     tensors. derived: see `once_per_layout`.
@@ -109,9 +109,9 @@ class Layout:
         return {key: info for key, name in names.items() if isinstance(info := self.tensors[name], TensorInfo)}
 
     def shape(self, name: str) -> Any:
-        """What the header says, whether it makes sense or not."""
+        """What the header says: a tuple, or of a broken entry anything that JSON has."""
         found = self.tensors[name]
-        return list(found.form.shape) if isinstance(found, TensorInfo) else found.get("shape")
+        return found.form.shape if isinstance(found, TensorInfo) else found.get("shape")
 
     def dtype(self, name: str) -> str:
         """What the header says."""

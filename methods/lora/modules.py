@@ -2,9 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -35,15 +35,16 @@ class Facts:
 
 
 class Module(NamedTuple):
-    """One module of a file: its spelling there, its format, and role ("down", "hada_w1_a"...) -> key.
-
-    read: those that are read, so a DoRA's without its magnitudes.
-    """
+    """One module of a file: its spelling there, its format, and role ("down", "hada_w1_a"...) -> key."""
 
     spelling: str
     format: Format
     keys: dict[str, str]
-    read: dict[str, str]
+
+    @property
+    def read(self) -> dict[str, str]:
+        """The keys that are read: a DoRA's without its magnitudes."""
+        return {role: key for role, key in self.keys.items() if role not in MAGNITUDES}
 
     @property
     def weight(self) -> str:
@@ -61,22 +62,24 @@ def _parse_key(key: str) -> tuple[str, str, str] | None:
 @once_per_layout
 def modules_of(layout: Layout) -> Mapping[str, Module]:
     """Canonical name -> module. Raises BadFile where a module is incomplete, or nothing in the file is a LoRA's."""
-    spelled: dict[str, tuple[str, dict[str, str]]] = {}
+    found: dict[str, dict[str, str]] = {}
+    spellings: dict[str, str] = {}
     for key in layout.tensors:
         if parsed := _parse_key(key):
             name, role, spelling = parsed
-            _, keys = spelled.setdefault(name, (spelling, {}))
+            spellings.setdefault(name, spelling)
+            keys = found.setdefault(name, {})
             if role in keys:
                 raise BadFile(f"it holds {name} twice ({keys[role]} and {key}): export it again.")
             keys[role] = key
     modules = {}
-    for name, (spelling, keys) in spelled.items():
+    for name, keys in found.items():
         if form := format_of(keys):
             if missing := form.missing(keys):
                 raise BadFile(f"module {name} lacks {' and '.join(sorted(missing))}: the file is incomplete, export it again.")
-            modules[name] = Module(spelling, form, keys, {role: key for role, key in keys.items() if role not in MAGNITUDES})
+            modules[name] = Module(spellings[name], form, keys)
     if not modules:
-        raise BadFile(_not_a_lora(layout, bool(spelled)))
+        raise BadFile(_not_a_lora(layout, bool(found)))
     return MappingProxyType(modules)
 
 
@@ -92,12 +95,12 @@ def _not_a_lora(layout: Layout, halves: bool) -> str:
     return f"it holds no LoRA weights (first key: {first}): move checkpoints and other models out of the LoRA folder."
 
 
-def _shape(layout: Layout, key: str) -> list[int]:
+def _shape(layout: Layout, key: str) -> Sequence[int]:
     shape = layout.shape(key)
-    if type(shape) is not list or set(map(type, shape)) - {int}:
+    if not isinstance(shape, tuple) and (not isinstance(shape, list) or set(map(type, shape)) - {int}):
         raise BadFile(f"{key} has no shape in the header: the file is damaged.")
     if len(shape) < 2:
-        raise BadFile(f"{key} has shape {shape}, a matrix or a convolution was expected: export it again.")
+        raise BadFile(f"{key} has shape {list(shape)}, a matrix or a convolution was expected: export it again.")
     return shape
 
 
@@ -111,10 +114,8 @@ def describe(header: Header) -> Facts:
 def _facts(layout: Layout) -> tuple[Mapping[str, int], Facts]:
     """(canonical name -> width of the module's input, all that the metadata has no part in)."""
     modules = modules_of(layout)
-    sizes = {
-        name: module.format.rank_and_width(module.keys, lambda role: _shape(layout, module.keys[role]))  # noqa: B023
-        for name, module in modules.items()
-    }
+    shape_of = partial(_shape, layout)
+    sizes = {name: module.format.rank_and_width(module.keys, shape_of) for name, module in modules.items()}
     for name, (rank, _) in sizes.items():
         if rank < 1:
             raise BadFile(f"module {name} has rank 0: the file is empty, export it again.")
@@ -127,7 +128,7 @@ def _facts(layout: Layout) -> tuple[Mapping[str, int], Facts]:
         rank_max=max(ranks),
         dtype=dtypes.most_common(1)[0][0],
         modules=len(modules),
-        approximate=any(len(module.read) < len(module.keys) for module in modules.values()),
+        approximate=any(role in module.keys for module in modules.values() for role in MAGNITUDES),
         tags=(),
     )
 

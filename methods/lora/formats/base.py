@@ -27,8 +27,8 @@ class Format:
 
     name, label: for the index, and for people. pattern: its keys, from `key_pattern`. told_by: a module is of this format where it has
     one of these roles, and its dtype is that tensor's.
-    missing(roles): what else a module needs. rank_and_width(roles, shape_of): rank, and columns of the changed matrix; shape_of(role) has
-    two dimensions or more. delta(name, tensors, scale): the change, exact; its `rows` are what sketches are cut from where projections are
+    missing(roles): what else a module needs. rank_and_width(keys, shape_of): rank, and columns of the changed matrix; keys: by role;
+    shape_of(key): of two dimensions or more. delta(name, tensors, scale): the change, exact; its `rows` are what sketches are cut from where projections are
     fused. tensors: by role, float32; scale(rank): factor of the product. Shapes that do not fit may raise RuntimeError or IndexError.
     plain_sizes(shapes): (out, rank, in) of a module that is nothing but `down` and `up` as they are stored: such are read side by side.
     labels: role -> what people call a module that has it, where that is not `label`.
@@ -38,8 +38,8 @@ class Format:
     label: str
     pattern: re.Pattern[str]
     told_by: tuple[str, ...]
-    missing: Callable[[Collection[str]], set[str]]
-    rank_and_width: Callable[[Collection[str], Callable[[str], Sequence[int]]], tuple[int, int]]
+    missing: Callable[[Collection[str]], Collection[str]]
+    rank_and_width: Callable[[Mapping[str, str], Callable[[str], Sequence[int]]], tuple[int, int]]
     delta: Callable[[str, Mapping[str, Tensor], Callable[[int], float]], Delta]
     plain_sizes: Callable[[Mapping[str, Sequence[int]]], tuple[int, int, int] | None] = lambda shapes: None
     labels: Mapping[str, str] = field(default_factory=dict)

@@ -17,9 +17,9 @@ def _missing(roles: Collection[str]) -> set[str]:
     return wanted - set(roles)
 
 
-def _rank_and_width(roles: Collection[str], shape_of: Callable[[str], Sequence[int]]) -> tuple[int, int]:
-    rank, width, *_ = shape_of("hada_w1_b")
-    return rank, width
+def _rank_and_width(keys: Mapping[str, str], shape_of: Callable[[str], Sequence[int]]) -> tuple[int, int]:
+    shape = shape_of(keys["hada_w1_b"])
+    return shape[0], shape[1]
 
 
 def _delta(name: str, tensors: Mapping[str, Tensor], scale: Callable[[int], float]) -> LowRank:

@@ -20,9 +20,9 @@ def _missing(roles: Collection[str]) -> set[str]:
     return factors - set(roles)
 
 
-def _rank_and_width(roles: Collection[str], shape_of: Callable[[str], Sequence[int]]) -> tuple[int, int]:
-    first, second = (shape_of(side if side in roles else f"{side}_b") for side in _SIDES)
-    ranks = [shape_of(f"{side}_b")[0] for side in _SIDES if f"{side}_b" in roles]
+def _rank_and_width(keys: Mapping[str, str], shape_of: Callable[[str], Sequence[int]]) -> tuple[int, int]:
+    first, second = (shape_of(keys.get(side) or keys[f"{side}_b"]) for side in _SIDES)
+    ranks = [shape_of(keys[f"{side}_b"])[0] for side in _SIDES if f"{side}_b" in keys]
     return min(ranks, default=min(second[:2])), first[1] * second[1]
 
 

@@ -20,13 +20,13 @@ def _side(side: str, peft: str) -> str:
     return rf"(?:\.lora_{side}|[._]lora\.{side}|\.lora_linear_layer\.{side}|\.lora_{peft}{_PEFT_ADAPTER})(?:\.weight)?"
 
 
-def _missing(roles: Collection[str]) -> set[str]:
-    return {"up"} - set(roles)
+def _missing(roles: Collection[str]) -> Collection[str]:
+    return () if "up" in roles else ("up",)
 
 
-def _rank_and_width(roles: Collection[str], shape_of: Callable[[str], Sequence[int]]) -> tuple[int, int]:
-    rank, width, *_ = shape_of("down")
-    return rank, width
+def _rank_and_width(keys: Mapping[str, str], shape_of: Callable[[str], Sequence[int]]) -> tuple[int, int]:
+    shape = shape_of(keys["down"])
+    return shape[0], shape[1]
 
 
 def _delta(name: str, tensors: Mapping[str, Tensor], scale: Callable[[int], float]) -> LowRank:
