@@ -2,7 +2,6 @@
 
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -12,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import torch
 
-from ..lora.layout import forget_layouts
+from ..lora.cache import ReadCache
 from ..lora.names import SUBNETWORKS
-from ..lora.weight_file import Memory
 from .database import connect, snapshot, transaction
 from .records import Entry, Problem, Progress, Report, Summary
 from .scan import Found, Inspection, inspect, list_files
@@ -77,13 +74,11 @@ class LoraIndex:
         batch: list[tuple[Found, Inspection]] = []
         flushed = time.monotonic()
 
-        memories = threading.local()
+        cache = ReadCache()
 
         def job(found: Found) -> tuple[Found, Inspection]:
             twins = () if found.path in known else vanished.get((found.size, found.mtime_ns), ())
-            if not hasattr(memories, "own"):
-                memories.own = Memory()
-            return found, inspect(found.path, embed, twins, memories.own)
+            return found, inspect(found.path, embed, twins, cache)
 
         try:
             for done, result in enumerate(_in_parallel(job, work, workers), 1):
@@ -94,7 +89,6 @@ class LoraIndex:
                 if report:
                     report(Progress("read" if embed else "scan", done, len(work), result[0].path))
         finally:
-            forget_layouts()
             self._write(batch, known, vanished, embed, counts)
         with self._writing():
             # A moved file's row has its new path by now.
@@ -348,9 +342,7 @@ def _below(path: str, folders: Iterable[str]) -> bool:
 def _in_parallel(job: Callable[[Found], Any], work: Sequence[Found], workers: int) -> Iterator[Any]:
     """Results as they come, a few files ahead of the caller; leaving early stops what has not begun."""
     remaining = iter(work)
-    threads = torch.get_num_threads()
-    # A file's products are small: threads of torch's own below the workers' would only wait for each other.
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         running: set[Future] = set()
         try:
             while True:
@@ -363,5 +355,3 @@ def _in_parallel(job: Callable[[Found], Any], work: Sequence[Found], workers: in
         finally:
             for future in running:
                 future.cancel()
-            # Threads that begin later take the number that was set last anywhere.
-            torch.set_num_threads(threads)
