@@ -12,6 +12,7 @@ from comfy_api.latest import io, ui
 from ..methods.lora.names import SUBNETWORKS
 from ..methods.lora_space.records import Entry
 from .native.lora_library import lora_shelf
+from .native.lora_library.files import BUNDLED_MARK
 from .native.lora_library.lora_pictures import Row, table_picture
 from .native.lora_library.lora_shelf import Shelf, lora_path, shown_name
 from .native.schema import schema
@@ -274,7 +275,7 @@ class LoRAMap(io.ComfyNode):
                 report=lora_shelf.progress_report(),
             )
         # The map's own names have no mark.
-        marked = [] if selected == NONE else [selected.removesuffix(lora_shelf.BUNDLED_MARK)]
+        marked = [] if selected == NONE else [selected.removesuffix(BUNDLED_MARK)]
         image = torch.tensor(shelf_map.draw_map(shelf, size, marked)).float().unsqueeze(0) / 255
         places = {
             "family": shelf.family,

@@ -1,6 +1,7 @@
 """Training from the graph: an Intrinsic LoRA, I-LDM's VAE and LoRA, LumiX's adapter."""
 
 from collections.abc import Callable
+from typing import Any
 
 from comfy_api.latest import io, ui
 
@@ -147,7 +148,8 @@ class _Training(io.ComfyNode):
         """Changes with the base's and the data's files; a result that was deleted is made again."""
         if name is not None and name_problem(name) is None and is_finished(run_folder(name)) and not cls.place(name).path.exists():
             return float("nan")
-        folders = (model_folders().get(base), data_folders().get(data), intrinsic_vae_folders().get(intrinsic_vae))
+        chosen = ((model_folders(), base), (data_folders(), data), (intrinsic_vae_folders(), intrinsic_vae))
+        folders = (offered.get(choice) if choice else None for offered, choice in chosen)
         return tuple(folder and folder_fingerprint(folder) for folder in folders)
 
     @classmethod
@@ -194,9 +196,7 @@ class TrainLoRA(_Training):
         )
 
     @classmethod
-    def execute(
-        cls, map: str, rank: int, kind: str = ADAPTERS[0], gradient_checkpointing: bool = False, **shared: str | float
-    ) -> io.NodeOutput:
+    def execute(cls, map: str, rank: int, kind: str = ADAPTERS[0], gradient_checkpointing: bool = False, **shared: Any) -> io.NodeOutput:
         def trainer(settings: Settings) -> tuple:
             from ..training.intrinsic_lora import IntrinsicLoraConfig, train_intrinsic_lora
 
@@ -217,10 +217,11 @@ class TrainLoRA(_Training):
 
 def _joint_data(settings: Settings):
     """Pictures with all their intrinsics; of a folder, those that it holds."""
+    from ..training.folder_data import FolderData
     from ..training.ildm import JointFolderData, JointSceneData
 
     pairs = settings.pairs()
-    return JointSceneData(pairs) if settings.data == SCENES else JointFolderData(pairs, maps_in(pairs.folder, tuple(INTRINSICS)))
+    return JointFolderData(pairs, maps_in(pairs.folder, tuple(INTRINSICS))) if isinstance(pairs, FolderData) else JointSceneData(pairs)
 
 
 JOINT_KINDS = "SD 1.x, 2.x, SDXL or PixArt-alpha"
@@ -258,7 +259,7 @@ class TrainIntrinsicVAE(_Training):
         )
 
     @classmethod
-    def execute(cls, **shared: str | float) -> io.NodeOutput:
+    def execute(cls, **shared: Any) -> io.NodeOutput:
         def trainer(settings: Settings) -> tuple:
             from ..training.ildm import IntrinsicVaeConfig, train_intrinsic_vae
 
@@ -302,7 +303,7 @@ class TrainJointLoRA(_Training):
         )
 
     @classmethod
-    def execute(cls, intrinsic_vae: str, rank: int, gradient_checkpointing: bool = False, **shared: str | float) -> io.NodeOutput:
+    def execute(cls, intrinsic_vae: str, rank: int, gradient_checkpointing: bool = False, **shared: Any) -> io.NodeOutput:
         def trainer(settings: Settings) -> tuple:
             from ..training.ildm import JointConfig, train_joint_lora
 
@@ -369,7 +370,7 @@ class TrainTensorLoRA(_Training):
         lora: str = TENSOR,
         base_dtype: str = "float32",
         gradient_checkpointing: bool = False,
-        **shared: str | float,
+        **shared: Any,
     ) -> io.NodeOutput:
         def trainer(settings: Settings) -> tuple:
             from ..training.lumix import LumixConfig, train_lumix

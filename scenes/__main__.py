@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .pictures import gallery, save_picture, save_scene
 from .render import render_scenes
+from .sampling import KINDS, ROOM, WORLD
 
 # Chosen by eye among the held-out scenes (seeds 0..999), which no training sees.
 DEMO_SEED = 122
@@ -31,16 +32,19 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--seed", type=int, default=DEMO_SEED, help="which scene (%(default)s: the demo's)")
         command.add_argument("--size", type=int, default=512, help="side in pixels (%(default)s)")
 
+    for command in (sheet, picture, whole):
+        command.add_argument("--kind", choices=(*KINDS, WORLD), default=ROOM, help="of scene; world: each seed its own (%(default)s)")
+
     options = parser.parse_args(arguments)
     try:
         if options.command == "gallery":
-            save_picture(gallery(options.seeds, options.size), options.out)
+            save_picture(gallery(options.seeds, options.size, options.kind), options.out)
             written = [options.out]
         elif options.command == "picture":
-            save_picture(render_scenes([options.seed], options.size, options.size).image_bhwc[0], options.out)
+            save_picture(render_scenes([options.seed], options.size, options.size, kind=options.kind).image_bhwc[0], options.out)
             written = [options.out]
         else:
-            written = save_scene(options.seed, options.size, options.out)
+            written = save_scene(options.seed, options.size, options.out, options.kind)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

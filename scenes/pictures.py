@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .render import SceneMaps, render_scenes, segmentation_colors, srgb_from_linear
+from .sampling import ROOM, Worlds
 
 CAPTION_POINTS, MARGIN, LINE_HEIGHT = 13, 6, 17
 
@@ -22,11 +23,11 @@ def map_looks(maps: SceneMaps) -> dict[str, Tensor]:
     """The picture and every map as something to look at, `[b, h, w, 1 or 3]` in 0..1.
 
     image, albedo, shading: sRGB. depth: each picture's nearest (dark) to farthest. normal: (n + 1) / 2. segmentation: a colour
-    per surface. line: white on black.
+    per surface. line: white on black. Of other scenes than rooms also specular (sRGB), roughness and metallic as they are.
     """
     depth = maps.depth_bhw1
     nearest, farthest = depth.amin((1, 2, 3), keepdim=True), depth.amax((1, 2, 3), keepdim=True)
-    return {
+    looks = {
         "image": maps.image_bhwc,
         "albedo": srgb_from_linear(maps.albedo_bhwc),
         "shading": srgb_from_linear(maps.shading_bhwc),
@@ -35,11 +36,14 @@ def map_looks(maps: SceneMaps) -> dict[str, Tensor]:
         "segmentation": segmentation_colors(maps.segmentation_bhw),
         "line": maps.line_bhw1,
     }
+    if isinstance(maps.scenes, Worlds):
+        looks |= {"specular": srgb_from_linear(maps.specular_bhwc), "roughness": maps.roughness_bhw1, "metallic": maps.metallic_bhw1}
+    return looks
 
 
-def gallery(seeds: Sequence[int], size: int = 128) -> Image.Image:
+def gallery(seeds: Sequence[int], size: int = 128, kind: str = ROOM) -> Image.Image:
     """A sheet with a row per scene: the picture, every map, and the caption below."""
-    maps = render_scenes(seeds, size, size)
+    maps = render_scenes(seeds, size, size, kind=kind)
     looks = map_looks(maps)
     font = ImageFont.load_default(CAPTION_POINTS)
     row_height = size + LINE_HEIGHT + MARGIN
@@ -56,17 +60,17 @@ def gallery(seeds: Sequence[int], size: int = 128) -> Image.Image:
     return sheet
 
 
-def save_scene(seed: int, size: int, folder: Path) -> list[Path]:
+def save_scene(seed: int, size: int, folder: Path, kind: str = ROOM) -> list[Path]:
     """Write a scene's picture and maps as `scene_SEED.png`, `scene_SEED_normal.png`, ... (16-bit) and what they show as JSON.
 
     The looks are those of `map_looks`; the JSON file holds the caption, the camera and the depth in metres of black and white.
     """
-    maps = render_scenes([seed], size, size)
+    maps = render_scenes([seed], size, size, kind=kind)
     folder.mkdir(parents=True, exist_ok=True)
     name = f"scene_{seed}"
     written = []
-    for kind, picture in map_looks(maps).items():
-        path = folder / (f"{name}.png" if kind == "image" else f"{name}_{kind}.png")
+    for look, picture in map_looks(maps).items():
+        path = folder / (f"{name}.png" if look == "image" else f"{name}_{look}.png")
         write_file(path, _sixteen_bit_png(picture[0]))
         written.append(path)
     about = {

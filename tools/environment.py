@@ -166,7 +166,16 @@ def _install_packages(comfyui: Path) -> None:
     requirements.write_text(
         "\n".join(line for line in wanted if not re.match(r"torch(vision|audio)?\b(?!sde)", line)) + "\n", encoding="utf-8"
     )
-    pip = [venv_python(), "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--constraint", CONSTRAINTS]
+    pip: list[str | Path] = [
+        venv_python(),
+        "-m",
+        "pip",
+        "install",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--constraint",
+        CONSTRAINTS,
+    ]
     run_logged([*pip, *PACKAGES, "--requirement", requirements], LOG, remedy)
     run_logged([*pip, "--no-deps", "torchaudio"], LOG, remedy)
     run_logged([*pip, "--no-deps", "--editable", ROOT], LOG, remedy)

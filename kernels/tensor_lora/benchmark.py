@@ -186,7 +186,7 @@ def choices(records: list[dict]) -> list[MeasuredChoice]:
     times: dict[tuple, dict[str, float]] = {}
     for r in records:
         times.setdefault((r["part"], r["dtype"], r["head_dim"], r["tokens"]), {})[r["way"]] = r["ms"]
-    return [bench.faster_path(*part, ways["ours, torch"], ways["ours, Triton"]) for part, ways in times.items()]
+    return [bench.faster_path(*part, *(ways[f"ours, {path}"] for path in ("torch", "Triton"))) for part, ways in times.items()]
 
 
 def main() -> None:

@@ -109,9 +109,9 @@ def pad_to_cells(picture_bhwc: Tensor, downscale: int) -> Tensor:
 class Plan:
     """How a batch goes through the model.
 
-    grid: the tiles (often one) of every picture. pictures: in one forward. rows: latents in one prediction; a forward with more of them
-    (one picture, more maps than fit) makes several. forwards: of the whole batch, one per group of pictures and tile, and one more per
-    group where relative maps are aligned.
+    grid: the tiles (often one) of every picture, in pixels of the processed, padded one. pictures: in one forward. rows: latents in one
+    prediction; a forward with more of them (one picture, more maps than fit) makes several. forwards: of the whole batch, one per group of
+    pictures and tile, and one more per group where relative maps are aligned.
     """
 
     grid: TileGrid
@@ -132,7 +132,8 @@ def plan_extraction(
     rows_that_fit: latents of this height and width that one prediction may take, a row per picture, map and mirror image (None: all).
     """
     batch, height, width = image_bhw3.shape[:3]
-    grid = working_grid(height, width, settings, downscale)
+    height, width = (padded_side(side, downscale) for side in processed_size(height, width, settings.processing_resolution))
+    grid = tile_grid(height, width, settings.tile_size, settings.tile_overlap, downscale)
     rows_of_picture = len(map_names) * (2 if settings.mirrored_average else 1)
     rows = batch * rows_of_picture
     if rows_that_fit is not None:
@@ -182,14 +183,7 @@ def _extract_group(
     padded = pad_to_cells(small, downscale)
     pictures, latents = run(padded) if len(grid) == 1 else _tiled(padded, grid, map_names, downscale, run)
     unpadded = pictures[:, :, : small.shape[1], : small.shape[2]]
-    maps = [map_kind(name).from_picture(resize(picture, height, width)) for name, picture in zip(map_names, unpadded, strict=True)]
-    return maps, latents
-
-
-def working_grid(height: int, width: int, settings: ExtractSettings, downscale: int) -> TileGrid:
-    """The tiles (often one) in which a picture of this size is processed, in pixels of the processed, padded picture."""
-    height, width = (padded_side(side, downscale) for side in processed_size(height, width, settings.processing_resolution))
-    return tile_grid(height, width, settings.tile_size, settings.tile_overlap, downscale)
+    return [map_kind(name).from_picture(resize(picture, height, width)) for name, picture in zip(map_names, unpadded, strict=True)], latents
 
 
 def _relative_rows(map_names: Sequence[str]) -> list[int]:

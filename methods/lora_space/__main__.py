@@ -13,7 +13,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -127,8 +126,10 @@ def _progress(progress: Progress) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the answer as JSON; returns 0, or 1 after saying on standard error what is wrong, or 130 when interrupted."""
-    with suppress(AttributeError):
+    # Streams that a program put in their place know no encoding.
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:

@@ -15,7 +15,7 @@ import numpy
 import torch
 
 from ..lora.delta import LowRank
-from ..lora.formats import read_deltas
+from ..lora.reading import read_deltas
 from .index import LoraIndex
 from .records import Entry
 from .search import family_of

@@ -47,7 +47,7 @@ def _best_count(sample: numpy.ndarray, seed: int) -> int:
         for count in counts:
             if 2 <= count <= most and count not in scores:
                 scores[count] = _silhouette(distances, (sample @ _k_means(sample, count, seed).T).argmax(1))
-        return max(scores, key=scores.get)
+        return max(scores, key=lambda count: scores[count])
 
     coarse = best_of(round(2 * 1.2**step) for step in range(18))
     return best_of(range(round(coarse / 1.2) + 1, round(coarse * 1.2)))
@@ -72,7 +72,7 @@ def _silhouette(distances: numpy.ndarray, labels: numpy.ndarray) -> float:
 def _k_means(sample: numpy.ndarray, count: int, seed: int) -> numpy.ndarray:
     """Unit centres [count, d] of the best of several starts (k-means++)."""
     random = numpy.random.default_rng(seed)
-    best, best_score = None, -math.inf
+    best, best_score = sample[:count], -math.inf
     for _ in range(_RESTARTS if count > 1 else 1):
         centers = _spread(sample, count, random)
         for _ in range(_ROUNDS):

@@ -102,7 +102,11 @@ def layout(vectors: numpy.ndarray, seed: int = 0, report: Report | None = None) 
     """Places [n, 2] in 0..1 of unit rows [n, d]."""
     chosen = landmarks(len(vectors), LAID_OUT, seed)
     sample = vectors[chosen]
-    progress = report and (lambda done: report(Progress("layout", done, _ROUNDS)))
+
+    def progress(done: int) -> None:
+        if report:
+            report(Progress("layout", done, _ROUNDS))
+
     placed = _tsne(sample, progress) if len(sample) > 4 else _principal_plane(sample)
     if len(chosen) < len(vectors):
         placed = numpy.concatenate([_among(part, sample, placed) for part in numpy.array_split(vectors, len(vectors) // 1000 + 1)])
@@ -129,7 +133,7 @@ def _principal_plane(vectors: numpy.ndarray) -> numpy.ndarray:
     return plane
 
 
-def _tsne(vectors: numpy.ndarray, progress: Callable[[int], None] | None) -> numpy.ndarray:
+def _tsne(vectors: numpy.ndarray, progress: Callable[[int], None]) -> numpy.ndarray:
     """Exact t-SNE from the principal plane: [n, 2]."""
     likeness = _joint_probabilities(numpy.maximum(2 - 2 * vectors @ vectors.T, 0), min(_PERPLEXITY, (len(vectors) - 1) / 3))
     places = _principal_plane(vectors).astype(numpy.float32)
@@ -147,8 +151,7 @@ def _tsne(vectors: numpy.ndarray, progress: Callable[[int], None] | None) -> num
         gains = numpy.where(numpy.sign(gradient) == numpy.sign(step), numpy.maximum(gains * 0.8, 0.01), gains + 0.2)
         step = (0.5 if early else 0.8) * step - rate * gains * gradient
         places = places + step
-        if progress:
-            progress(round_ + 1)
+        progress(round_ + 1)
     return places.astype(numpy.float64)
 
 

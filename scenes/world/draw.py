@@ -87,10 +87,11 @@ class Draw:
         return share if self.style.ambient is None else self.style.ambient
 
     def towards_light(self, azimuth: tuple[float, float], elevation: tuple[float, float], facing: float = 0.0) -> tuple[Vector, str]:
-        """Unit vector towards a light and the side it comes from. Angles in degrees; facing: azimuth the camera stands at."""
+        """Unit vector towards a light and the side it comes from. Angles in degrees; facing: azimuth at which the camera stands,
+        radians."""
         side = self.between(*azimuth) if self.style.light_azimuth_degrees is None else self.style.light_azimuth_degrees
         height = math.radians(self.between(*elevation))
-        turned = math.radians(side + facing)
+        turned = math.radians(side) + facing
         vector = (math.sin(turned) * math.cos(height), math.sin(height), math.cos(turned) * math.cos(height))
         side = (side + 180) % 360 - 180
         if height > 1.05:

@@ -43,8 +43,13 @@ def steepest(form: Tensor, field: Callable) -> Tensor | float:
 def hills(waves: Tensor, x: Tensor, z: Tensor) -> Tensor:
     """Height in metres over x, z `[...]`; waves: [4, w, ...]: height, kx, kz, phase. Flat at the origin."""
     height, kx, kz, phase = waves
+    return flattened((height * (kx * x + kz * z + phase).sin()).sum(0), x, z)
+
+
+def flattened(height: Tensor, x: Tensor, z: Tensor) -> Tensor:
+    """Heights, less of them near the origin."""
     distance = x * x + z * z
-    return (height * (kx * x + kz * z + phase).sin()).sum(0) * (distance / (distance + FLAT_RADIUS**2))
+    return height * (distance / (distance + FLAT_RADIUS**2))
 
 
 def gradient(field, place: Tensor, step: float = 1e-5) -> Tensor:

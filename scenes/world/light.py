@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 from ..intersect import dot
 from .patterns import fractal
 from .plan import LIGHTS, ROOM_ROWS, Table
-from .trace import blocked
+from .trace import Tiles, blocked
 
 # A part takes ambient light up to this many times its size away.
 OCCLUSION_REACH = 5.0
@@ -18,29 +18,28 @@ CORNER_DARKNESS, CORNER_METRES = 0.35, 0.3
 SAME_NORMAL = 0.95
 
 
-def openness(table: Table, point: Tensor, normal: Tensor, row: Tensor) -> Tensor:
+def openness(table: Table, point: Tensor, normal: Tensor, row: Tensor, tiles: Tiles) -> Tensor:
     """[b, p]: the share of the ambient light that the parts and walls around leave, 0..1.
 
     A part counts as the ball of its volume: of a hemisphere, a ball of radius r at distance d takes cos (r / d)^2.
     """
     radius = table.blocks
-    reach = OCCLUSION_REACH * radius
-    squared = torch.baddbmm(dot(point, point)[:, None], table.centre, point.transpose(0, 1), alpha=-2)
-    # What is only just within reach takes nothing, so that float32 may err here.
-    limit = torch.where(table.shape >= 0, reach.square() * 1.05 + 0.01 - table.centre.square().sum(-1), -float("inf"))
-    scene, part, pixel = (squared < limit[..., None]).nonzero(as_tuple=True)
-    other = row[scene, pixel] != ROOM_ROWS + part
-    scene, part, pixel = scene[other], part[other], pixel[other]
-    ray = scene * point.shape[2] + pixel
-    way = table.centre[scene, part].T - point.flatten(1)[:, ray]
-    size = radius[scene, part]
+    places, normals, rows = point[:, :, tiles.pixels], normal[:, :, tiles.pixels], row[:, tiles.pixels]
+    middle = places.mean(-1)
+    spread = (places - middle[..., None]).square().sum(0).amax(-1).sqrt()
+    way = table.centre.permute(2, 0, 1)[..., None] - middle[:, :, None]
+    near = dot(way, way).sqrt() < OCCLUSION_REACH * radius[..., None] + spread[:, None]
+    scene, part, tile = (near & (table.shape >= 0)[..., None]).nonzero(as_tuple=True)
+    way = table.centre[scene, part].T[..., None] - places[:, scene, tile]
+    size = radius[scene, part, None]
     distance = dot(way, way).sqrt().maximum(size)
-    cosine = (dot(way, normal.flatten(1)[:, ray]) / distance).clamp(0, 1)
+    cosine = (dot(way, normals[:, scene, tile]) / distance).clamp(0, 1)
     fade = (1 - distance / (OCCLUSION_REACH * size)).clamp(min=0)
-    taken = 0.9 * cosine * (size / distance).square() * fade * (2 - fade)
-    left = torch.zeros_like(point[0])
-    left.flatten().index_add_(0, ray, (1 - taken).log())
-    left = left.exp()
+    other = rows[scene, tile] != ROOM_ROWS + part[:, None]
+    taken = 0.9 * cosine * (size / distance).square() * fade * (2 - fade) * other
+    left = torch.zeros_like(places[0])
+    left.flatten(0, 1).index_add_(0, scene * len(tiles.pixels) + tile, (1 - taken).log())
+    left = left.flatten(1)[:, tiles.places].exp()
 
     for axis in range(3):
         for wall in (table.low, table.high):
@@ -58,7 +57,7 @@ def environment(table: Table, direction: Tensor, roughness: Tensor) -> Tensor:
 
 
 def shade(
-    table: Table, point: Tensor, normal: Tensor, view: Tensor, row: Tensor, base: Tensor, surface: Tensor, height: int, offset: Tensor
+    table: Table, point: Tensor, normal: Tensor, view: Tensor, row: Tensor, base: Tensor, surface: Tensor, offset: Tensor, tiles: Tiles
 ) -> tuple[Tensor, Tensor]:
     """Irradiance and raw highlights, linear [3, b, p].
 
@@ -66,7 +65,7 @@ def shade(
     shadow rays leave the surface.
     """
     roughness, metallic = surface
-    left = openness(table, point, normal, row)
+    left = openness(table, point, normal, row, tiles)
     above, below = table.above.T[..., None], table.below.T[..., None]
     sky_share = 0.5 + 0.5 * normal[1]
     irradiance = (below + (above - below) * sky_share) * left
@@ -83,7 +82,7 @@ def shade(
     for light in range(LIGHTS):
         if not table.light_color[:, light].any():
             continue
-        towards, falloff, seen = _light(table, light, point, normal, row, height, offset)
+        towards, falloff, seen = _light(table, light, point, normal, row, offset, tiles)
         cosine = dot(normal, towards)
         color = table.light_color[:, light].T[..., None]
         received = color * (cosine.clamp(min=0) * falloff * seen)
@@ -109,7 +108,7 @@ def _microfacets(
 
 
 def _light(
-    table: Table, light: int, point: Tensor, normal: Tensor, row: Tensor, height: int, offset: Tensor
+    table: Table, light: int, point: Tensor, normal: Tensor, row: Tensor, offset: Tensor, tiles: Tiles
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Unit direction to a light [3, b, p], its falloff and how much of it is seen, [b, p]."""
     is_lamp = table.is_lamp[:, light, None]
@@ -120,10 +119,11 @@ def _light(
     falloff = (table.light_reach[:, light, None] / distance).square().clamp(max=1).masked_fill(~is_lamp, 1.0)
 
     # Each pixel of a square of nine looks at another point of the light; what they see is shared afterwards.
-    width = point.shape[2] // height
+    height, width = tiles.height, point.shape[2] // tiles.height
     nth = (torch.arange(height)[:, None] % 3 * 3 + torch.arange(width) % 3).flatten()
     u, v = (nth + 0.5) / 4.5 - 1, ((2 * nth) % 9 + 0.5) / 4.5 - 1
-    side = torch.nn.functional.normalize(torch.stack([towards[2], torch.zeros_like(towards[0]), -towards[0]]), dim=0, eps=1e-6)
+    across = torch.hypot(towards[0], towards[2]).clamp(min=1e-6)
+    side = torch.stack([towards[2] / across, torch.zeros_like(across), -towards[0] / across])
     up = torch.linalg.cross(towards, side, dim=0)
     size = table.light_size[:, light, None]
     aim = towards * distance + (side * u + up * v) * size
@@ -131,7 +131,7 @@ def _light(
     aim = aim / far
     wanted = (dot(normal, towards) > 0) & (table.light_color[:, light].amax(-1) > 0)[:, None] & (row != 1)
     reach = far.masked_fill(~is_lamp, float("inf"))
-    hidden = blocked(table, point + normal * offset, aim, reach, wanted)
+    hidden = blocked(table, point + normal * offset, aim, reach, wanted, tiles)
     seen = _shared((wanted & ~hidden).float(), wanted, point, normal, row, height, offset)
     return towards, falloff, seen
 

@@ -13,6 +13,7 @@ from .shapes import TORUS, TURNED
 
 Vector = tuple[float, float, float]
 Axes = tuple[Vector, Vector, Vector]
+Wave = tuple[float, float, float, float]  # height in metres, kx, kz in radians per metre, phase
 
 UPRIGHT: Axes = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 ENDLESS = 1000.0  # metres: walls that are never seen
@@ -88,15 +89,16 @@ CLEAR = Sky()
 class Plan:
     """One scene. low, high: the corners of the room; outdoors its floor is the ground and its walls are ENDLESS metres away.
 
-    room: materials of the six faces (outdoors: ground, unused, hills, unused ...). waves: (height, kx, kz, phase) of hills.
+    names: of the things, as a caption says them. faces: materials of the room (outdoors: ground, unused, hills, unused ...).
     mirrored: linear radiance above, around and below, seen in shiny surfaces. above, below: linear ambient irradiance.
     All lights and `above` together stay within 1 in each channel.
     """
 
     caption: str
     camera: Camera
+    names: tuple[str, ...]
     parts: tuple[Part, ...]
-    room: tuple[Material, ...]
+    faces: tuple[Material, ...]
     lights: tuple[Light, ...]
     above: Vector
     below: Vector
@@ -104,7 +106,7 @@ class Plan:
     low: Vector = (-ENDLESS, 0.0, -ENDLESS)
     high: Vector = (ENDLESS, ENDLESS, ENDLESS)
     sky: Sky = CLEAR
-    waves: tuple[tuple[float, float, float, float], ...] = ()
+    waves: tuple[Wave, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def pack(plans: Sequence[Plan]) -> Table:
             form = (*part.form, *nothing[: FORM_NUMBERS - len(part.form)])
             solid.append([*part.centre, *part.axes[0], *part.axes[1], *part.axes[2], *part.half, *form])
         solid.extend([nothing] * missing)
-        used = [*plan.room, *(part.material for part in plan.parts), *[plan.room[0]] * missing]
+        used = [*plan.faces, *(part.material for part in plan.parts), *[plan.faces[0]] * missing]
         materials.extend([*of.color, *of.second, of.scale, *of.offset, of.roughness, of.metallic] for of in used)
         pattern.append([of.pattern for of in used])
         lights.append([*plan.lights, *[dark] * (LIGHTS - len(plan.lights))])

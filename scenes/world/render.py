@@ -9,7 +9,7 @@ from ..intersect import dot
 from .light import shade, sky_color
 from .patterns import share_of
 from .plan import ROOM_ROWS, Plan, Table, pack
-from .trace import SKY_ROW, first_hit, normals_of
+from .trace import SKY_ROW, cut, first_hit, normals_of
 
 # Shadow rays start this far above a surface: metres, and a share of the distance to the camera.
 OFFSET_METRES, OFFSET_SHARE = 3e-4, 4e-4
@@ -25,12 +25,13 @@ def render_plans(
     table = pack(plans)
     direction, along_axis = camera_rays(table, height, width)
     origin = table.camera_position.T[..., None]
-    distance, row = first_hit(table, origin, direction, along_axis)
+    tiles = cut(height, width)
+    distance, row = first_hit(table, origin, direction, along_axis, tiles)
     point = origin + direction * distance
     place, normal = normals_of(table, point, row)
     base, surface = _material(table, row, place, normal, direction, distance, height)
     offset = OFFSET_METRES + OFFSET_SHARE * distance
-    shading, highlights = shade(table, point, normal, -direction, row, base, surface, height, offset)
+    shading, highlights = shade(table, point, normal, -direction, row, base, surface, offset, tiles)
     albedo = base * (1 - surface[1])
     # A shoulder as films have: highlights fill what the diffuse light leaves up to white, and nothing clips.
     specular = (1 - albedo * shading) * (1 - (-highlights).exp())

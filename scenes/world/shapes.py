@@ -1,7 +1,8 @@
 """Where a ray meets a part, in the part's own frame, whose unit is the half size: closed forms, or sphere tracing refined in float64.
 
-Rays come as (origin, direction) `[3, n]` with the origin where the ray is nearest to the part's centre, so that float32 loses
-little; `from_` `[n]` is the least parameter that counts. Each function gives (hit [n] bool, parameter [n]).
+Rays come as (origin, direction) `[3, n, r]`: r rays for each of n parts, the origin where a ray is nearest to the part's centre, so that
+float32 loses little. form: `[k, n, 1]`; from_ `[n, r]` is the least parameter that counts. Each function gives (hit, parameter), [n, r].
+Where a ray runs exactly within a plane, 0 / 0 compares as false: it misses.
 """
 
 from collections.abc import Callable
@@ -10,8 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..intersect import dot, reciprocal
-from .fields import blend, bumpy, gradient, steepest, torus
+from ..intersect import dot
+from .fields import BALLS, blend, bumpy, gradient, steepest, torus
 
 TURNED, BOX, BEVELLED, HEXAGON, ROOF, PYRAMID, TORUS, BLEND, BUMPY = range(9)
 INFINITY = float("inf")
@@ -53,7 +54,7 @@ def _along(normal: tuple[float, float, float], vector: Tensor) -> Tensor:
 def _slabs_hit(slabs, form: Tensor, origin: Tensor, direction: Tensor, from_: Tensor) -> tuple[Tensor, Tensor]:
     near, far = None, None
     for normal, low, high in slabs:
-        inverse, start = reciprocal(_along(normal, direction)), _along(normal, origin)
+        inverse, start = 1 / _along(normal, direction), _along(normal, origin)
         one, other = (low - start) * inverse, (high - start) * inverse
         entry, leave = torch.minimum(one, other), torch.maximum(one, other)
         near, far = (entry, leave) if near is None else (torch.maximum(near, entry), torch.minimum(far, leave))
@@ -82,10 +83,10 @@ def _turned_hit(form: Tensor, origin: Tensor, direction: Tensor, from_: Tensor) 
     # Without cancellation: the roots are c / q and q / a.
     q = -(b + torch.copysign(inside.clamp(min=0).sqrt(), b))
     best = torch.full_like(q, INFINITY)
-    for root in (c * reciprocal(q), q * reciprocal(a)):
+    for root in (c / q, q / a):
         valid = (inside > 0) & ((oy + root * dy).abs() <= 1) & (root > from_)
         best = torch.minimum(best, root.masked_fill(~valid, INFINITY))
-    inverse = reciprocal(dy)
+    inverse = 1 / dy
     for y, limit in ((1, q0 + q1 + q2), (-1, q0 - q1 + q2)):
         cap = (y - oy) * inverse
         x, z = ox + cap * dx, oz + cap * dz
@@ -108,28 +109,32 @@ def _field_hit(field, form: Tensor, origin: Tensor, direction: Tensor, from_: Te
     speed = dot(direction, direction).sqrt()
     half_chord = (1 - dot(origin, origin)).clamp(min=0).sqrt() / speed
     at = torch.maximum(-half_chord, from_)
+    part, ray = (at < half_chord).nonzero(as_tuple=True)
+    form, origin, direction = form[:, part, 0], origin[:, part, ray], direction[:, part, ray]
+    speed, half_chord, t, least = (of[part, ray] for of in (speed, half_chord, at, from_))
     # Some steps may end a little inside: Newton's method comes back.
     stride = 1 / (speed * steepest(form, field))
-    active = (at < half_chord).nonzero()[:, 0]
-    arrived = torch.zeros_like(at, dtype=torch.bool)
+    active = torch.arange(len(t))
+    arrived = torch.zeros_like(t, dtype=torch.bool)
     for _ in range(0, STEPS, STEPS_TOGETHER):
-        forms, start, towards, pace, t = form[:, active], origin[:, active], direction[:, active], stride[active], at[active]
+        forms, start, towards, pace, now = form[:, active], origin[:, active], direction[:, active], stride[active], t[active]
         for _ in range(STEPS_TOGETHER):
-            value = field(forms, start + towards * t)
-            t = t + value * pace
-        at[active] = t
+            value = field(forms, start + towards * now)
+            now = now + value * pace
+        t[active] = now
         near = value < CLOSE
         arrived[active] = near
-        active = active[~near & (t < half_chord[active])]
-    found = (arrived & (at < half_chord)).nonzero()[:, 0]
-    forms, start, towards, t, least = (of[..., found].double() for of in (form, origin, direction, at, -0.03 * speed))
+        active = active[~near & (now < half_chord[active])]
+    found = (arrived & (t < half_chord)).nonzero()[:, 0]
+    form, origin, direction, t, flattest = (of[..., found].double() for of in (form, origin, direction, t, -0.03 * speed))
     for _ in range(4):
-        value = field(forms, start + towards * t)
-        slope = (field(forms, start + towards * (t + 1e-6)) - value) / 1e-6
-        t = t - value / torch.minimum(slope, least)
-    hit = torch.zeros_like(arrived)
-    hit[found] = (field(forms, start + towards * t).abs() < 1e-5) & (t > from_[found])
-    at[found] = t.float()
+        value = field(form, origin + direction * t)
+        slope = (field(form, origin + direction * (t + 1e-6)) - value) / 1e-6
+        t = t - value / torch.minimum(slope, flattest)
+    good = (field(form, origin + direction * t).abs() < 1e-5) & (t > least[found])
+    hit = torch.zeros_like(at, dtype=torch.bool)
+    hit[part[found], ray[found]] = good
+    at[part[found], ray[found]] = t.float()
     return hit, at
 
 
@@ -138,6 +143,8 @@ def _field_normal(field, form: Tensor, place: Tensor) -> Tensor:
     return gradient(lambda at: field(form, at), place).float()
 
 
+# How many of a part's numbers its shape reads.
+FORM_ROWS = {TURNED: 3, TORUS: 1, BLEND: 4 * BALLS, BUMPY: 5}
 HITS: dict[int, Callable] = {
     TURNED: _turned_hit,
     **{shape: partial(_slabs_hit, slabs) for shape, slabs in SLABS.items()},

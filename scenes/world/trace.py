@@ -1,90 +1,121 @@
 """Where rays meet the parts, the room and the hills of a batch of plans. Vectors are `[3, b, p]`, as in `intersect`."""
 
+from dataclasses import dataclass
+
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..intersect import dot, reciprocal
-from .fields import hills
+from .fields import flattened, hills
 from .plan import HILLS_ROW, ROOM_ROWS, Table
-from .shapes import HITS, NORMALS
+from .shapes import FORM_ROWS, HITS, NORMALS, STEPS_TOGETHER
 
 # The sky is a wall at this depth, in metres; what lies behind it is not seen.
 SKY_DEPTH = 60.0
 SKY_ROW = 1
+TILE = 8  # pixels: rays are compared with parts a square at a time
 HILL_STEPS = 56
 
 
-class Pairs:
-    """Rays that may meet parts: scene, part and pixel `[n]` of each, and the ray in the part's own frame."""
+@dataclass(frozen=True)
+class Frames:
+    """Parts `[n]` of a batch, to look at from within: columns of the table."""
 
-    def __init__(self, table: Table, scene: Tensor, part: Tensor, pixel: Tensor, width: int):
-        self.column = scene * table.shape.shape[1] + part
-        self.ray = scene * width + pixel
-        self.part = part
-        solid = table.solid[:, self.column]
-        self.centre, self.axes, self.half, self.form = solid[:3], solid[3:12], solid[12:15], solid[15:]
+    centre: Tensor  # [3, n, 1]
+    axes: Tensor  # [9, n, 1]
+    half: Tensor  # [3, n, 1]
+    form: Tensor  # [k, n, 1]
 
     def inwards(self, vector: Tensor) -> Tensor:
-        """World to the part's frame, in half sizes; [3, n]."""
+        """World to the parts' frames, in half sizes; [3, n, r]."""
         return _product(self.axes, vector) / self.half
 
     def outwards(self, normal: Tensor) -> Tensor:
-        """A normal of the part's frame in the world; [3, n], unit."""
-        a = self.axes
-        world = _product(a[[0, 3, 6, 1, 4, 7, 2, 5, 8]], normal / self.half)
+        """Normals of the parts' frames in the world; [3, n, r], unit."""
+        world = _product(self.axes[[0, 3, 6, 1, 4, 7, 2, 5, 8]], normal / self.half)
         return world / dot(world, world).sqrt()
 
 
+def _frames(table: Table, column: Tensor, shape: int) -> Frames:
+    solid = table.solid[: 15 + FORM_ROWS.get(shape, 0), column][..., None]
+    return Frames(solid[:3], solid[3:12], solid[12:15], solid[15:])
+
+
 def _product(matrix: Tensor, vector: Tensor) -> Tensor:
-    """[9, n] by [3, n]."""
+    """[9, n, 1] by [3, n, r]."""
     return torch.stack([dot(matrix[row : row + 3], vector) for row in (0, 3, 6)])
 
 
-def part_hits(table: Table, origin: Tensor, direction: Tensor, wanted: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+@dataclass(frozen=True)
+class Tiles:
+    """A picture as squares of pixels; those that reach over its border repeat the border's."""
+
+    pixels: Tensor  # [tiles, TILE^2] index of the pixel
+    places: Tensor  # [p] where in `pixels`, flattened, each pixel stands
+    height: int
+
+
+def cut(height: int, width: int) -> Tiles:
+    """A picture of this size as tiles."""
+    down, right = torch.arange(-(-height // TILE) * TILE), torch.arange(-(-width // TILE) * TILE)
+    pixels = down.clamp(max=height - 1)[:, None] * width + right.clamp(max=width - 1)
+    places = torch.arange(pixels.numel()).view(-1, pixels.shape[1] // TILE, TILE, TILE)
+    places = rearrange(places, "y x i j -> (y i) (x j)")[:height, :width].flatten()
+    return Tiles(rearrange(pixels, "(y i) (x j) -> (y x) (i j)", i=TILE, j=TILE), places, height)
+
+
+def part_hits(table: Table, origin: Tensor, direction: Tensor, tiles: Tiles, wanted: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """(ray [n] as scene * p + pixel, part [n], distance [n]) of all meetings in front of the origins.
 
-    origin: `[3, b, p]` or `[3, b, 1]`. wanted: `[b, p]` bool.
+    origin, direction: `[3, b, p]`. wanted: `[b, p]` bool.
     """
+    pixels = direction.shape[2]
+    origin, direction = origin[:, :, tiles.pixels], direction[:, :, tiles.pixels]
     near = _near_parts(table, origin, direction)
     if wanted is not None:
-        near &= wanted[:, None]
-    width = direction.shape[2]
-    origin, direction = origin.expand_as(direction).flatten(1), direction.flatten(1)
-    scene, part, pixel = near.nonzero(as_tuple=True)
-    shape = table.shape[scene, part]
-    rays, parts, distances = [], [], []
+        wanted = wanted[:, tiles.pixels]
+        near &= wanted.any(-1)[:, None]
+    scene, part, tile = near.nonzero(as_tuple=True)
+    shape, column, row = table.shape[scene, part], scene * table.shape.shape[1] + part, scene * len(tiles.pixels) + tile
+    origin, direction = origin.flatten(1, 2), direction.flatten(1, 2)
+    rays, parts, distances = [scene.new_empty(0)], [scene.new_empty(0)], [origin.new_empty(0)]
     for kind, hit_of in HITS.items():
         chosen = (shape == kind).nonzero()[:, 0]
         if not len(chosen):
             continue
-        pairs = Pairs(table, scene[chosen], part[chosen], pixel[chosen], width)
-        towards = pairs.inwards(direction[:, pairs.ray])
-        start = pairs.inwards(origin[:, pairs.ray] - pairs.centre)
+        frames, rows = _frames(table, column[chosen], kind), row[chosen]
+        towards = frames.inwards(direction[:, rows])
+        start = frames.inwards(origin[:, rows] - frames.centre)
         nearest = -dot(start, towards) / dot(towards, towards)
-        hit, distance = hit_of(pairs.form, start + towards * nearest, towards, -nearest)
-        hit = hit.nonzero()[:, 0]
-        rays.append(pairs.ray[hit])
-        parts.append(pairs.part[hit])
-        distances.append((distance + nearest)[hit])
-    if not rays:
-        return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), torch.empty(0)
+        hit, distance = hit_of(frames.form, start + towards * nearest, towards, -nearest)
+        if wanted is not None:
+            hit &= wanted.flatten(0, 1)[rows]
+        block, within = hit.nonzero(as_tuple=True)
+        at = chosen[block]
+        rays.append(scene[at] * pixels + tiles.pixels[tile[at], within])
+        parts.append(part[at])
+        distances.append((distance + nearest)[block, within])
     return torch.cat(rays), torch.cat(parts), torch.cat(distances)
 
 
 def _near_parts(table: Table, origin: Tensor, direction: Tensor) -> Tensor:
-    """[b, P, p] bool: the ray passes, ahead of its origin, the sphere around a part that exists."""
-    centre = table.centre
-    # A margin far above what float32 loses at the distances seen.
-    radius = table.bound * 1.02 + 0.02
-    ahead = torch.baddbmm(-dot(origin, direction)[:, None], centre, direction.transpose(0, 1))
-    squared = torch.baddbmm(dot(origin, origin)[:, None], centre, origin.transpose(0, 1), alpha=-2)
-    limit = torch.where(table.shape >= 0, radius.square() - centre.square().sum(-1), -float("inf"))
-    near = torch.addcmul(squared, ahead, ahead, value=-1) < limit[..., None]
-    near &= ahead > -radius[..., None]
-    return near
+    """[b, P, tiles] bool: some ray of a tile may meet the sphere around a part that exists.
+
+    A tile's rays stay around its mean ray, within their spread at the origin and their spread in direction times the way.
+    """
+    start, along = origin.mean(-1), direction.mean(-1)
+    along = along / dot(along, along).sqrt()
+    spread, fan = (torch.sqrt(dot(away, away).amax(-1))[:, None] for away in (origin - start[..., None], direction - along[..., None]))
+    way = table.centre.permute(2, 0, 1)[..., None] - start[:, :, None]
+    ahead, squared = dot(way, along[:, :, None]), dot(way, way)
+    radius = (table.bound * 1.001 + 1e-3)[..., None]
+    limit = radius + spread + fan * (squared.sqrt() + radius + spread)
+    near = squared - ahead.clamp(min=0).square() < limit.square()
+    return near & (table.shape >= 0)[..., None]
 
 
-def first_hit(table: Table, origin: Tensor, direction: Tensor, along_axis: Tensor) -> tuple[Tensor, Tensor]:
+def first_hit(table: Table, origin: Tensor, direction: Tensor, along_axis: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
     """Distance [b, p] and row of the material [b, p] of what each camera ray meets first; beyond SKY_DEPTH, the sky."""
     low, high = table.low.T[..., None], table.high.T[..., None]
     inverse = reciprocal(direction)
@@ -97,7 +128,7 @@ def first_hit(table: Table, origin: Tensor, direction: Tensor, along_axis: Tenso
         row[scene][hill < distance[scene]] = HILLS_ROW
         distance[scene] = torch.minimum(distance[scene], hill)
 
-    ray, part, found = part_hits(table, origin, direction)
+    ray, part, found = part_hits(table, origin.expand_as(direction), direction, tiles)
     best, rows = distance.flatten(), row.flatten()
     best.scatter_reduce_(0, ray, found, "amin")
     first = found == best[ray]
@@ -114,25 +145,26 @@ def _hill_hit(waves: Tensor, origin: Tensor, direction: Tensor, farthest: Tensor
     slope = (waves[:, 0] * torch.hypot(waves[:, 1], waves[:, 2])).square().sum().sqrt()
     waves = waves.T[..., None]
     # From where the ray comes below the tallest possible hill.
-    start = ((tallest - origin[1]) * reciprocal(direction[1])).clamp(min=0) * (origin[1] > tallest)
+    start = ((tallest - origin[1]) / direction[1]).clamp(min=0) * (origin[1] > tallest)
     result = torch.full_like(farthest, float("inf"))
     active = ((start < farthest) & ~((origin[1] > tallest) & (direction[1] >= 0))).nonzero()[:, 0]
     t = start[active]
     before = t
-    for step in range(HILL_STEPS):
+    for _ in range(0, HILL_STEPS, STEPS_TOGETHER):
         place, towards = origin[:, active], direction[:, active]
-        x, y, z = place + towards * t
-        above = y - hills(waves, x, z)
-        if step % 4 == 3 or step == HILL_STEPS - 1:
-            met = above < 0
-            result[active[met]] = _bisect(waves, place[:, met], towards[:, met], before[met], t[met])
-            going = ~met & (t < farthest[active]) & ((y < tallest) | (towards[1] < 0))
-            active, t, before, above = active[going], t[going], before[going], above[going]
-            if not len(active):
-                break
-        ahead = above > 0
-        before = torch.where(ahead, t, before)
-        t = torch.where(ahead, t + (above / (1 + slope)).clamp(min=0.01) + 0.006 * t, t)
+        # A wave's phase along a ray is a line.
+        first, rate = (waves[1] * of[0] + waves[2] * of[2] for of in (place, towards))
+        first = first + waves[3]
+        for _ in range(STEPS_TOGETHER):
+            x, y, z = place + towards * t
+            above = y - flattened(waves[0].T @ torch.addcmul(first, rate, t).sin(), x, z)[0]
+            ahead = above > 0
+            before = torch.where(ahead, t, before)
+            t = torch.where(ahead, t + (above / (1 + slope)).clamp(min=0.01) + 0.006 * t, t)
+        met = ~ahead
+        result[active[met]] = _bisect(waves, place[:, met], towards[:, met], before[met], t[met])
+        going = ahead & (t < farthest[active]) & ((y < tallest) | (towards[1] < 0))
+        active, t, before = active[going], t[going], before[going]
     return result
 
 
@@ -147,9 +179,9 @@ def _bisect(waves: Tensor, origin: Tensor, direction: Tensor, above: Tensor, bel
     return ((above + below) / 2).float()
 
 
-def blocked(table: Table, origin: Tensor, direction: Tensor, reach: Tensor, wanted: Tensor) -> Tensor:
+def blocked(table: Table, origin: Tensor, direction: Tensor, reach: Tensor, wanted: Tensor, tiles: Tiles) -> Tensor:
     """[b, p] bool: something stands within `reach` metres `[b, p]` of the origins that are wanted."""
-    ray, _, distance = part_hits(table, origin, direction, wanted)
+    ray, _, distance = part_hits(table, origin, direction, tiles, wanted)
     result = torch.zeros(wanted.numel(), dtype=torch.bool)
     result[ray[distance < reach.flatten()[ray]]] = True
     result = result.view_as(wanted)
@@ -167,21 +199,20 @@ def normals_of(table: Table, point: Tensor, row: Tensor) -> tuple[Tensor, Tensor
     normal = inwards[:, row.clamp(max=ROOM_ROWS - 1)]
     place = point * (1 - normal.abs())
 
-    width = point.shape[2]
     flat_point, flat_normal, flat_place = point.flatten(1), normal.flatten(1), place.flatten(1)
     scene, pixel = (row >= ROOM_ROWS).nonzero(as_tuple=True)
     part = row[scene, pixel] - ROOM_ROWS
-    shape = table.shape[scene, part]
+    shape, column, rays = table.shape[scene, part], scene * table.shape.shape[1] + part, scene * point.shape[2] + pixel
     for kind, normal_of in NORMALS.items():
         chosen = (shape == kind).nonzero()[:, 0]
         if not len(chosen):
             continue
-        pairs = Pairs(table, scene[chosen], part[chosen], pixel[chosen], width)
-        at = pairs.inwards(flat_point[:, pairs.ray] - pairs.centre)
-        outward = normal_of(pairs.form, at)
-        flat_normal[:, pairs.ray] = pairs.outwards(outward)
+        frames, ray = _frames(table, column[chosen], kind), rays[chosen]
+        at = frames.inwards(flat_point[:, ray, None] - frames.centre)
+        outward = normal_of(frames.form[..., 0], at[..., 0])[..., None]
+        flat_normal[:, ray] = frames.outwards(outward)[..., 0]
         # On a flat face the coordinate across it is left out: a pattern's cells must not end just there.
-        flat_place[:, pairs.ray] = at * pairs.half * (outward.abs() < 1)
+        flat_place[:, ray] = (at * frames.half * (outward.abs() < 1))[..., 0]
     normal, place = flat_normal.view_as(normal), flat_place.view_as(place)
     for scene in (table.waves[:, 0, 0] > 0).nonzero()[:, 0].tolist():
         pixel = (row[scene] == HILLS_ROW).nonzero()[:, 0]

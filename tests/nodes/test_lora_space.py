@@ -135,7 +135,7 @@ def test_a_lora_with_nothing_to_compare_says_so():
 
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "absent.safetensors", "broken", ""])
 def test_only_listed_names_lead_to_files(name):
-    with pytest.raises(ValueError, match="There is no LoRA"):
+    with pytest.raises(FileNotFoundError, match="There is no LoRA"):
         lora_shelf.lora_path(name)
     assert lora_shelf.preview_jpeg(name) is None
     with pytest.raises(ValueError, match="no LoRA collection"):

@@ -1,6 +1,6 @@
 """What the trainers ask of a kind of network. Each kind answers in a `Backbone` of its own, in a file beside this one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,8 @@ class TextEmbeddings:
     pooled: Tensor | None = None
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "TextEmbeddings":
-        return TextEmbeddings(*(None if part is None else change(part) for part in (self.context, self.mask, self.pooled)))
+        mask, pooled = (None if part is None else change(part) for part in (self.mask, self.pooled))
+        return TextEmbeddings(change(self.context), mask, pooled)
 
     def rows(self, rows: Tensor) -> "TextEmbeddings":
         """A selection, repetitions allowed."""
@@ -38,8 +39,13 @@ class TextEmbeddings:
     @classmethod
     def joined(cls, parts: Sequence["TextEmbeddings"]) -> "TextEmbeddings":
         """Of all texts of `parts`, float32 on the CPU."""
-        columns = zip(*((part.context, part.mask, part.pooled) for part in parts), strict=True)
-        return cls(*(None if column[0] is None else torch.cat([part.float().cpu() for part in column]) for column in columns))
+
+        def column(tensors: Iterable[Tensor | None]) -> Tensor | None:
+            found = [tensor.float().cpu() for tensor in tensors if tensor is not None]
+            return torch.cat(found) if found else None
+
+        context = torch.cat([part.context.float().cpu() for part in parts])
+        return cls(context, column(part.mask for part in parts), column(part.pooled for part in parts))
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
+from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
 from einops import rearrange
 from torch import Tensor, nn
 
 from ...methods.lumix.attention import attend_maps
 from ...methods.lumix.design import QUERY_BROADCAST, Design
-from ...methods.lumix.tensor_lora.layer import Adapter, MapLayer, Update
+from ...methods.lumix.tensor_lora.layer import Adapter, BlockAdapter, MapLayer, Update
 from ..pairs import OnEncoded
 from .backbone import Backbone, FlowBase, MapFlow, TextEmbeddings
 
@@ -114,7 +115,7 @@ class MapAttention:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Attention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -125,14 +126,14 @@ class MapAttention:
         x = self._by_group(hidden_states)
         text_tokens = 0 if encoder_hidden_states is None else encoder_hidden_states.shape[1]
         updates = self.layer(x)
-        rotary = tuple(part[text_tokens:] for part in image_rotary_emb)
+        rotary = _positions(image_rotary_emb, slice(text_tokens, None))
         query = _rotated(self._query(attn, x, updates), rotary)
         key = _rotated(_updated(_normed(attn.norm_k, attn.to_k(x)), updates[-2]), rotary)
         value = _updated(_heads(attn.to_v(x), attn.head_dim), updates[-1])
         text_query = None
-        if text_tokens:
+        if encoder_hidden_states is not None:
             text = self._by_group(encoder_hidden_states)
-            rotary = tuple(part[:text_tokens] for part in image_rotary_emb)
+            rotary = _positions(image_rotary_emb, slice(text_tokens))
             text_query = _rotated(_normed(attn.norm_added_q, attn.add_q_proj(text)), rotary)
             text_key = _rotated(_normed(attn.norm_added_k, attn.add_k_proj(text)), rotary)
             key = torch.cat([text_key, key], dim=-3)
@@ -151,7 +152,7 @@ class MapAttention:
     def _by_group(self, rows: Tensor) -> Tensor:
         return rearrange(rows, "(group map) token dim -> group map token dim", map=len(self.design.maps))
 
-    def _query(self, attn: nn.Module, x: Tensor, updates: tuple[Update, ...]) -> Tensor:
+    def _query(self, attn: Attention, x: Tensor, updates: tuple[Update, ...]) -> Tensor:
         """Of all maps; of the colour map alone where it is broadcast."""
         only = slice(None)
         if self.design.attention == QUERY_BROADCAST:
@@ -163,11 +164,16 @@ class MapAttention:
         return query
 
 
+def _positions(rotary: tuple[Tensor, Tensor], tokens: slice) -> tuple[Tensor, Tensor]:
+    cosines, sines = rotary
+    return cosines[tokens], sines[tokens]
+
+
 def _heads(x: Tensor, head_dim: int) -> Tensor:
     return x.unflatten(-1, (-1, head_dim))
 
 
-def _normed(norm: nn.Module, x: Tensor) -> Tensor:
+def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
     return norm(_heads(x, norm.normalized_shape[0]))
 
 
@@ -192,13 +198,17 @@ def _add_projection(layer: MapLayer, maps: int) -> Callable:
     return hook
 
 
+def _blocks(blocks: nn.ModuleList) -> list[BlockAdapter]:
+    return [block for block in blocks if isinstance(block, BlockAdapter)]
+
+
 def join_maps(transformer: FluxTransformer2DModel, adapter: Adapter) -> None:
     """Puts the adapter into `transformer`, which then takes groups of maps only: rows are `(group map)`."""
     design = adapter.config.design
-    for block, own in zip(transformer.transformer_blocks, adapter.double_blocks, strict=True):
+    for block, own in zip(transformer.transformer_blocks, _blocks(adapter.double_blocks), strict=True):
         block.attn.set_processor(MapAttention(own.input, design))
         block.attn.to_out[0].register_forward_hook(_add_projection(own.proj, len(design.maps)))
-    for block, own in zip(transformer.single_transformer_blocks, adapter.single_blocks, strict=True):
+    for block, own in zip(transformer.single_transformer_blocks, _blocks(adapter.single_blocks), strict=True):
         block.attn.set_processor(MapAttention(own.input, design))
         block.proj_out.register_forward_hook(_add_projection(own.proj, len(design.maps)))
 

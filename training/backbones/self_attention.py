@@ -1,9 +1,11 @@
 """Joint self-attention for the networks whose self-attentions diffusers calls attn1: eq. 1 of I-LDM, w = 1."""
 
 import torch
+from diffusers import ModelMixin
 from diffusers.models.attention_processor import Attention
 from einops import rearrange
-from torch import Tensor, nn
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
 
 from ...kernels.cross_domain_attention import Segment, joint_attention
 
@@ -33,12 +35,12 @@ class JointSelfAttention:
         return attn.to_out[1](_by_domain(attn.to_out[0], rearrange(output, "row head token dim -> row token (head dim)")))
 
 
-def _by_domain(layer: nn.Module, x: Tensor) -> Tensor:
+def _by_domain(layer: LoraLayer, x: Tensor) -> Tensor:
     picture, intrinsic = x.chunk(2)
     return torch.cat([layer.base_layer(picture), layer(intrinsic)])
 
 
-def exchange_in(network: nn.Module) -> None:
+def exchange_in(network: ModelMixin) -> None:
     """Puts the joint attention into every self-attention of `network`, whose rows are then all pictures, then their intrinsics."""
     joint = JointSelfAttention()
     network.set_attn_processor({name: joint if ".attn1." in name else processor for name, processor in network.attn_processors.items()})

@@ -6,12 +6,11 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from diffusers import AutoencoderKL, DDPMScheduler
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...methods.ildm.intrinsic_vae import INTRINSICS
 from ...methods.lora.lora_file import read_lora
-from ..atomic import write_atomically
+from ..atomic import write_tensors
 from ..backbones import joint_denoising_of
 from ..backbones.backbone import TextEmbeddings
 from ..config import TrainerConfig, file_header
@@ -137,7 +136,7 @@ def save_joint_lora(network: nn.Module, config: JointConfig) -> None:
     state = joint_denoising_of(network).lora_state(lora_layers(network))
     dtype = getattr(torch, config.save_dtype)
     state = {key: tensor.to(dtype) for key, tensor in state.items()}
-    write_atomically(config.weights, lambda path: save_file(state, path, config.metadata()))
+    write_tensors(config.weights, state, config.metadata())
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The I-LoRA trainer: normals, depth, albedo or shading out of a Stable Diffusion UNet in one forward pass.
+"""The I-LoRA trainer: one of the maps (`methods.maps`) out of a Stable Diffusion UNet in one forward pass.
 
 Recipe and defaults: "Intrinsic LoRA: A Generalist Approach for Discovering Knowledge in Generative Models", single step.
 """

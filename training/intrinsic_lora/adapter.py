@@ -7,10 +7,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer as PeftLayer
-from safetensors.torch import save_file
 
 from ...methods.lora.lora_file import LoraFile, LoraLayer, kohya_state_dict
-from ..atomic import write_atomically
+from ..atomic import write_tensors
 
 _ATTENTION = r"attn[12]\.(?:to_q|to_k|to_v|to_out\.0)"
 # Full names, because peft's suffix "proj" would also match time_proj, which has no weights.
@@ -80,4 +79,4 @@ def lora_layers(unet: UNet2DConditionModel) -> dict[str, LoraLayer]:
 def save_lora(unet: UNet2DConditionModel, path: Path, metadata: Mapping[str, str], dtype: torch.dtype = torch.float32) -> None:
     """Write the LoRA layers so that ComfyUI's LoraLoader and diffusers both load them (kohya's spelling), atomically."""
     state = {key: tensor.to(dtype) for key, tensor in kohya_state_dict(lora_layers(unet)).items()}
-    write_atomically(path, lambda partial: save_file(state, partial, dict(metadata)))
+    write_tensors(path, state, metadata)

@@ -12,7 +12,7 @@ from ...methods.maps import MAPS
 from ..config import TrainerConfig, file_header
 from ..folder_data import FolderData
 from ..loop import LoopConfig
-from ..pairs import SceneData
+from ..pairs import JoinedData, SceneData
 from .adapter import KINDS, randomly_initialised
 
 # The timestep of the only forward pass (I-LoRA, single step).
@@ -32,7 +32,7 @@ class IntrinsicLoraConfig(TrainerConfig):
     base: Path
     map: str
     loop: LoopConfig
-    data: SceneData | FolderData = field(default_factory=SceneData)
+    data: SceneData | JoinedData | FolderData = field(default_factory=SceneData)
     kind: str = "attention"
     rank: int = 8
     batch: int = 4

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ..atomic import write_atomically
+from ..atomic import write_tensors
 from ..pairs import IMAGE, OnEncoded, PairSource
 
 _LOG = logging.getLogger(__name__)
@@ -106,8 +106,7 @@ def encode_kinds(
     for kind in missing:
         mean, std = (torch.cat(half).contiguous() for half in zip(*parts[kind], strict=True))
         if (path := paths[kind]) is not None:
-            state = {"mean": mean, "std": std}
-            write_atomically(path, lambda partial, state=state: save_file(state, partial))
+            write_tensors(path, {"mean": mean, "std": std})
         encoded[kind] = mean, std
     return encoded
 

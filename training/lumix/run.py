@@ -7,12 +7,11 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from diffusers import AutoencoderKL
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...methods.lumix.design import KINDS
 from ...methods.lumix.tensor_lora.file import file_state, read_adapter
-from ..atomic import write_atomically
+from ..atomic import write_tensors
 from ..backbones import map_flow_in
 from ..backbones.backbone import TextEmbeddings
 from ..config import require_size
@@ -78,7 +77,7 @@ class LumixTask:
         """Write the adapter in the published format."""
         tensors, header = file_state(self.module.adapter)
         state = {key: tensor.cpu().to(getattr(torch, self.config.save_dtype)) for key, tensor in tensors.items()}
-        write_atomically(self.config.weights, lambda path: save_file(state, path, header | self.config.metadata()))
+        write_tensors(self.config.weights, state, header | self.config.metadata())
 
 
 def make_optimizer(config: LumixConfig) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from ...methods.lora.lora_file import kohya_state_dict, read_lora
 from ...scenes import Style, render_scenes
 from ...scenes.parameters import COLOR_WORDS, TEXTURE_WORDS
-from ..atomic import write_atomically
+from ..atomic import copy_file, write_atomically
 from ..intrinsic_lora.adapter import add_adapter, lora_layers
 from ..intrinsic_lora.config import Base, load_base
 from ..loop import LoopConfig, train
@@ -132,7 +132,7 @@ def train_style(base: Base, lora: StyleLora, out: Path, steps: int, learning_rat
         )
         train(StyleTask(base, lora, style_data(base, lora)), loop, settings={"style": lora.name, "batch": BATCH, "pictures": PICTURES})
         made = loop.output / path.name
-        write_atomically(path, lambda partial: partial.write_bytes(made.read_bytes()))
+        copy_file(made, path)
     return path
 
 

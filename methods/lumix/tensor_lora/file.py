@@ -77,16 +77,18 @@ def config_of_state(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) 
         )
     if not known:
         raise ValueError("it holds no weights: download or export it again.")
+    # Of the first tensor of each name.
+    shapes = {match[5]: tensors[match[0]].shape for match in reversed(known)}
     kinds, inputs = {match[4] for match in known}, {match[3] for match in known} - {"proj"}
     if len(kinds) > 1 or len(inputs) > 1:
         raise ValueError(f"it mixes {', '.join(sorted(kinds | inputs))} weights, one structure was expected: export it again.")
     kind = kinds.pop()
     name, at_maps, at_width, at_rank = _SIZES[kind]
-    sizes = next((tensor.shape for key, tensor in tensors.items() if keys[key][5] == name), ())
+    sizes = shapes.get(name, ())
     if len(sizes) <= at_rank:
         raise ValueError(f"its weights called {name}, which tell the number of maps, the width and the rank, are missing: export it again.")
     lora = next(lora for lora, in_file in _KIND_IN_FILE.items() if in_file == kind)
-    other = next((tensor.shape[-1] for key, tensor in tensors.items() if keys[key][5] == "other_down"), 0) if lora == HYBRID else 0
+    other = shapes["other_down"][-1] if lora == HYBRID and "other_down" in shapes else 0
     design = Design(metadata.get(ATTENTION_ENTRY, QUERY_BROADCAST), lora, _maps(metadata, sizes[at_maps]), inputs == {"qkv"})
     counts = {part: max((int(match[2]) for match in known if match[1] == part), default=-1) + 1 for part in ("double", "single")}
     return AdapterConfig(design, sizes[at_width], counts["double"], counts["single"], sizes[at_rank], other)

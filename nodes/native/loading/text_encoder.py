@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.sd
@@ -205,7 +206,7 @@ def load_clip(
                 encoder.special_tokens = {"start": own.start_token, "end": own.end_token, "pad": own.pad_token}
         return model
 
-    options = {f"{part.name}_model_config": config for part, config in configs.items()}
+    options: dict[str, Any] = {f"{part.name}_model_config": config for part, config in configs.items()}
     if dtype is not None:
         options["dtype"] = dtype
     target = ClipTarget(build_tokenizer, build_model)
