@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 
 from ...methods.lora.lora_file import LoraLayer
@@ -69,7 +69,7 @@ class JointDenoising:
 class FlowBase:
     """The frozen network and VAE of a diffusers folder."""
 
-    transformer: nn.Module
+    transformer: ModelMixin
     vae: AutoencoderKL
 
 

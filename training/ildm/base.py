@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline
-from torch import nn
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, ModelMixin
 
 from ..backbones import joint_denoising_of
 from ..backbones.backbone import JointDenoising, TextEmbeddings
@@ -21,7 +20,7 @@ class DiffusionBase:
     """network: UNet or transformer; vae: of pictures; scheduler: of the noise the base was trained with; denoising: of its backbone."""
 
     pipeline: DiffusionPipeline
-    network: nn.Module
+    network: ModelMixin
     vae: AutoencoderKL
     scheduler: DDPMScheduler
     denoising: JointDenoising
@@ -34,7 +33,7 @@ def load_diffusion_base(folder: Path) -> DiffusionBase:
     files = [path.name for path in folder.glob("*/diffusion_pytorch_model*.safetensors")]
     only_half = bool(files) and all(".fp16." in name for name in files)
     pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, variant="fp16" if only_half else None).to(torch.float32)
-    network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    network: ModelMixin = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     denoising = joint_denoising_of(network, folder.name)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):

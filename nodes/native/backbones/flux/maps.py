@@ -171,10 +171,11 @@ class Attention:
         key, value = (rows.split(torch.cat(streams, dim=2)) for streams in ((text_key, key), (text[2], value)))
         # Apart, because the projections that follow are apart: no copy joins them. Text queries stay per map.
         text_kind = SEPARATE if self.kind == QUERY_BROADCAST else self.kind
-        out = (_joined(attend_maps(kind, q, key, value), rows) for kind, q in ((text_kind, rows.split(text_query)), (self.kind, query)))
+        text_out = _joined(attend_maps(text_kind, rows.split(text_query), key, value), rows)
+        out = _joined(attend_maps(self.kind, query, key, value), rows)
         if not _output_patches(options):
-            return tuple(out)
-        return _output_patched(torch.cat(tuple(out), dim=1), length, options)
+            return text_out, out
+        return _output_patched(torch.cat([text_out, out], dim=1), length, options)
 
     def _add_to_query(self, query: Tensor, update: Update, rows: Rows) -> Tensor:
         tokens = rearrange(query, "row head token dim -> row token (head dim)").contiguous()
