@@ -1,6 +1,5 @@
 """All maps of a scene from one sampling of FLUX (LumiX): the adapter, the latents, the noise levels, the sampler."""
 
-
 import comfy.samplers
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
