@@ -33,7 +33,7 @@ def split_key(key: str) -> tuple[str, str] | None:
 
 def format_of(roles: Collection[str]) -> Format | None:
     """Format of a module with tensors of these roles."""
-    return next((one for one in FORMATS if any(role in roles for role in one.told_by)), None)
+    return next((one for one in FORMATS if any(role in roles for role in one.marked_by)), None)
 
 
 def label_of(key: str) -> str | None:

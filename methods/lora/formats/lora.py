@@ -53,7 +53,7 @@ LORA = Format(
     name="lora",
     label="LoRA",
     pattern=key_pattern(down=_side("down", "A"), up=_side("up", "B"), lora_mid=rf"\.lora_mid{ADAPTER}"),
-    told_by=("down",),
+    marked_by=("down",),
     missing=_missing,
     rank_and_width=_rank_and_width,
     delta=_delta,
