@@ -75,15 +75,19 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if head[8:] != b"{" and head.startswith((b"\x80", b"PK")):
         return _load_pickled(path), {}
     try:
-        with safe_open(path, framework="pt") as file:
-            keys = file.keys()
-            # Cloned, so that the file can be replaced while the weights live on.
-            return {key: file.get_tensor(key).clone() for key in keys}, dict(file.metadata() or {})
+        return load_safetensors(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path.name} is neither a whole safetensors file nor a PyTorch weight file ({error}): it is truncated or of another kind. "
             "Download or export it again."
         ) from None
+
+
+def load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header; cloned, so that the file can be replaced while the weights live on. Raises SafetensorError or OSError."""
+    with safe_open(path, framework="pt") as file:
+        keys = file.keys()
+        return {key: file.get_tensor(key).clone() for key in keys}, dict(file.metadata() or {})
 
 
 def _load_pickled(path: Path) -> dict[str, Tensor]:

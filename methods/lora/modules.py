@@ -49,7 +49,7 @@ class Module(NamedTuple):
     @property
     def weight(self) -> str:
         """Key of a weight: alpha may be stored in another dtype."""
-        return next(self.keys[role] for role in self.format.told_by if role in self.keys)
+        return next(self.keys[role] for role in self.format.marked_by if role in self.keys)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -1,6 +1,6 @@
 """A safetensors file opened without trust: its header checked against its size, its tensors read one by one.
 
-The `safetensors` package maps the whole file and needs 2.3 ms to open one; a shelf of 10,000 files needs the header in 0.2 ms, and
+The `safetensors` package maps the whole file and needs 2.3 ms to open one; a collection of 10,000 needs the header in 0.2 ms, and
 a mapped file that another program cuts short ends the process. Format: 8 bytes (little-endian length), JSON, data.
 """
 
@@ -129,7 +129,7 @@ class Reader:
 
     def _read(self, start: int, data: numpy.ndarray) -> None:
         self._file.seek(self.header.data_start + start)
-        self._fill(memoryview(data))
+        self._fill(data.data)
 
     def _fill(self, view: memoryview) -> None:
         done = 0

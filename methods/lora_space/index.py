@@ -1,4 +1,4 @@
-"""The index of a shelf of LoRAs: what is where, what it is for, and its sketches. SQLite is the truth; files are only read."""
+"""The index of a collection of LoRAs: what is where, what it is for, and its sketches. SQLite is the truth; files are only read."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from .sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, Sketches, packed, unit, 
 from .space import DIMENSIONS, LEAST_FOR_PCA, Pca, Space, fit_pca, pack, unpack
 
 _COLUMNS = "id, path, root, name, size, mtime_ns, family, format, rank_min, rank_max, dtype, modules, approximate, tags, sketch_version"
-# Rows that the PCA is fitted on, at most; drawn evenly from the shelf.
+# Rows that the PCA is fitted on, at most; drawn evenly from the collection.
 _FIT_ROWS = 20_000
 _CHUNK = 2_000
 # Files read at once: one waits for the disk while the others work; more would only wait for each other in Python.
@@ -157,7 +157,7 @@ class LoraIndex:
         return {row["part"]: dict(zip(KINDS, unpacked(row["vectors"])[0], strict=True)) for row in found}
 
     def space(self, family: str, subnetwork: str = "all") -> Space:
-        """All embedded LoRAs of a family as vectors; fitted when there is none, or the shelf has grown by a quarter or halved since.
+        """All embedded LoRAs of a family as vectors; fitted when there is none, or the collection has grown by a quarter or halved since.
 
         Kept in memory until the index changes. LoRAs without the sub-network are left out; without any, the space is empty.
         """

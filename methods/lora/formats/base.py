@@ -25,19 +25,20 @@ def key_pattern(**endings: str) -> re.Pattern[str]:
 class Format:
     """A kind of weights that is read.
 
-    name, label: for the index, and for people. pattern: its keys, from `key_pattern`. told_by: a module is of this format where it has
-    one of these roles, and its dtype is that tensor's.
-    missing(roles): what else a module needs. rank_and_width(keys, shape_of): rank, and columns of the changed matrix; keys: by role;
-    shape_of(key): of two dimensions or more. delta(name, tensors, scale): the change, exact; its `rows` are what sketches are cut from where projections are
-    fused. tensors: by role, float32; scale(rank): factor of the product. Shapes that do not fit may raise RuntimeError or IndexError.
-    plain_sizes(shapes): (out, rank, in) of a module that is nothing but `down` and `up` as they are stored: such are read side by side.
-    labels: role -> what people call a module that has it, where that is not `label`.
+    name, label: for the index, and for people. labels: role -> what people call a module that has it, where that is not `label`.
+    pattern: its keys, from `key_pattern`.
+    marked_by: a module is of this format if it has one of these roles; its dtype is that tensor's.
+    missing(roles): what else a module needs.
+    rank_and_width(keys, shape_of): rank, and columns of the changed matrix. keys: by role; shape_of(key): of two dimensions or more.
+    delta(name, tensors, scale): the exact change, whose `rows` are what fused projections are split by. tensors: by role, float32;
+    scale(rank): factor of the product. RuntimeError and IndexError say that shapes do not fit.
+    plain_sizes(shapes): (out, rank, in) of a module that is nothing but `down` and `up` as they are stored; such are read side by side.
     """
 
     name: str
     label: str
     pattern: re.Pattern[str]
-    told_by: tuple[str, ...]
+    marked_by: tuple[str, ...]
     missing: Callable[[Collection[str]], Collection[str]]
     rank_and_width: Callable[[Mapping[str, str], Callable[[str], Sequence[int]]], tuple[int, int]]
     delta: Callable[[str, Mapping[str, Tensor], Callable[[int], float]], Delta]

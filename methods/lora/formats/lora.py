@@ -44,14 +44,16 @@ def _plain_sizes(shapes: Mapping[str, Sequence[int]]) -> tuple[int, int, int] | 
         return None
     down, up = shapes["down"], shapes["up"]
     whole = len(down) >= 2 and len(up) >= 2 and up[1] == down[0] and prod(up[2:]) == 1
-    return (up[0], down[0], prod(down[1:])) if whole and prod(down) and prod(up) else None
+    if not whole or 0 in (*down, *up):
+        return None
+    return up[0], down[0], prod(down[1:])
 
 
 LORA = Format(
     name="lora",
     label="LoRA",
     pattern=key_pattern(down=_side("down", "A"), up=_side("up", "B"), lora_mid=rf"\.lora_mid{ADAPTER}"),
-    told_by=("down",),
+    marked_by=("down",),
     missing=_missing,
     rank_and_width=_rank_and_width,
     delta=_delta,

@@ -32,7 +32,7 @@ _PREVIEW_ENDINGS = tuple(f"{mark}{ending}" for mark in (".preview", "") for endi
 
 
 @dataclass(frozen=True)
-class Shelf:
+class LoraCollection:
     """What a LORA_INDEX is: one collection's index, narrowed to a base family and a folder (None: all of them).
 
     state: changes with the files, so that what is computed from the index is computed again.
