@@ -7,10 +7,14 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from ...methods.lora.lora_file import LoraLayer
 from ...methods.lumix.tensor_lora.layer import Adapter
 from ..pairs import OnEncoded
+
+# The timestep of the only forward pass (I-LoRA, single step).
+TIMESTEP = 999
 
 
 @dataclass(frozen=True)
@@ -49,15 +53,45 @@ class TextEmbeddings:
 
 
 @dataclass(frozen=True)
+class SingleStepBase:
+    """The parts of a diffusers folder that Intrinsic LoRA's single step needs, in float32; VAE and text encoder frozen.
+
+    embed: text embedding of a prompt, `[1, token, dim]`, float32, on the text encoder's device.
+    """
+
+    network: ModelMixin
+    vae: AutoencoderKL
+    tokenizer: PreTrainedTokenizerBase
+    text_encoder: nn.Module
+    embed: Callable[[str], Tensor]
+
+
+@dataclass(frozen=True)
+class SingleStep:
+    """How Intrinsic LoRA trains on a network, and is judged.
+
+    models: in messages. load: of a diffusers folder, with the network's own weights ("trained") or fresh ones ("random", drawn with a
+    seed); raises ValueError for folders that do not fit. map_latent: the latent of the map, for clean latents of pictures and a prompt's
+    embedding. layers: regular expressions of the layers that get a LoRA, by kind of adapter (`intrinsic_lora.adapter.KINDS`).
+    """
+
+    models: str
+    load: Callable[[Path, str, int], SingleStepBase]
+    map_latent: Callable[[nn.Module, Tensor, Tensor], Tensor]
+    layers: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class JointDenoising:
     """How I-LDM trains on a network that predicts noise or velocity.
 
-    encode: what a pipeline's own text encoders make of some texts. conditions: keyword arguments of the network's forward for square
-    pictures of some pixels. self_attentions: regular expression of the projections that get a LoRA. exchange_in: puts the joint attention
-    of both domains into the network's self-attentions; rows are then all pictures, then their intrinsics. lora_state: a LoRA file's
-    tensors, in keys that ComfyUI's LoraLoader and diffusers or peft read.
+    models: in messages. encode: what a pipeline's own text encoders make of some texts. conditions: keyword arguments of the network's
+    forward for square pictures of some pixels. self_attentions: regular expression of the projections that get a LoRA. exchange_in: puts
+    the joint attention of both domains into the network's self-attentions; rows are then all pictures, then their intrinsics. lora_state:
+    a LoRA file's tensors, in keys that ComfyUI's LoraLoader and diffusers or peft read.
     """
 
+    models: str
     encode: Callable[[DiffusionPipeline, list[str]], TextEmbeddings]
     conditions: Callable[[nn.Module, TextEmbeddings, int], dict]
     self_attentions: str
@@ -77,11 +111,13 @@ class FlowBase:
 class MapFlow:
     """How LumiX trains on a network that predicts a flow.
 
-    patch: latent pixels along a token's side. load: of a diffusers folder, the network in some dtype. encode_texts: of a folder, for a
-    number of tokens, on a device. adapter_sizes: width, double and single blocks of the network. join_maps: puts an adapter into the
-    network, whose rows are then `(group map)`. predict_velocity: noise - latent, for latents, flow times 0..1, texts and guidance.
+    models: in messages. patch: latent pixels along a token's side. load: of a diffusers folder, the network in some dtype. encode_texts:
+    of a folder, for a number of tokens, on a device. adapter_sizes: width, double and single blocks of the network. join_maps: puts an
+    adapter into the network, whose rows are then `(group map)`. predict_velocity: noise - latent, for latents, flow times 0..1, texts and
+    guidance.
     """
 
+    models: str
     patch: int
     load: Callable[[Path, torch.dtype], FlowBase]
     encode_texts: Callable[[Path, Sequence[str], int, torch.device, OnEncoded | None], TextEmbeddings]
@@ -94,11 +130,13 @@ class MapFlow:
 class Backbone:
     """A kind of network, and how each trainer holds on to it; None where a trainer does not know it.
 
-    name: of this file and of the one under `nodes.native.backbones`. title: in messages. network: its class in diffusers.
+    name: of this file and of the one under `nodes.native.backbones`. part: the subfolder of a diffusers folder that holds
+    it. network: its class in diffusers.
     """
 
     name: str
-    title: str
+    part: str
     network: type[nn.Module]
+    single_step: SingleStep | None = None
     joint_denoising: JointDenoising | None = None
     map_flow: MapFlow | None = None

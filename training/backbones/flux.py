@@ -221,7 +221,7 @@ def adapter_sizes(transformer: FluxTransformer2DModel) -> tuple[int, int, int]:
 
 FLUX = Backbone(
     name="flux",
-    title="FLUX.1",
+    part="transformer",
     network=FluxTransformer2DModel,
-    map_flow=MapFlow(PATCH, load_flux_base, encode_texts, adapter_sizes, join_maps, predict_velocity),
+    map_flow=MapFlow("FLUX.1", PATCH, load_flux_base, encode_texts, adapter_sizes, join_maps, predict_velocity),
 )

@@ -35,7 +35,7 @@ def lora_state(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
 
 PIXART = Backbone(
     name="pixart",
-    title="PixArt-alpha",
+    part="transformer",
     network=PixArtTransformer2DModel,
-    joint_denoising=JointDenoising(encode, conditions, PROJECTIONS, exchange_in, lora_state),
+    joint_denoising=JointDenoising("PixArt-alpha", encode, conditions, PROJECTIONS, exchange_in, lora_state),
 )
