@@ -68,7 +68,7 @@ def _sample_jointly(own: Mapping) -> Callable:
     def sample(executor, noise, latent_image, sampler, *args, **kwargs):
         require_same_noise(noise)
         options = executor.class_obj.model_options
-        others = [place for place, function in _replaced_attention(options).items() if own and own.get(place) is not function]
+        others = [address for address, function in _replaced_attention(options).items() if own and own.get(address) is not function]
         if others:
             raise ValueError(
                 f"A node after Cross-Domain Attention replaces self-attention of this MODEL ({len(others)} blocks, first {others[0]}), and "
@@ -112,4 +112,4 @@ def _for_pictures(control: dict | None, rows: Rows) -> dict | None:
         shown = is_picture.view(-1, *[1] * (residual.ndim - 1))
         return torch.where(shown, residual, residual.new_zeros(()))
 
-    return {place: [on_pictures(residual) for residual in residuals] for place, residuals in control.items()}
+    return {part: [on_pictures(residual) for residual in residuals] for part, residuals in control.items()}

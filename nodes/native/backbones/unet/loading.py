@@ -8,10 +8,10 @@ import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ...loading.channel_multipliers import channel_multipliers
 from ...loading.folder_files import ModelFolderError, read_config, read_weights, rename, require_options
 from ...loading.patcher import build_patcher, configure
 from ...loading.sampling import read_diffusion_schedule
-from ...loading.widths import width_ratios
 from ..backbone import LoadRequest
 
 PART = "UNet"
@@ -120,7 +120,7 @@ def unet_config(config: dict) -> dict:
     require_options(config, FIXED_OPTIONS, PART)
     widths = list(config["block_out_channels"])
     levels = len(widths)
-    ratios = width_ratios(widths, PART)
+    multipliers = channel_multipliers(widths, PART)
     attention = _attention_by_level(config)
     heads = _per_level(config, "num_attention_heads" if config.get("num_attention_heads") else "attention_head_dim", levels, 8)
     blocks = _per_level(config, "layers_per_block", levels, 2)
@@ -140,7 +140,7 @@ def unet_config(config: dict) -> dict:
         "in_channels": config["in_channels"],
         "out_channels": config["out_channels"],
         "model_channels": widths[0],
-        "channel_mult": ratios,
+        "channel_mult": multipliers,
         "num_res_blocks": blocks,
         "transformer_depth": [depth[i] for i in range(levels) for _ in range(blocks[i])],
         "transformer_depth_output": [depth[i] for i in range(levels) for _ in range(blocks[i] + 1)],
