@@ -142,10 +142,11 @@ class Attention:
         key, value = (rows.split(torch.cat(streams, dim=2)) for streams in ((text_key, key), (text[2], value)))
         # Apart, because the projections that follow are apart: no copy joins them. Text queries stay per map.
         way_of_text = SEPARATE if self.way == QUERY_BROADCAST else self.way
-        out = (_joined(attend_maps(way, q, key, value), rows) for way, q in ((way_of_text, rows.split(text_query)), (self.way, query)))
+        of_text = _joined(attend_maps(way_of_text, rows.split(text_query), key, value), rows)
+        of_image = _joined(attend_maps(self.way, query, key, value), rows)
         if not _output_patches(options):
-            return tuple(out)
-        return _output_patched(torch.cat(tuple(out), dim=1), length, options)
+            return of_text, of_image
+        return _output_patched(torch.cat([of_text, of_image], dim=1), length, options)
 
     def _add_to_query(self, query: Tensor, update: Update, rows: MapRows) -> Tensor:
         tokens = rearrange(query, "row head token dim -> row token (head dim)").contiguous()

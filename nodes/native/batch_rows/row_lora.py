@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
@@ -23,12 +24,14 @@ from torch import Tensor, nn
 from ....methods.lora.lora_file import LoraLayer
 
 KEY = "intrinsic_lab.row_lora"
+# A linear layer or a convolution of the model; quantised ones are not always torch's.
+Layer = Any
 
 
 class LayerDelta(nn.Module):
     """`strength * scale * up(down(x))` with the geometry (stride, padding...) of the layer it belongs to."""
 
-    def __init__(self, layer: LoraLayer, target: nn.Module, strength: float):
+    def __init__(self, layer: LoraLayer, target: Layer, strength: float):
         super().__init__()
         # Files may write a 1x1 convolution as a matrix, or the reverse.
         kernel, one = (tuple(target.kernel_size), (1, 1)) if _is_conv2d(target) else ((), ())
@@ -53,7 +56,7 @@ def _is_conv2d(module: nn.Module | None) -> bool:
     return hasattr(module, "in_channels") and hasattr(module, "out_channels") and len(getattr(module, "kernel_size", ())) == 2
 
 
-def _same_size(layer: LoraLayer, target: nn.Module) -> bool:
+def _same_size(layer: LoraLayer, target: Layer) -> bool:
     """Whether the LoRA fits the layer's widths and kernel, whatever the number of trailing 1s."""
     if _is_conv2d(target):
         kernel = tuple(layer.down.shape[2:]) or (1, 1)
@@ -94,17 +97,17 @@ class MapAdapter(nn.Module):
             )
 
     def named_deltas(self) -> Iterator[tuple[str, LayerDelta]]:
-        return ((name.replace("/", "."), delta) for name, delta in self.deltas.items())
+        return ((name.replace("/", "."), delta) for name, delta in self.deltas.items() if isinstance(delta, LayerDelta))
 
 
-def _submodule(root: nn.Module, name: str) -> nn.Module | None:
+def _submodule(root: nn.Module, name: str) -> Layer | None:
     try:
         return comfy.utils.get_attr(root, name)
     except AttributeError:
         return None
 
 
-def _describe(target: nn.Module) -> str:
+def _describe(target: Layer) -> str:
     if _is_conv2d(target):
         return f"{target.out_channels} x {target.in_channels}, kernel {tuple(target.kernel_size)}"
     return f"{target.out_features} x {target.in_features}"
