@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..kernels.cross_domain_attention import Segment, per_row
 from ..kernels.flops import attention_flops, cross_domain_attention_flops
 from ..methods.ildm.schedules import constant_schedule
 from ..methods.lora.lora_file import LoraFile, LoraLayer
@@ -94,12 +95,12 @@ def random_lora(network: torch.nn.Module) -> LoraFile:
     return SimpleNamespace(layers=layers)
 
 
-def masked_joint_attention(mask_rows: int | None, query: Tensor, key: Tensor, value: Tensor, weights, *, partner) -> Tensor:
+def masked_joint_attention(mask_rows: int | None, query: Tensor, key: Tensor, value: Tensor, segments: list[Segment]) -> Tensor:
     """Eq. 1 and 4 as they are written: concatenated keys and values, and the weights' logarithms as a mask.
 
     mask_rows: of each picture's mask; None: one per query.
     """
-    partner = list(partner)
+    weights, partner = per_row(segments, len(query))
     keys, values = torch.cat([key, key[partner]], 2), torch.cat([value, value[partner]], 2)
     tokens = query.shape[2]
     mask = query.new_zeros(len(partner), 1, mask_rows or tokens, 2 * tokens)

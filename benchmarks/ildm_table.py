@@ -33,9 +33,9 @@ from ..methods.ildm.intrinsic_vae import join_intrinsics, split_intrinsics
 from ..methods.lora.lora_file import read_lora
 from ..methods.metrics import normal_angle_degrees
 from ..scenes import SceneMaps, render_scenes, segmentation_colors
-from ..training.loop import write_atomically
-from ..training.nano.data import HELD_OUT_SEEDS
+from ..training.atomic import write_atomically
 from ..training.nano.joint import train_lora
+from ..training.scene_pictures import HELD_OUT_SEEDS
 from .extraction_cost import start_comfyui
 
 ROOT = Path(__file__).resolve().parents[1]

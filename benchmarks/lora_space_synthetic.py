@@ -32,7 +32,7 @@ from ..methods.lora_space.index import LoraIndex
 from ..methods.lora_space.search import find_similar
 from ..methods.lora_space.sketch import KINDS, SKETCH_VERSION, unit
 from ..tools.console import format_table
-from ..training.loop import write_atomically
+from ..training.atomic import write_atomically
 
 RESULTS = Path(__file__).resolve().parent / "results"
 KEPT = RESULTS.parents[1] / "runs" / "lora_space_synthetic"

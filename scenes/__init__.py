@@ -6,10 +6,13 @@
 
 from .parameters import Scenes, Style
 from .render import SceneMaps, render, render_scenes, segmentation_colors, srgb_from_linear
-from .sampling import KINDS, WORLD, Worlds, sample_scenes
+from .sampling import KINDS, ROOM, WORLD, Worlds, sample_scenes
+from .world.trace import SKY_DEPTH
 
 __all__ = [
     "KINDS",
+    "ROOM",
+    "SKY_DEPTH",
     "WORLD",
     "SceneMaps",
     "Scenes",

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ...kernels.cross_domain_attention import cross_domain_attention, joint_attention
+from ...kernels.cross_domain_attention import Segment, cross_domain_attention, joint_attention
 from .schedules import Block, WeightSchedule
 
 PICTURE, INTRINSIC = "picture", "intrinsic"
@@ -39,6 +39,19 @@ class JointForward:
         """The domain of each row, None for domains that are not `wanted`."""
         group = [domain if domain in wanted else None for domain in (PICTURE, INTRINSIC) for _ in range(self.pairs)]
         return tuple(group * self.groups)
+
+    def segments(self, windows: int, weight: float) -> list[Segment]:
+        """Pictures read their intrinsics with `weight` (I-LDM, eq. 4), intrinsics their pictures with 1 (eq. 1), `windows` rows of each."""
+        rows = self.pairs * windows
+        if rows == 1:
+            # Single rows alternate over the groups: a domain is one slice.
+            pictures, intrinsics = [slice(0, None, 2)], [slice(1, None, 2)]
+        else:
+            starts = range(0, 2 * rows * self.groups, 2 * rows)
+            pictures = [slice(start, start + rows) for start in starts]
+            intrinsics = [slice(start + rows, start + 2 * rows) for start in starts]
+        pairs = list(zip(pictures, intrinsics, strict=True))
+        return [Segment(picture, intrinsic, weight) for picture, intrinsic in pairs] + [Segment(i, p, 1.0) for p, i in pairs]
 
 
 # Of the forward that this thread is in. PixArt hands its blocks nothing else to tell it by.
@@ -70,10 +83,8 @@ def exchange(
         split = [_split_heads(x, heads) for x in (query_i, key_i, value_i, key_x, value_x)]
         intrinsic = _merge_heads(cross_domain_attention(*split, 1.0))
         return rearrange(torch.stack([picture, intrinsic]), "domain (group row) token c -> (group domain row) token c", row=rows)
-    partner = [start + (row + rows) % (2 * rows) for start in range(0, query.shape[0], 2 * rows) for row in range(2 * rows)]
-    weights = ([weight] * rows + [1.0] * rows) * step.groups
     query, key, value = (_split_heads(x, heads) for x in (query, key, value))
-    return _merge_heads(joint_attention(query, key, value, weights, partner=partner))
+    return _merge_heads(joint_attention(query, key, value, step.segments(windows, weight)))
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:

@@ -163,7 +163,7 @@ def test_a_replaced_lora_file_is_noticed(client, folders):
         ("normal", {"lora_name": "..\\..\\outside.safetensors"}, "Value not in list"),
         ("normal", {"lora_name": "nano/../tiny_normal.safetensors"}, "Value not in list"),
         ("normal", {"lora_name": "absent.safetensors"}, "Value not in list"),
-        ("normal", {"map": "roughness"}, "Value not in list"),
+        ("normal", {"map": "curvature"}, "Value not in list"),
         ("normal", {"strength": 99.0}, "bigger than max"),
         ("load", {"model": "../loras"}, "Value not in list"),
         ("load", {"model": "/etc"}, "Value not in list"),

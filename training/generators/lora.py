@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...methods.intrinsic_lora.generators.adapter import generator_header, peft_state_dict, run_adapted
 from ...methods.lora.lora_file import LoraLayer
-from ..loop import write_atomically
+from ..atomic import write_atomically
 
 
 class LoraOn(nn.Module):

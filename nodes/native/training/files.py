@@ -118,12 +118,12 @@ def require_free(run: Path, place: Place) -> None:
 
 def publish(run: Path, result: Path, place: Place) -> None:
     """Copy a run's result, a file or a flat folder of files, to its place, each file whole or not at all. Raises as `require_free`."""
-    from ....training.loop import write_atomically
+    from ....training.atomic import write_atomically, write_json
 
     require_free(run, place)
     own = sorted(_record(run) | {_sha256(path) for path in _files(result)})
     # Before the files: what a crash leaves behind must be known as the run's own.
-    write_atomically(run / RECORD, lambda path: path.write_text(json.dumps(own)))
+    write_json(run / RECORD, own)
     for source in _files(result):
         target = place.path if result.is_file() else place.path / source.name
         write_atomically(target, lambda path, source=source: shutil.copyfile(source, path))
