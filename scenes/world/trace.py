@@ -15,7 +15,7 @@ from .shapes import FORM_ROWS, HITS, NORMALS, STEPS_TOGETHER
 SKY_DEPTH = 60.0
 SKY_ROW = 1
 TILE = 8  # pixels: rays are compared with parts a square at a time
-HILL_STEPS = 56
+HILL_STEPS = 120
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _hill_hit(waves: Tensor, origin: Tensor, direction: Tensor, farthest: Tensor
     t = start[active]
     before = t
     for _ in range(0, HILL_STEPS, STEPS_TOGETHER):
-        place, towards = origin[:, active], direction[:, active]
+        place, towards, end = origin[:, active], direction[:, active], farthest[active]
         # A wave's phase along a ray is a line.
         first, rate = (waves[1] * of[0] + waves[2] * of[2] for of in (place, towards))
         first = first + waves[3]
@@ -160,10 +160,11 @@ def _hill_hit(waves: Tensor, origin: Tensor, direction: Tensor, farthest: Tensor
             above = y - flattened(waves[0].T @ torch.addcmul(first, rate, t).sin(), x, z)[0]
             ahead = above > 0
             before = torch.where(ahead, t, before)
-            t = torch.where(ahead, t + (above / (1 + slope)).clamp(min=0.01) + 0.006 * t, t)
+            further = t + (above / (1 + slope)).clamp(min=0.01) + 0.006 * t
+            t = torch.where(ahead, torch.minimum(further, end), t)
         met = ~ahead
         result[active[met]] = _bisect(waves, place[:, met], towards[:, met], before[met], t[met])
-        going = ahead & (t < farthest[active]) & ((y < tallest) | (towards[1] < 0))
+        going = ahead & (before < end) & ((y < tallest) | (towards[1] < 0))
         active, t, before = active[going], t[going], before[going]
     return result
 

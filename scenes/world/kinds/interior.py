@@ -43,7 +43,7 @@ def interior(draw: Draw) -> Plan:
         stage.add(rug(draw), (draw.between(-0.4, 0.4), 0, draw.between(-0.6, 0.3)), draw.between(-0.2, 0.2))
 
     around = room(draw, (-x, 0.0, -back), (x, height, front), math.atan2(eye[0], eye[2]))
-    return stage.plan(around, f"a room with {stage.listed()}, {around.floor}, {around.background}, {around.light}")
+    return stage.plan(around, f"a room{stage.listed(' with ')}, {around.floor}, {around.background}, {around.light}")
 
 
 def _table_and_chairs(stage: Stage, draw: Draw, x: float, back: float, front: float) -> None:

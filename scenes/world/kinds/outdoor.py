@@ -43,4 +43,4 @@ def outdoor(draw: Draw) -> Plan:
         stage.stand(tree(draw, draw.between(3, 9)), (-22, 22), (-42, -18))
 
     around = open_air(draw, 0.0, GROUNDS[place])
-    return stage.plan(around, f"a {place} with {stage.listed()} {around.words}")
+    return stage.plan(around, f"a {place}{stage.listed(' with ')} {around.words}")
