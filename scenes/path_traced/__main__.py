@@ -97,11 +97,9 @@ def _camera_and_version() -> dict[str, Any]:
     lens = scene.camera.data
     about: dict[str, Any] = {"blender": bpy.app.version_string}
     if lens.type == "PERSP":
-        width, height = scene.render.resolution_x, scene.render.resolution_y
-        # The lens's angle is that of the longer side unless the file says otherwise; the frame's corners hold for all cases.
-        corner = lens.view_frame(scene=scene)[0]
-        about["vertical_fov_degrees"] = 2 * math.degrees(math.atan2(abs(corner.y), abs(corner.z)))
-        about["picture"] = [width, height]
+        corners = lens.view_frame(scene=scene)
+        height = max(corner.y for corner in corners) - min(corner.y for corner in corners)
+        about["vertical_fov_degrees"] = 2 * math.degrees(math.atan2(height / 2, abs(corners[0].z)))
     return about
 
 

@@ -59,6 +59,8 @@ def use_cycles(size: int, threads: int = 1) -> None:
     render.use_freestyle = render.film_transparent = False
     render.use_single_layer = render.use_persistent_data = True
     render.threads_mode, render.threads = "FIXED", threads
+    if hasattr(render.image_settings, "media_type"):  # Blender 5
+        render.image_settings.media_type = "MULTI_LAYER_IMAGE"
     render.image_settings.file_format = "OPEN_EXR_MULTILAYER"
     render.image_settings.color_depth, render.image_settings.exr_codec = "32", "ZIP"
     cycles.device, cycles.shading_system = "CPU", False
@@ -105,10 +107,11 @@ def _clothe_bare_objects() -> None:
             slot.material = slot.material or gray
 
 
-def path_trace(samples: int, seed: int = 0) -> Maps:
+def path_trace(samples: int, seed: int = 0, denoise: bool = True) -> Maps:
     """The maps of the active camera's view, at the current frame, after `use_cycles` and `expose_materials`.
 
-    samples: paths a pixel, of the picture and again of the irradiance; both are denoised (Open Image Denoise).
+    samples: paths a pixel, of the picture and again of the irradiance. denoise: of the picture only (Open Image Denoise); it shifts
+    even a constant by about 1 %, which a map must not be.
     """
     import bpy
 
@@ -117,10 +120,10 @@ def path_trace(samples: int, seed: int = 0) -> Maps:
     scene.cycles.seed = seed
     with _filter(width=MIDDLE):
         middle = _render(1, denoise=False)
-    seen = _render(samples, denoise=True)
+    seen = _render(samples, denoise=denoise)
     _show_light(bpy.data.materials, True)
     scene.render.film_transparent = True
-    light = _render(samples, denoise=True)
+    light = _render(samples, denoise=False)
     scene.render.film_transparent = False
     _show_light(bpy.data.materials, False)
 
