@@ -32,7 +32,7 @@ def render(options: argparse.Namespace) -> None:
     _require_blender()
     for number, seed in enumerate(range(options.seed0, options.seed0 + options.count), start=1):
         plan = plan_scene(seed)
-        settings = {"seed": seed, "size": options.size, "samples": options.samples}
+        settings = {"seed": seed, **_quality(options)}
         about = {"kind": plan.kind, "caption": plan.caption}
 
         def prepare(plan=plan) -> None:
@@ -51,7 +51,7 @@ def from_blend(options: argparse.Namespace) -> None:
     views = list(blend.views(options.file, frames, options.cameras))
     _make_ready(options)
     for number, view in enumerate(views, start=1):
-        settings = {"file": options.file.name, "frame": view.frame, "camera": view.camera, "size": options.size, "samples": options.samples}
+        settings = {"file": options.file.name, "frame": view.frame, "camera": view.camera, **_quality(options)}
         _sample(options, view.name, (number, len(views)), settings, {}, lambda view=view: blend.show(view))
 
 
@@ -77,10 +77,14 @@ def _sample(
 
     begun = time.monotonic()
     prepare()
-    maps = path_trace(options.samples, seed=settings.get("seed", settings.get("frame")))
+    maps = path_trace(options.samples, seed=settings.get("seed", settings.get("frame")), denoise=not options.noisy)
     about = about | _camera_and_version()
     folder.write_sample(options.out, name, maps, about.get("caption", ""), settings, about)
     print(f"{place[0]} of {place[1]}  {options.out / 'image' / name}.png  {time.monotonic() - begun:.1f} s", flush=True)
+
+
+def _quality(options: argparse.Namespace) -> dict[str, Any]:
+    return {"size": options.size, "samples": options.samples, "denoised": not options.noisy}
 
 
 def _make_ready(options: argparse.Namespace) -> None:
@@ -146,6 +150,9 @@ def _parser() -> argparse.ArgumentParser:
     for command in (scenes, own):
         command.add_argument("--size", type=_positive, default=128, help="shorter side in pixels (%(default)s)")
         command.add_argument("--samples", type=_positive, default=32, help="paths a pixel, before denoising (%(default)s)")
+        command.add_argument(
+            "--noisy", action="store_true", help="no denoising: irradiance without bias, noise that shrinks with --samples"
+        )
         command.add_argument("--threads", type=_positive, default=1, help="(%(default)s)")
 
     page = commands.add_parser("sheet", help="rendered samples with their maps on one page")

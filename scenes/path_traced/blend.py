@@ -41,12 +41,11 @@ def require_blend(path: Path) -> None:
 def open_blend(path: Path) -> list[str]:
     """Load a file; no script, driver or handler in it runs, and nothing is ever saved back.
 
-    Returns a sentence about each picture that the file uses but does not find. Raises ValueError as `require_blend` does, for a
-    file that Blender cannot read, and for one without a camera.
+    Returns a sentence about each picture that the file uses but does not find. Raises ValueError for a file that Blender cannot
+    read, and for one without a camera.
     """
     import bpy
 
-    require_blend(path)
     bpy.context.preferences.filepaths.use_scripts_auto_execute = False
     try:
         bpy.ops.wm.open_mainfile(filepath=str(path.resolve()), load_ui=False, use_scripts=False)
@@ -70,8 +69,7 @@ def cameras() -> list[Any]:
     import bpy
 
     scene = bpy.context.scene
-    found = sorted((thing for thing in scene.objects if thing.type == "CAMERA"), key=lambda thing: (thing != scene.camera, thing.name))
-    return found
+    return sorted((thing for thing in scene.objects if thing.type == "CAMERA"), key=lambda thing: (thing != scene.camera, thing.name))
 
 
 def views(path: Path, frames: range | None, all_cameras: bool) -> Iterator[View]:
