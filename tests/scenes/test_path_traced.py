@@ -321,6 +321,15 @@ def test_render_goes_on_where_it_was_stopped(bpy, tmp_path, capsys):
     assert "give another folder" in capsys.readouterr().err
 
 
+def test_a_scene_rendered_twice_is_the_same_to_the_bit(bpy, tmp_path):
+    for copy in ("first", "second"):
+        arguments = ["render", "--out", str(tmp_path / copy), "--size", "24", "--samples", "3", "--seed0", "12", "--count", "1"]
+        assert main(arguments) == 0
+    for path in (tmp_path / "first").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "second" / path.relative_to(tmp_path / "first")).read_bytes()
+    assert len(list((tmp_path / "second").rglob("*.png"))) == len(folder.KINDS)
+
+
 def test_a_person_s_file_becomes_a_training_folder_unchanged_and_its_scripts_do_not_run(bpy, tmp_path, capsys):
     from intrinsic_lab.scenes.path_traced.build import build, link
 
