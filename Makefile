@@ -9,7 +9,8 @@ ARGS ?=
 help:
 	@echo "make demo [IMAGE=photo.jpg] [OUT=folder]   maps of a picture, out of a real ComfyUI graph"
 	@echo "make serve [PORT=8188] [ARGS=...]          ComfyUI with the pack, for a person"
-	@echo "make setup | test | bench | workflows | export-workflows | nano | format | lint"
+	@echo "make nano [BUDGET=minutes]                  trains the bundled weights further, keeps what is better"
+	@echo "make setup | test | bench | workflows | export-workflows | format | lint"
 
 setup:
 	@$(WORKBENCH) setup
@@ -20,8 +21,12 @@ demo:
 serve:
 	@$(WORKBENCH) serve $(if $(PORT),--port $(PORT)) $(if $(ARGS),-- $(ARGS))
 
-test bench workflows export-workflows nano:
+test bench workflows export-workflows:
 	@$(WORKBENCH) $@ $(if $(ARGS),-- $(ARGS))
+
+# In the background of other work: OMP_NUM_THREADS=1 nice -n 10 make nano BUDGET=120
+nano:
+	@$(WORKBENCH) nano $(if $(BUDGET),--budget $(BUDGET)) $(if $(ARGS),-- $(ARGS))
 
 format: setup
 	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .

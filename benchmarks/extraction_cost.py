@@ -29,6 +29,7 @@ from .measuring import in_turns
 NANO = Path(__file__).resolve().parents[1] / "assets" / "nano"
 ROUNDS = 9
 SCENE = 122
+FOUR_MAPS = ("normal", "depth", "albedo", "shading")
 WARM_UP_SIZE = 64
 # Of map data, whose values span 1 or 2: merging rounds the weights, a LoRA per row does not.
 LARGEST_DIFFERENCE = 2e-2
@@ -77,14 +78,14 @@ def write_loras(folder: Path, base: Path, rank: int = 8) -> dict[str, Path]:
     from diffusers import UNet2DConditionModel
     from safetensors.torch import save_file
 
-    from ..methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict
+    from ..methods.lora.lora_file import LoraLayer, kohya_state_dict
 
     unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base / "unet"))
     shapes = {
         name: tuple(module.weight.shape) for name, module in unet.named_modules() if ".attn" in name and isinstance(module, torch.nn.Linear)
     }
     paths = {}
-    for seed, name in enumerate(MAPS):
+    for seed, name in enumerate(FOUR_MAPS):
         draw = torch.Generator().manual_seed(seed)
         layers = {
             module: LoraLayer(torch.randn(rank, fan_in, generator=draw) / fan_in, torch.randn(out, rank, generator=draw) / rank)
@@ -101,9 +102,9 @@ class Setting:
     def __init__(self, base: Path, loras: dict[str, Path], size: int):
         import comfy.utils
 
-        from ..methods.intrinsic_lora.lora_file import read_lora
-        from ..nodes.native import row_lora
-        from ..nodes.native.diffusers_folder import load_pipeline
+        from ..methods.lora.lora_file import read_lora
+        from ..nodes.native.batch_rows import row_lora
+        from ..nodes.native.loading.diffusers_folder import load_pipeline
 
         self.pipeline = load_pipeline(base)
         self.size = size
@@ -123,7 +124,7 @@ class Setting:
         from ..nodes.extract import ExtractIntrinsicMaps
 
         outputs = ExtractIntrinsicMaps.execute(model, self.pipeline.clip, self.pipeline.vae, self.image, self.size, 0, 64, False, merged)
-        return {name: value for name, value in zip(MAPS, outputs.args, strict=False) if isinstance(value, torch.Tensor)}
+        return {name: value for name, value in zip(FOUR_MAPS, outputs.args, strict=False) if isinstance(value, torch.Tensor)}
 
     def one_forward(self) -> dict[str, torch.Tensor]:
         """All four maps by the nodes, a LoRA per row."""
@@ -167,7 +168,7 @@ def compare(setting: Setting, label: str, rounds: int, threads: int) -> dict:
     setting.size, setting.image = size, image
     cost = in_turns(pair, rounds) | in_turns(four, rounds)
     together, merged = (cost[name].result for name in four)
-    difference = max(float((together[name] - merged[name]).abs().max()) for name in MAPS)
+    difference = max(float((together[name] - merged[name]).abs().max()) for name in FOUR_MAPS)
     if difference > LARGEST_DIFFERENCE:
         raise RuntimeError(f"{label}: one forward and merged passes differ by {difference}: nothing is reported.")
 

@@ -18,19 +18,14 @@ from torch import Tensor
 from ..methods.intrinsic_lora.extract import ExtractSettings, extract
 from ..methods.intrinsic_lora.generators import read_generator_lora, vqgan_generator
 from ..methods.maps import MAPS
-from ..methods.metrics import JUDGES, score
 from ..scenes import SceneMaps, render_scenes
 from ..training.generators.nano import CONTROLS, lora_run
 from ..training.generators.vqgan import reconstruct
 from ..training.generators.vqgan_lora import load_vqgan
-from ..training.nano.data import ADAPTER_SEEDS, HELD_OUT_SEEDS, map_pictures
+from ..training.scene_pictures import ADAPTER_SEEDS, HELD_OUT_SEEDS, scene_data, scene_picture
 
 MEAN_SCENES = 1000
-
-
-def exact_maps(scenes: SceneMaps) -> dict[str, Tensor]:
-    """The exact map data, `bhwc`; depth in metres."""
-    return {"normal": scenes.normal_bhwc, "depth": scenes.depth_bhw1, "albedo": scenes.albedo_bhwc, "shading": scenes.shading_bhwc}
+TABLED = ("normal", "depth", "albedo", "shading")
 
 
 def mean_map(map_name: str, size: int, count: int) -> Tensor:
@@ -38,7 +33,7 @@ def mean_map(map_name: str, size: int, count: int) -> Tensor:
     total = torch.zeros(1, size, size, 3)
     seeds = ADAPTER_SEEDS[:count]
     for start in range(0, count, 100):
-        total += map_pictures(render_scenes(seeds[start : start + 100], size, size))[map_name].sum(0, keepdim=True)
+        total += scene_picture(render_scenes(seeds[start : start + 100], size, size), map_name).sum(0, keepdim=True)
     return MAPS[map_name].from_picture(total / count)
 
 
@@ -61,7 +56,7 @@ def rows_of(arguments: argparse.Namespace, map_name: str, scenes: SceneMaps) -> 
             path = lora_run(arguments.control, map_name, targets, init) / f"{map_name}.safetensors"
             rows[f"LoRA r8, {targets}, {init} VQGAN"] = lora_map(load_vqgan(arguments.base, init, 0), path, map_name, scenes.image_bhwc)
     rows["mean map"] = mean_map(map_name, arguments.size, MEAN_SCENES).expand(arguments.scenes, -1, -1, -1)
-    exact = 2 * map_pictures(scenes)[map_name] - 1
+    exact = 2 * scene_picture(scenes, map_name) - 1
     bound = reconstruct(vqgan, rearrange(exact, "b h w c -> b c h w"))
     rows["bound: exact map through the VQGAN"] = MAPS[map_name].from_picture(rearrange(bound, "b c h w -> b h w c") / 2 + 0.5)
     return rows
@@ -71,10 +66,11 @@ def table(arguments: argparse.Namespace) -> str:
     """The table as Markdown, one section per map."""
     scenes = render_scenes(HELD_OUT_SEEDS[: arguments.scenes], arguments.size, arguments.size)
     lines = []
-    for name, exact in exact_maps(scenes).items():
-        scores = {row: score(name, prediction, exact) for row, prediction in rows_of(arguments, name, scenes).items()}
+    for name in TABLED:
+        exact, evaluation = scene_data(scenes, name), MAPS[name].evaluation
+        scores = {row: evaluation.score(prediction, exact) for row, prediction in rows_of(arguments, name, scenes).items()}
         metrics = list(next(iter(scores.values())))
-        lines += [f"\n### {name} (judged by {JUDGES[name].main})\n", "| row | " + " | ".join(metrics) + " |"]
+        lines += [f"\n### {name} (judged by {evaluation.main})\n", "| row | " + " | ".join(metrics) + " |"]
         lines.append("| --- |" + " --- |" * len(metrics))
         lines += [f"| {row} | " + " | ".join(f"{value:.3f}" for value in values.values()) + " |" for row, values in scores.items()]
     return "\n".join(lines)

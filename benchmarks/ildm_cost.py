@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..kernels.cross_domain_attention import Segment, per_row
 from ..kernels.flops import attention_flops, cross_domain_attention_flops
 from ..methods.ildm.schedules import constant_schedule
-from ..methods.intrinsic_lora.lora_file import LoraFile, LoraLayer
+from ..methods.lora.lora_file import LoraFile, LoraLayer
 from ..tools.console import format_table
 from .extraction_cost import start_comfyui
 from .measuring import in_turns
@@ -67,7 +68,7 @@ def random_model(family: str):
     import comfy.model_management
     import comfy.model_patcher
 
-    from ..nodes.native.unet import CONFIGS, unet_config
+    from ..nodes.native.loading.unet import CONFIGS, unet_config
 
     config = CONFIGS[family](unet_config(ARCHITECTURES[family]))
     config.set_inference_dtype(DTYPES[family], None)
@@ -94,12 +95,12 @@ def random_lora(network: torch.nn.Module) -> LoraFile:
     return SimpleNamespace(layers=layers)
 
 
-def masked_joint_attention(mask_rows: int | None, query: Tensor, key: Tensor, value: Tensor, weights, *, partner) -> Tensor:
+def masked_joint_attention(mask_rows: int | None, query: Tensor, key: Tensor, value: Tensor, segments: list[Segment]) -> Tensor:
     """Eq. 1 and 4 as they are written: concatenated keys and values, and the weights' logarithms as a mask.
 
     mask_rows: of each picture's mask; None: one per query.
     """
-    partner = list(partner)
+    weights, partner = per_row(segments, len(query))
     keys, values = torch.cat([key, key[partner]], 2), torch.cat([value, value[partner]], 2)
     tokens = query.shape[2]
     mask = query.new_zeros(len(partner), 1, mask_rows or tokens, 2 * tokens)
@@ -111,7 +112,7 @@ class Setting:
     """One architecture, its joint clone, and the ways to make a step that are compared."""
 
     def __init__(self, family: str, side: int):
-        from ..nodes.native import cross_domain
+        from ..nodes.native.joint_sampling import cross_domain
 
         self.base = random_model(family)
         network = self.base.model.diffusion_model
@@ -141,7 +142,7 @@ class Setting:
 
     def masked(self, mask_rows: int | None) -> Tensor:
         """The same patch with a plain attention in the kernel's place."""
-        from ..nodes.native import joint_forward
+        from ..methods.ildm import joint_forward
 
         kernel, joint_forward.joint_attention = joint_forward.joint_attention, partial(masked_joint_attention, mask_rows)
         try:

@@ -30,12 +30,12 @@ from torch.nn import functional
 from ..methods.ildm import schedules
 from ..methods.ildm.consistency import depth_normal_degrees, edge_agreement, edge_strength, frechet_distance
 from ..methods.ildm.intrinsic_vae import join_intrinsics, split_intrinsics
-from ..methods.intrinsic_lora.lora_file import read_lora
+from ..methods.lora.lora_file import read_lora
 from ..methods.metrics import normal_angle_degrees
 from ..scenes import SceneMaps, render_scenes, segmentation_colors
-from ..training.loop import write_atomically
-from ..training.nano.data import HELD_OUT_SEEDS
+from ..training.atomic import write_atomically
 from ..training.nano.joint import train_lora
+from ..training.scene_pictures import HELD_OUT_SEEDS
 from .extraction_cost import start_comfyui
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,15 +97,15 @@ class World:
         return content.hexdigest()[:12]
 
     def __post_init__(self) -> None:
-        from ..nodes.native.diffusers_folder import load_pipeline
-        from ..nodes.native.intrinsic_vae import load_intrinsic_vae
+        from ..nodes.native.loading.diffusers_folder import load_pipeline
+        from ..nodes.native.loading.intrinsic_vae import load_intrinsic_vae
 
         self.pipeline = load_pipeline(self.base, dtype=torch.float32, text_dtype=torch.float32)
         self.intrinsic_vae = load_intrinsic_vae(self.base / "intrinsic_vae", torch.float32)
 
     def model(self, row: Row):
         """The base, patched as the node does it."""
-        from ..nodes.native import cross_domain
+        from ..nodes.native.joint_sampling import cross_domain
 
         if row.name not in self.models:
             lora = cross_domain.bind_lora(self.pipeline.model, read_lora(self.loras[row.image_domain]), 1.0, "the LoRA")

@@ -33,7 +33,7 @@ from ..methods.lora_space.search import find_similar
 from ..methods.lora_space.sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, packed
 from ..methods.lora_space.space import DIMENSIONS, Pca, pack
 from ..tools.console import format_table
-from ..training.loop import write_atomically
+from ..training.atomic import write_atomically
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TARGETS = {"rescan of 10,000": "< 1 s", "embedding rate": ">= 80 % of reading", "query of 100,000": "< 10 ms"}

@@ -27,12 +27,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict
+from ..methods.lora.lora_file import LoraLayer, kohya_state_dict
 from ..methods.lora_space.index import LoraIndex
 from ..methods.lora_space.search import find_similar
 from ..methods.lora_space.sketch import KINDS, SKETCH_VERSION, unit
 from ..tools.console import format_table
-from ..training.loop import write_atomically
+from ..training.atomic import write_atomically
 
 RESULTS = Path(__file__).resolve().parent / "results"
 KEPT = RESULTS.parents[1] / "runs" / "lora_space_synthetic"

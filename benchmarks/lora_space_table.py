@@ -28,8 +28,8 @@ from ..methods.lora_space.gram import exact_cosines
 from ..methods.lora_space.index import LoraIndex
 from ..methods.lora_space.search import find_similar
 from ..scenes import render_scenes
+from ..training.atomic import write_atomically
 from ..training.intrinsic_lora.config import Base, load_base
-from ..training.loop import write_atomically
 from ..training.nano.styles import SIZE, content_caption, restyle, with_lora
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -68,8 +68,8 @@ class Pair:
         import comfy.ops
         from comfy.ldm.flux.layers import DoubleStreamBlock, EmbedND, SingleStreamBlock
 
-        from ..nodes.native.lumix_flux import Attention, double_block, single_block
-        from ..nodes.native.lumix_rows import KEY, MapRows
+        from ..nodes.native.backbones.lumix_flux import Attention, double_block, single_block
+        from ..nodes.native.batch_rows.lumix_rows import KEY, MapRows
 
         options = {"dtype": torch.bfloat16, "device": device, "operations": comfy.ops.disable_weight_init}
         torch.manual_seed(0)

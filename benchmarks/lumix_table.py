@@ -28,20 +28,31 @@ from torch import Tensor
 
 from ..kernels.flops import cross_intrinsic_flops, query_broadcast_flops, tensor_lora_flops
 from ..methods.ildm.consistency import depth_normal_degrees, edge_agreement, edge_strength
-from ..methods.lumix.design import ATTENTIONS, COLOR, CROSS_INTRINSIC, HYBRID, LORAS, MAP_NAMES, QUERY_BROADCAST, SEPARATE, TENSOR, Design
+from ..methods.lumix.design import (
+    ATTENTIONS,
+    COLOR,
+    CROSS_INTRINSIC,
+    HYBRID,
+    KINDS,
+    LORAS,
+    MAP_NAMES,
+    QUERY_BROADCAST,
+    SEPARATE,
+    TENSOR,
+    Design,
+)
 from ..methods.lumix.schedule import published_shift, shifted_sigmas
 from ..methods.lumix.tensor_lora.config import AdapterConfig
 from ..methods.lumix.tensor_lora.file import read_adapter
 from ..methods.lumix.tensor_lora.layer import Adapter
-from ..methods.maps import MAPS, srgb_from_linear
-from ..methods.metrics import score
+from ..methods.maps import map_kind, srgb_from_linear
 from ..scenes import SceneMaps, render_scenes
+from ..training.atomic import write_atomically
+from ..training.command_line import console_report
 from ..training.flux import FluxBase, FluxText, encode_texts, load_flux_base
-from ..training.loop import console_report, write_atomically
 from ..training.lumix import LumixConfig, MapDenoiser, sample_maps, train_lumix
-from ..training.lumix.data import KINDS
-from ..training.nano.data import HELD_OUT_SEEDS, map_pictures
 from ..training.nano.flux_lumix import nano_config
+from ..training.scene_pictures import HELD_OUT_SEEDS, scene_data, scene_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -112,8 +123,7 @@ class World:
     @torch.no_grad()
     def load(cls, folder: Path) -> "World":
         base, scenes = load_flux_base(folder), render_scenes(SCENES, SIZE, SIZE)
-        pictures = map_pictures(scenes)
-        latents = {name: encode(base.vae, rearrange(pictures[kind], "b h w c -> b c h w")) for name, kind in KINDS.items()}
+        latents = {name: encode(base.vae, rearrange(scene_picture(scenes, kind), "b h w c -> b c h w")) for name, kind in KINDS.items()}
         text = encode_texts(folder, [*scenes.captions, ""])
         count = len(SCENES)
         return cls(folder, base, scenes, latents, text.rows(torch.arange(count)), text.rows(torch.full((count,), count)))
@@ -149,7 +159,7 @@ def decode(vae, latents_bchw: Tensor) -> Tensor:
 
 def data_of(pictures: dict[str, Tensor]) -> dict[str, Tensor]:
     """Map data of the pictures of maps (`methods.maps`), under the trainers' names; the colour picture as it is."""
-    return {KINDS[name]: picture if name == COLOR else MAPS[KINDS[name]].from_picture(picture) for name, picture in pictures.items()}
+    return {KINDS[name]: map_kind(KINDS[name]).from_picture(picture) for name, picture in pictures.items()}
 
 
 def alignment(pictures: dict[str, Tensor]) -> dict[str, float]:
@@ -169,11 +179,10 @@ def alignment(pictures: dict[str, Tensor]) -> dict[str, float]:
 
 def quality(pictures: dict[str, Tensor], scenes: SceneMaps) -> dict[str, float]:
     """Errors of maps made from the scenes' own pictures."""
-    exact = {"normal": scenes.normal_bhwc, "depth": scenes.depth_bhw1, "albedo": scenes.albedo_bhwc, "shading": scenes.shading_bhwc}
     data = data_of(pictures)
     found = {}
     for kind, metric in (("normal", "mean_degrees"), ("depth", "abs_rel"), ("albedo", "rmse"), ("shading", "rmse")):
-        found[f"{kind} {metric}"] = score(kind, data[kind], exact[kind])[metric]
+        found[f"{kind} {metric}"] = map_kind(kind).evaluation.score(data[kind], scene_data(scenes, kind))[metric]
     return found
 
 

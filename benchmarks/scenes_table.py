@@ -23,14 +23,23 @@ from diffusers import UNet2DConditionModel
 from einops import rearrange
 from torch import Tensor
 
-from ..methods.intrinsic_lora.lora_file import read_lora
+from ..methods.lora.lora_file import read_lora
 from ..methods.maps import MAPS
-from ..methods.metrics import JUDGES, score
 from ..scenes import render_scenes
-from ..training.intrinsic_lora import IntrinsicLoraConfig, LatentPairs, add_adapter, load_base, map_latent, train_intrinsic_lora
-from ..training.loop import LoopConfig, console_report, write_atomically
+from ..training.atomic import write_atomically
+from ..training.command_line import console_report
+from ..training.intrinsic_lora import (
+    IntrinsicLoraConfig,
+    LatentPairs,
+    add_adapter,
+    load_adapter,
+    load_base,
+    map_latent,
+    train_intrinsic_lora,
+)
+from ..training.loop import LoopConfig
 from ..training.nano.adapters import ADAPTER_DATA, KIND, RANK
-from ..training.nano.data import HELD_OUT_SEEDS
+from ..training.scene_pictures import HELD_OUT_SEEDS, scene_data
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -40,6 +49,7 @@ STEPS = 1000
 BATCH = 1
 LEARNING_RATES = {"attention": 1e-3, "wide": 1e-3, "full": 2e-4}
 SEEDS = (0, 1, 2)
+TABLED = ("normal", "depth", "albedo", "shading")
 
 
 @dataclass(frozen=True)
@@ -59,20 +69,15 @@ class Run:
 def planned_runs() -> list[Run]:
     """Normals with three seeds; the other maps with one. The most telling comparisons come first."""
     normals = [Run("normal", kind, init, seed) for seed in SEEDS for kind in (KIND, "full") for init in ("trained", "random")]
-    others = [
-        Run(name, kind, init, 0)
-        for name in ("depth", "albedo", "shading")
-        for kind, init in ((KIND, "trained"), (KIND, "random"), ("full", "trained"))
-    ]
-    paper = [Run(name, "attention", "trained", 0) for name in MAPS]
+    others = [Run(name, kind, init, 0) for name in TABLED[1:] for kind, init in ((KIND, "trained"), (KIND, "random"), ("full", "trained"))]
+    paper = [Run(name, "attention", "trained", 0) for name in TABLED]
     return normals[:4] + others + paper[:1] + normals[4:] + paper[1:]
 
 
 def references(map_name: str) -> tuple[Tensor, Tensor]:
     """Pictures `bchw` in 0..1 of the held-out scenes, and the exact map `bhwc` (depth in metres)."""
     maps = render_scenes(SCENES, SIZE, SIZE)
-    exact = {"normal": maps.normal_bhwc, "depth": maps.depth_bhw1, "albedo": maps.albedo_bhwc, "shading": maps.shading_bhwc}
-    return rearrange(maps.image_bhwc, "b h w c -> b c h w"), exact[map_name]
+    return rearrange(maps.image_bhwc, "b h w c -> b c h w"), scene_data(maps, map_name)
 
 
 @torch.no_grad()
@@ -93,7 +98,7 @@ def evaluate(base, unet, map_name: str, latent_bchw: Tensor) -> dict[str, float]
     """Scores of a UNet on the held-out scenes, given the latents of their pictures."""
     text = base.embed(MAPS[map_name].prompt)
     predicted = torch.cat([map_latent(unet, part, text) for part in latent_bchw.split(16)])
-    return score(map_name, decode(base.vae, predicted, map_name), references(map_name)[1])
+    return MAPS[map_name].evaluation.score(decode(base.vae, predicted, map_name), references(map_name)[1])
 
 
 def run_config(run: Run, base: Path, runs: Path) -> IntrinsicLoraConfig:
@@ -118,10 +123,7 @@ def with_adapter(unet, path: Path):
     file = read_lora(path)
     settings = json.loads(file.metadata["intrinsic_lab.config"])
     add_adapter(unet, settings["kind"], settings["rank"], 0)
-    modules = dict(unet.named_modules())
-    for name, layer in file.layers.items():
-        modules[name].lora_A["default"].weight.data.copy_(layer.down)
-        modules[name].lora_B["default"].weight.data.copy_(layer.up)
+    load_adapter(unet, file)
     return unet.eval()
 
 
@@ -131,14 +133,14 @@ def score_mean_map(map_name: str, vae, runs: Path) -> dict[str, float]:
     rows = range(0, len(pairs), 2)
     total = sum(ADAPTER_DATA.read(map_name, [row]) for row in rows) / len(rows)
     mean_map = MAPS[map_name].from_picture(rearrange(total, "b c h w -> b h w c"))
-    return score(map_name, mean_map.expand(len(SCENES), -1, -1, -1), references(map_name)[1])
+    return MAPS[map_name].evaluation.score(mean_map.expand(len(SCENES), -1, -1, -1), references(map_name)[1])
 
 
 def score_vae_bound(map_name: str, vae) -> dict[str, float]:
     """The exact map, encoded and decoded: no prediction can be expected to be better."""
     exact = references(map_name)[1]
     latents = encode(vae, rearrange(MAPS[map_name].to_picture(exact), "b h w c -> b c h w"))
-    return score(map_name, decode(vae, latents, map_name), exact)
+    return MAPS[map_name].evaluation.score(decode(vae, latents, map_name), exact)
 
 
 def score_file(base: Path, name: str) -> Path:
@@ -161,7 +163,7 @@ def table(base: Path, assets: Path, runs: Path) -> dict:
     loaded = load_base(base)
     latents = encode(loaded.vae, references("normal")[0])
     result = {}
-    for name in MAPS:
+    for name in TABLED:
         rows = {"VAE bound": [once(score_file(base, f"{name}-bound"), partial(score_vae_bound, name, loaded.vae))]}
         rows["mean map"] = [once(score_file(base, f"{name}-mean"), partial(score_mean_map, name, loaded.vae, runs))]
         bundled = assets / f"nano_{name}.safetensors"
@@ -190,7 +192,7 @@ def print_table(result: dict) -> str:
     lines = []
     for name, rows in result.items():
         metrics = list(next(iter(rows.values())))
-        lines += [f"\n### {name} (judged by {JUDGES[name].main})\n", "| row | seeds | " + " | ".join(metrics) + " |"]
+        lines += [f"\n### {name} (judged by {MAPS[name].evaluation.main})\n", "| row | seeds | " + " | ".join(metrics) + " |"]
         lines.append("| --- | --- |" + " --- |" * len(metrics))
         for row, values in rows.items():
             cells = [f"{mean(v):.3f}" + (f" ± {stdev(v):.3f}" if len(v) > 1 else "") for v in values.values()]

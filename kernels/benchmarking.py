@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import MeasuredChoice
+from .machine import machine
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 
@@ -141,15 +141,6 @@ def peak_extra_bytes(run: Callable[[], object]) -> int:
         held += event.nbytes()
         peak = max(peak, held)
     return peak
-
-
-def machine() -> str:
-    """Processor, threads and versions, without the host's name."""
-    model = platform.processor() or platform.machine()
-    cpu_file = Path("/proc/cpuinfo")
-    if cpu_file.exists():
-        model = next((line.split(":")[1].strip() for line in cpu_file.read_text().splitlines() if line.startswith("model name")), model)
-    return f"{model}, {os.cpu_count()} cores, torch {torch.__version__.split('+')[0]}"
 
 
 def report(title: str, columns: tuple[str, ...], rows: list[tuple], settings: Settings) -> str:

@@ -10,23 +10,21 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-Backend = Literal["auto", "reference", "torch", "triton"]
-BACKENDS = ("auto", "reference", "torch", "triton")
+from .operands import any_requires_grad
+
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TABLE_FILE = Path(__file__).with_name("dispatch_table.json")
 
 logger = logging.getLogger(__name__)
-Result = TypeVar("Result")
 
-# Operations whose Triton kernel failed in this process: they stay on torch, and the failure is logged once.
+# Operations whose measured path failed in this process: they stay on torch, and the failure is logged once.
 _failed_operations: set[str] = set()
 
 
@@ -74,6 +72,14 @@ def triton_problem(sample: Tensor) -> str | None:
     return None
 
 
+# Name of a backend -> why it cannot take a tensor, None where it can. `auto` picks among them by the table, and falls back to torch.
+BACKENDS: dict[str, Callable[[Tensor], str | None]] = {
+    "reference": lambda _: None,
+    "torch": lambda _: None,
+    "triton": triton_problem,
+}
+
+
 def _table_backend(operation: str, sample: Tensor, head_dim: int, tokens: int) -> str:
     if sample.device.type != "cuda" or interpreting():
         return "torch"
@@ -87,46 +93,37 @@ def _table_backend(operation: str, sample: Tensor, head_dim: int, tokens: int) -
 
 
 def run_backend(
-    backend: Backend,
-    operation: str,
-    sample: Tensor,
-    *,
-    head_dim: int,
-    tokens: int,
-    reference: Callable[[], Result],
-    torch_path: Callable[[], Result],
-    triton_path: Callable[[], Result],
-    needs_grad: bool = False,
-) -> Result:
-    """Runs one spelling of `operation`.
+    backend: str, operation: str, paths: Mapping[str, Callable[..., Tensor]], operands: Sequence[Tensor | None], *settings: object
+) -> Tensor:
+    """paths[backend](*operands, *settings), or for "auto" the path that was measured as the fastest.
 
-    sample: a tensor of the call, for its device and dtype. needs_grad: `auto` then stays on torch, whose backward is fused.
-    A Triton kernel chosen by `auto` that fails is replaced by torch for the rest of the process, with one logged line; a
-    backend asked for by name runs or raises. Raises ValueError for an unknown backend, RuntimeError where Triton cannot run.
+    operands: the call's tensors, the first of which gives device, dtype, tokens and head dim. When one of them needs a gradient, `auto`
+    stays on torch, whose backward is fused. A path chosen by `auto` that fails is replaced by torch for the rest of the process, with one
+    logged line; a backend asked for by name runs or raises. Raises ValueError for an unknown backend, RuntimeError where one cannot run.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}.")
-    if backend == "reference":
-        return reference()
-    if backend == "triton":
-        problem = triton_problem(sample)
+    sample = next(operand for operand in operands if operand is not None)
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; expected one of auto, {', '.join(BACKENDS)}.")
+    if backend != "auto":
+        problem = BACKENDS[backend](sample)
         if problem is not None:
-            raise RuntimeError(f"{operation}: backend='triton' cannot run: {problem}. Use backend='auto' or 'torch'.")
-        return triton_path()
-    wants_triton = backend == "auto" and not needs_grad and operation not in _failed_operations
-    if not wants_triton or _table_backend(operation, sample, head_dim, tokens) != "triton":
-        return torch_path()
-    problem = triton_problem(sample)
+            raise RuntimeError(f"{operation}: backend={backend!r} cannot run: {problem}. Use backend='auto' or 'torch'.")
+        return paths[backend](*operands, *settings)
+    stays_on_torch = any_requires_grad(operands) or operation in _failed_operations
+    chosen = "torch" if stays_on_torch else _table_backend(operation, sample, sample.shape[-1], sample.shape[-2])
+    if chosen == "torch":
+        return paths["torch"](*operands, *settings)
+    problem = BACKENDS[chosen](sample)
     if problem is None:
         try:
-            return triton_path()
+            return paths[chosen](*operands, *settings)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # A compiler, driver or linker fault has no common class; it is reported below.
             problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
     _failed_operations.add(operation)
-    logger.warning("%s: the Triton kernel is not usable (%s); the torch path is used instead.", operation, problem)
-    return torch_path()
+    logger.warning("%s: the %s path is not usable (%s); the torch path is used instead.", operation, chosen, problem)
+    return paths["torch"](*operands, *settings)
 
 
 def write_choices(rows: list[MeasuredChoice]) -> None:

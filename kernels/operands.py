@@ -77,8 +77,17 @@ class _TorchBackward(torch.autograd.Function):
         return None, None, *result
 
 
-def with_torch_backward(fast: Callable, differentiable: Callable, operands: Sequence[Tensor | None]) -> Tensor:
-    """fast(*operands), whose gradient is that of `differentiable`: a forward-only kernel in training, at the price of a second forward."""
-    if not any_requires_grad(operands):
-        return fast(*operands)
-    return _TorchBackward.apply(fast, differentiable, *operands)
+def forward_only(fast: Callable[..., Tensor], differentiable: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`fast`, whose gradient is that of `differentiable`: a kernel without a backward in training, at the price of a second forward.
+
+    Both take tensors (or None) first, then settings.
+    """
+
+    def path(*arguments):
+        operands = [argument for argument in arguments if argument is None or isinstance(argument, Tensor)]
+        settings = arguments[len(operands) :]
+        if not any_requires_grad(operands):
+            return fast(*arguments)
+        return _TorchBackward.apply(lambda *o: fast(*o, *settings), lambda *o: differentiable(*o, *settings), *operands)
+
+    return path

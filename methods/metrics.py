@@ -1,9 +1,10 @@
-"""How a map is judged, as the field defines it.
+"""How maps are measured, as the field defines it. Which map is measured how: `maps.table`.
 
-normal          angle between prediction and reference: mean, median, share of pixels within 11.25, 22.5 and 30 degrees
-                (Fouhey et al. 2013, Eigen and Fergus 2015)
-depth           AbsRel, RMSE and delta1 after a least-squares scale and shift per picture (Ranftl et al. 2020)
-albedo, shading RMSE, SSIM (Wang et al. 2004), scale-invariant LMSE (Grosse et al. 2009), on linear data
+NORMAL angle between prediction and reference: mean, median, share of pixels within 11.25, 22.5 and 30 degrees
+       (Fouhey et al. 2013, Eigen and Fergus 2015)
+DEPTH  AbsRel, RMSE and delta1 after a least-squares scale and shift per picture (Ranftl et al. 2020)
+COLOR  RMSE, SSIM (Wang et al. 2004), scale-invariant LMSE (Grosse et al. 2009), on linear data
+VALUE  RMSE and mean absolute error of values that have a scale of their own
 
 Everything is computed per picture in float64 on the CPU, over the pixels of a mask. A metric of a batch is the mean of
 its pictures' metrics, so that pictures count alike whatever their masks leave of them.
@@ -146,7 +147,7 @@ def depth_metrics(prediction_bhw1: Tensor, reference_bhw1: Tensor, mask_bhw: Ten
     }
 
 
-# Albedo and shading
+# Colours and values
 
 
 def lmse(prediction_bhwc: Tensor, reference_bhwc: Tensor, mask_bhw: Tensor | None = None, window: int = LMSE_WINDOW, step: int = LMSE_STEP):
@@ -210,6 +211,16 @@ def _window_mean(values_bhwc: Tensor) -> Tensor:
     return rearrange(means, "(b c) 1 h w -> b h w c", c=values_bhwc.shape[-1])
 
 
+def value_metrics(prediction_bhwc: Tensor, reference_bhwc: Tensor, mask_bhw: Tensor | None = None) -> dict[str, Tensor]:
+    """RMSE and mean absolute error over pixels and channels, one value per picture. Errors as `normal_metrics`."""
+    prediction, reference, mask = _prepared(prediction_bhwc, reference_bhwc, mask_bhw, reference_bhwc.shape[-1])
+    difference = prediction - reference
+    return {
+        "rmse": _masked_mean((difference**2).mean(-1), mask).sqrt(),
+        "mae": _masked_mean(difference.abs().mean(-1), mask),
+    }
+
+
 def color_metrics(prediction_bhwc: Tensor, reference_bhwc: Tensor, mask_bhw: Tensor | None = None) -> dict[str, Tensor]:
     """RMSE, SSIM and LMSE of linear albedo or shading, one value per picture. Errors as `ssim` and `lmse`."""
     prediction, reference, mask = _prepared(prediction_bhwc, reference_bhwc, mask_bhw, 3)
@@ -230,52 +241,50 @@ def _depth_error(prediction: Tensor, reference: Tensor, mask: Tensor | None) -> 
     return (prediction - reference).abs() / reference.masked_fill(~mask, 1.0), mask
 
 
-def _color_error(prediction: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    prediction, reference, mask = _prepared(prediction, reference, mask, 3)
+def _value_error(prediction: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    prediction, reference, mask = _prepared(prediction, reference, mask, reference.shape[-1])
     return ((prediction - reference) ** 2).mean(-1).sqrt(), mask
 
 
 @dataclass(frozen=True)
-class Judge:
-    """How one kind of map is judged.
+class Evaluation:
+    """How one kind of map is measured.
 
-    channels: of the data. metrics: (prediction, reference, mask) -> name -> `[b]`; `main` names the one to sort by.
+    metrics: (prediction, reference, mask) -> name -> `[b]`; `main` names the one to sort by, less is better.
     error: (prediction, reference, mask) -> error per pixel and the pixels that count, both `[b, h, w]`, in `error_unit`;
     `error_top` is what an error picture shows as the strongest colour.
     """
 
-    channels: int
     metrics: Callable[[Tensor, Tensor, Tensor | None], dict[str, Tensor]]
     main: str
     error: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
     error_unit: str
     error_top: float
 
+    def score(self, prediction_bhwc: Tensor, reference_bhwc: Tensor, mask_bhw: Tensor | None = None) -> dict[str, float]:
+        """Every metric, averaged over the batch.
 
-JUDGES: dict[str, Judge] = {
-    "normal": Judge(3, normal_metrics, "mean_degrees", _normal_error, "degrees", 45.0),
-    "depth": Judge(1, depth_metrics, "abs_rel", _depth_error, "of the reference depth, after scale and shift", 0.5),
-    "albedo": Judge(3, color_metrics, "rmse", _color_error, "linear, root mean square of the channels", 0.25),
-    "shading": Judge(3, color_metrics, "rmse", _color_error, "linear, root mean square of the channels", 0.25),
+        Data as `maps` defines it, except that a reference depth is metric. mask_bhw: `[b or 1, h, w]`, > 0.5 counts. Raises ValueError
+        as the metrics do.
+        """
+        return {name: float(values.mean()) for name, values in self.metrics(prediction_bhwc, reference_bhwc, mask_bhw).items()}
+
+
+NORMAL = Evaluation(normal_metrics, "mean_degrees", _normal_error, "degrees", 45.0)
+DEPTH = Evaluation(depth_metrics, "abs_rel", _depth_error, "of the reference depth, after scale and shift", 0.5)
+COLOR = Evaluation(color_metrics, "rmse", _value_error, "linear, root mean square of the channels", 0.25)
+VALUE = Evaluation(value_metrics, "rmse", _value_error, "root mean square of the channels", 0.25)
+
+LABELS = {
+    "mean_degrees": "mean angle, degrees (less is better)",
+    "median_degrees": "median angle, degrees (less is better)",
+    "within_11.25": "within 11.25 degrees, % (more is better)",
+    "within_22.5": "within 22.5 degrees, % (more is better)",
+    "within_30": "within 30 degrees, % (more is better)",
+    "abs_rel": "AbsRel (less is better)",
+    "rmse": "RMSE (less is better)",
+    "mae": "mean absolute error (less is better)",
+    "delta1": "delta1, % (more is better)",
+    "ssim": "SSIM (more is better)",
+    "lmse": "scale-invariant LMSE (less is better)",
 }
-
-
-def judge_of(map_name: str) -> Judge:
-    """The judge of a kind of map; ValueError for a name without one."""
-    if map_name not in JUDGES:
-        raise ValueError(f"there are no metrics for a map called {map_name!r}: choose one of {', '.join(JUDGES)}.")
-    return JUDGES[map_name]
-
-
-def score_pictures(map_name: str, prediction_bhwc: Tensor, reference_bhwc: Tensor, mask_bhw: Tensor | None = None) -> dict[str, Tensor]:
-    """Every metric of a kind of map, one float64 value per picture, `[b]`."""
-    return judge_of(map_name).metrics(prediction_bhwc, reference_bhwc, mask_bhw)
-
-
-def score(map_name: str, prediction_bhwc: Tensor, reference_bhwc: Tensor, mask_bhw: Tensor | None = None) -> dict[str, float]:
-    """Every metric of a kind of map, averaged over the batch.
-
-    map_name: normal, depth, albedo or shading; data as `maps` defines it, except that the reference depth is metric.
-    mask_bhw: `[b or 1, h, w]`, > 0.5 counts. Raises ValueError as the metrics do.
-    """
-    return {name: float(values.mean()) for name, values in score_pictures(map_name, prediction_bhwc, reference_bhwc, mask_bhw).items()}

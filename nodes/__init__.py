@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import extract, format_maps, generators, ildm, intrinsic_vae, judge, load, lora_space, lumix, scene, train
-from .native.lora_routes import add_routes
+from .native.lora_library.lora_routes import add_routes
 
 
 class IntrinsicLabExtension(ComfyExtension):

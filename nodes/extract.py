@@ -5,6 +5,7 @@ import logging
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
@@ -16,17 +17,19 @@ from einops import rearrange
 from torch import Tensor
 
 from ..methods.intrinsic_lora.extract import ExtractSettings, count_forwards, extract, resize, working_grid
-from ..methods.intrinsic_lora.lora_file import LoraFile, read_lora
+from ..methods.lora.lora_file import LoraFile, read_lora
 from ..methods.maps import MAPS, image_from_map, map_from_image
-from .native import row_lora
+from .native.batch_rows import row_lora
+from .native.joint_sampling.single_step import interruptible, make_generator, require_parts, require_sd_unet, rows_per_forward
 from .native.paths import bundled_file
 from .native.schema import schema
-from .native.single_step import interruptible, make_generator, require_parts, require_sd_unet, rows_per_forward
 
 FROM_METADATA = "auto"
 NO_MERGED_MAP = "none"
 DEFAULT_RESOLUTION = 512
 DEFAULT_TIMESTEP = 999
+# Saved graphs know outputs by their number: maps that came later follow the latent.
+LATENT_OUTPUT = 4
 PREVIEW_PICTURES = 4
 PREVIEW_HEIGHT, PREVIEW_WIDTH = 320, 640
 
@@ -51,7 +54,7 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
             display_name="Apply Intrinsic LoRA",
             category="intrinsic lab/extract",
             description=(
-                "Lets a Stable Diffusion MODEL carry the LoRA of one intrinsic map (normal, depth, albedo or shading) without merging it. "
+                f"Lets a Stable Diffusion MODEL carry the LoRA of one intrinsic map ({', '.join(MAPS)}) without merging it. "
                 "Chain it once per map, then use Extract Intrinsic Maps: all maps come out of one forward pass."
             ),
             search_aliases=[
@@ -159,7 +162,7 @@ class ExtractIntrinsicMaps(io.ComfyNode):
             display_name="Extract Intrinsic Maps",
             category="intrinsic lab/extract",
             description=(
-                "Reads normals, depth, albedo and shading out of a picture with a Stable Diffusion model that carries intrinsic LoRAs: "
+                f"Reads intrinsic maps ({', '.join(MAPS)}) out of a picture with a Stable Diffusion model that carries intrinsic LoRAs: "
                 "one step, no noise, one forward pass for all maps. The outputs are float data at the picture's exact size, never clamped; "
                 "the Format nodes turn them into pictures."
             ),
@@ -219,16 +222,12 @@ class ExtractIntrinsicMaps(io.ComfyNode):
                     tooltip="If the LoRA of one map was merged by core's LoraLoader instead: which map that is. Otherwise 'none'.",
                 ),
             ],
-            outputs=[
-                io.Image.Output("normal", tooltip="Camera-space unit normals as data, -1..1: x right, y up, z towards the viewer."),
-                io.Image.Output("depth", tooltip="Relative depth as data, about 0..1, larger is farther; three equal channels."),
-                io.Image.Output("albedo", tooltip="Surface colour without light: linear data, about 0..1."),
-                io.Image.Output("shading", tooltip="Light without surface colour: linear data, about 0..1."),
+            outputs=_in_order(
+                [io.Image.Output(name, tooltip=kind.tooltip) for name, kind in MAPS.items()],
                 io.Latent.Output(
-                    "latent",
-                    tooltip="The UNet's raw output: all pictures of the first map, then of the next (normal, depth, albedo, shading).",
+                    "latent", tooltip=f"The UNet's raw output: all pictures of the first map, then of the next ({', '.join(MAPS)})."
                 ),
-            ],
+            ),
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
@@ -255,7 +254,11 @@ class ExtractIntrinsicMaps(io.ComfyNode):
         maps = {name: image_from_map(values) for name, values in extraction.maps.items()}
         outputs = [maps.get(name) if name in maps else ExecutionBlocker(_missing(name, recipe)) for name in MAPS]
         preview = ui.PreviewImage(contact_sheet(image_bhw3, extraction.maps), cls=cls)
-        return io.NodeOutput(*outputs, {"samples": extraction.latents}, ui=preview)
+        return io.NodeOutput(*_in_order(outputs, {"samples": extraction.latents}), ui=preview)
+
+
+def _in_order(of_maps: list, of_latent: Any) -> list:
+    return [*of_maps[:LATENT_OUTPUT], of_latent, *of_maps[LATENT_OUTPUT:]]
 
 
 def _recipe(carried: dict[str, row_lora.CarriedMap], merged_map: str) -> dict[str, tuple[str, int]]:

@@ -247,13 +247,15 @@ class FormatColor(io.ComfyNode):
             description="Turns linear albedo or shading into sRGB for the eye, or keeps it linear for calculation, with exposure in stops.",
             search_aliases=["linear to srgb", "gamma", "exposure", "washed out albedo", "tone"],
             inputs=[
-                io.Image.Input("map", tooltip="Albedo or shading data: LINEAR (not sRGB), nominally 0 to 1, as this pack's nodes give it."),
+                io.Image.Input(
+                    "map", tooltip="Albedo, shading or specular data: LINEAR (not sRGB), nominally 0 to 1, as this pack gives it."
+                ),
                 io.Combo.Input(
                     "encoding",
                     options=[SRGB, LINEAR],
                     default=SRGB,
                     tooltip="sRGB: for viewing, PNG files, and colour textures. Linear: for EXR files, rendering and "
-                    "calculation; looks dark on a screen.",
+                    "calculation; looks dark on a screen. Also for roughness and metallic, which are shown as they are.",
                 ),
                 io.Float.Input(
                     "exposure",

@@ -14,10 +14,18 @@ from ..methods.intrinsic_lora.generators.sample import draw, map_pictures
 from ..methods.intrinsic_lora.generators.vqgan import downscale, vqgan_generator
 from ..methods.maps import MAPS, image_from_map, map_from_image
 from .extract import contact_sheet
-from .native.generators import NO_LORA, LoadedGenerator, generator_folders, load_generator, lora_files, lora_path, pictures_per_forward
+from .native.joint_sampling.single_step import interruptible
+from .native.loading.generators import (
+    NO_LORA,
+    LoadedGenerator,
+    generator_folders,
+    load_generator,
+    lora_files,
+    lora_path,
+    pictures_per_forward,
+)
 from .native.paths import folder_fingerprint
 from .native.schema import schema
-from .native.single_step import interruptible
 
 CATEGORY = "intrinsic lab/generators"
 Vqgan = io.Custom("INTRINSIC_VQGAN")
@@ -27,23 +35,25 @@ DEFAULT_RESOLUTION = 256
 VQGAN_BYTES_PER_PIXEL = 2178 * 4
 # Of a style-based generator: a few float32 activations of its widest layers at full size.
 GAN_BYTES_PER_PIXEL = 4096
-MAP_TOOLTIPS = {
-    "normal": "Camera-space unit normals as data, -1..1: x right, y up, z towards the viewer.",
-    "depth": "Relative depth as data, about 0..1, larger is farther; three equal channels.",
-    "albedo": "Surface colour without light: linear data, about 0..1.",
-    "shading": "Light without surface colour: linear data, about 0..1.",
-}
+# Saved graphs hold a value for each of these and none for maps that came later.
+REQUIRED_LORAS = 4
 
 
 def _lora_inputs(kind: str) -> list:
     """One choice per map: the bundled LoRA first where there is one."""
     inputs = []
-    for name in MAPS:
+    for number, name in enumerate(MAPS):
         options = list(lora_files(kind, name))
         tooltip = f"The LoRA from models/loras with which this generator makes '{name}', or a bundled one. 'none': no such map."
         default = next((option for option in options if option.endswith("(bundled)")), NO_LORA)
-        inputs.append(io.Combo.Input(f"{name}_lora", options=options, default=default, tooltip=tooltip))
+        optional = number >= REQUIRED_LORAS
+        inputs.append(io.Combo.Input(f"{name}_lora", options=options, default=default, optional=optional, tooltip=tooltip))
     return inputs
+
+
+def _chosen(loras: dict[str, str]) -> dict[str, str]:
+    """The LoRA's name of each map, from the inputs of `_lora_inputs`."""
+    return {name: loras.get(f"{name}_lora", NO_LORA) for name in MAPS}
 
 
 def _fingerprint(kind: str, folder_name: str, lora_names: dict[str, str]) -> tuple:
@@ -87,13 +97,12 @@ class LoadVQGAN(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, vqgan: str, normal_lora: str, depth_lora: str, albedo_lora: str, shading_lora: str) -> tuple:
-        return _fingerprint("vqgan", vqgan, dict(zip(MAPS, (normal_lora, depth_lora, albedo_lora, shading_lora), strict=True)))
+    def fingerprint_inputs(cls, vqgan: str, **loras: str) -> tuple:
+        return _fingerprint("vqgan", vqgan, _chosen(loras))
 
     @classmethod
-    def execute(cls, vqgan: str, normal_lora: str, depth_lora: str, albedo_lora: str, shading_lora: str) -> io.NodeOutput:
-        chosen = dict(zip(MAPS, (normal_lora, depth_lora, albedo_lora, shading_lora), strict=True))
-        return io.NodeOutput(load_generator("vqgan", vqgan, chosen))
+    def execute(cls, vqgan: str, **loras: str) -> io.NodeOutput:
+        return io.NodeOutput(load_generator("vqgan", vqgan, _chosen(loras)))
 
 
 class ExtractMapsVQGAN(io.ComfyNode):
@@ -106,7 +115,7 @@ class ExtractMapsVQGAN(io.ComfyNode):
             display_name="Extract Intrinsic Maps (VQGAN)",
             category=CATEGORY,
             description=(
-                "Reads normals, depth, albedo and shading out of a picture with a VQGAN: encoder and codebook once, then the decoder once "
+                f"Reads intrinsic maps ({', '.join(MAPS)}) out of a picture with a VQGAN: encoder and codebook once, then the decoder once "
                 "per map with that map's LoRA. The outputs are float data at the picture's exact size, never clamped; the Format nodes "
                 "turn them into pictures."
             ),
@@ -137,7 +146,7 @@ class ExtractMapsVQGAN(io.ComfyNode):
                     tooltip="Also process the mirrored picture and average both: a little smoother and steadier, for twice the time.",
                 ),
             ],
-            outputs=[io.Image.Output(name, tooltip=MAP_TOOLTIPS[name]) for name in MAPS],
+            outputs=[io.Image.Output(name, tooltip=kind.tooltip) for name, kind in MAPS.items()],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
@@ -198,13 +207,12 @@ class LoadGAN(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, gan: str, normal_lora: str, depth_lora: str, albedo_lora: str, shading_lora: str) -> tuple:
-        return _fingerprint("gan", gan, dict(zip(MAPS, (normal_lora, depth_lora, albedo_lora, shading_lora), strict=True)))
+    def fingerprint_inputs(cls, gan: str, **loras: str) -> tuple:
+        return _fingerprint("gan", gan, _chosen(loras))
 
     @classmethod
-    def execute(cls, gan: str, normal_lora: str, depth_lora: str, albedo_lora: str, shading_lora: str) -> io.NodeOutput:
-        chosen = dict(zip(MAPS, (normal_lora, depth_lora, albedo_lora, shading_lora), strict=True))
-        return io.NodeOutput(load_generator("gan", gan, chosen))
+    def execute(cls, gan: str, **loras: str) -> io.NodeOutput:
+        return io.NodeOutput(load_generator("gan", gan, _chosen(loras)))
 
 
 class SampleGAN(io.ComfyNode):
@@ -252,7 +260,7 @@ class SampleGAN(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The pictures, 0..1."),
-                *(io.Image.Output(name, tooltip=MAP_TOOLTIPS[name]) for name in MAPS),
+                *(io.Image.Output(name, tooltip=kind.tooltip) for name, kind in MAPS.items()),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )

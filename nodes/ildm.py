@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..methods.ildm import schedules
 from ..methods.ildm.heat_map import heat_map
+from ..methods.ildm.joint_forward import INTRINSIC, PICTURE
 from ..methods.ildm.schedules import LAYOUTS, Place, WeightSchedule
-from ..methods.intrinsic_lora.lora_file import read_lora
-from .native import cross_domain
-from .native.joint_forward import INTRINSIC, PICTURE
+from ..methods.lora.lora_file import read_lora
+from .native.joint_sampling import cross_domain
 from .native.paths import bundled_file
 from .native.schema import schema
 

@@ -7,19 +7,13 @@ from torch import Tensor
 
 from ..methods.ildm.intrinsic_vae import INTRINSICS, join_intrinsics, split_intrinsics
 from ..methods.maps import image_from_map, map_from_image, normal_picture
-from .native.intrinsic_vae import intrinsic_vae_folder, intrinsic_vae_folders, load_intrinsic_vae
+from .native.loading.intrinsic_vae import intrinsic_vae_folder, intrinsic_vae_folders, load_intrinsic_vae
 from .native.paths import folder_fingerprint
 from .native.schema import schema
 
 IntrinsicVae = io.Custom("INTRINSIC_VAE")
 CATEGORY = "intrinsic lab/joint generation"
 PREVIEW_PICTURES = 4
-MAP_TOOLTIPS = {
-    "depth": "Relative depth as data, about 0 to 1, larger is farther; three equal channels.",
-    "normal": "Camera-space unit normals as data, -1 to 1: x right, y up, z towards the viewer.",
-    "segmentation": "Segments in colours, about 0 to 1.",
-    "line": "Line drawing, about 0 to 1, 1 is a line; three equal channels.",
-}
 
 
 class LoadIntrinsicVAE(io.ComfyNode):
@@ -92,8 +86,7 @@ class EncodeIntrinsics(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, intrinsic_vae: comfy.sd.VAE, depth=None, normal=None, segmentation=None, line=None) -> io.NodeOutput:
-        given = {"depth": depth, "normal": normal, "segmentation": segmentation, "line": line}
+    def execute(cls, intrinsic_vae: comfy.sd.VAE, **given: Tensor | None) -> io.NodeOutput:
         maps = {name: map_from_image(image, INTRINSICS[name].channels, name) for name, image in given.items() if image is not None}
         return io.NodeOutput({"samples": intrinsic_vae.encode(join_intrinsics(maps))})
 
@@ -116,7 +109,7 @@ class DecodeIntrinsics(io.ComfyNode):
                 IntrinsicVae.Input("intrinsic_vae", tooltip="From Load Intrinsic VAE."),
                 io.Latent.Input("intrinsic_latent", tooltip="The intrinsics from Split Domains, or from Encode Intrinsics."),
             ],
-            outputs=[io.Image.Output(name.upper(), display_name=name, tooltip=MAP_TOOLTIPS[name]) for name in INTRINSICS],
+            outputs=[io.Image.Output(name.upper(), display_name=name, tooltip=kind.tooltip) for name, kind in INTRINSICS.items()],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
@@ -134,7 +127,7 @@ class DecodeIntrinsics(io.ComfyNode):
 
 def _side_by_side(maps: dict[str, Tensor]) -> Tensor:
     """The first pictures' maps as colours 0..1, one row per picture."""
-    looks = [normal_picture(image) if name == "normal" else image for name, image in maps.items()]
+    looks = [normal_picture(image) if INTRINSICS[name].vector else image for name, image in maps.items()]
     return torch.cat([look[:PREVIEW_PICTURES] for look in looks], dim=2).clamp(0, 1).cpu()
 
 

@@ -5,25 +5,12 @@ from comfy_api.latest import io, ui
 
 from ..methods import metrics
 from ..methods.formats import COLOR_MAPS, color_map
-from ..methods.maps import map_from_image
+from ..methods.maps import MAPS, MapKind, map_from_image, map_kind
 from .native.schema import schema
 
 REFUSE, RESIZE = "error", "resize prediction"
 LISTED_PICTURES = 8
 NOT_COMPARED = 0.35  # grey of masked-out pixels in the error picture
-
-LABELS = {
-    "mean_degrees": "mean angle, degrees (less is better)",
-    "median_degrees": "median angle, degrees (less is better)",
-    "within_11.25": "within 11.25 degrees, % (more is better)",
-    "within_22.5": "within 22.5 degrees, % (more is better)",
-    "within_30": "within 30 degrees, % (more is better)",
-    "abs_rel": "AbsRel (less is better)",
-    "rmse": "RMSE (less is better)",
-    "delta1": "delta1, % (more is better)",
-    "ssim": "SSIM (more is better)",
-    "lmse": "scale-invariant LMSE (less is better)",
-}
 
 
 class CompareMaps(io.ComfyNode):
@@ -43,14 +30,14 @@ class CompareMaps(io.ComfyNode):
                     "prediction",
                     tooltip="The map to judge, as data: normals -1 to 1 (camera space, OpenGL); depth larger is farther, any "
                     "scale and shift; "
-                    "albedo and shading linear.",
+                    "the others linear.",
                 ),
                 io.Image.Input(
                     "reference",
                     tooltip="The true map, as data in the same convention; depth metric (larger than 0). One picture may serve "
                     "a whole batch.",
                 ),
-                io.Combo.Input("map", options=list(metrics.JUDGES), default="normal", tooltip="What the maps show; decides the metrics."),
+                io.Combo.Input("map", options=list(MAPS), default="normal", tooltip="What the maps show; decides the metrics."),
                 io.Mask.Input(
                     "mask", optional=True, tooltip="Pixels to compare: white counts, black does not. Without it every pixel counts."
                 ),
@@ -83,7 +70,7 @@ class CompareMaps(io.ComfyNode):
                 io.Float.Output(
                     display_name="main_metric",
                     tooltip="The metric to sort by, mean over the batch, less is better: normals mean angle in degrees, depth "
-                    "AbsRel, albedo and shading RMSE.",
+                    "AbsRel, the others RMSE.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -91,29 +78,29 @@ class CompareMaps(io.ComfyNode):
 
     @classmethod
     def execute(cls, prediction, reference, map, sizes, error_top, color_map, mask=None) -> io.NodeOutput:
-        judge = metrics.judge_of(map)
-        grey = map in ("albedo", "shading")
-        predicted = map_from_image(prediction, judge.channels, "prediction", grey=grey, finite=False)
-        true = map_from_image(reference, judge.channels, "reference", grey=grey, finite=False)
+        kind = map_kind(map)
+        predicted = map_from_image(prediction, kind.channels, "prediction", grey=not kind.vector, finite=False)
+        true = map_from_image(reference, kind.channels, "reference", grey=not kind.vector, finite=False)
         predicted, true = _matched(predicted, true, sizes)
         mask = mask if mask is None or mask.ndim == 3 else mask.reshape(-1, *mask.shape[-2:])
 
-        scores = judge.metrics(predicted, true, mask)
-        error, counted = judge.error(predicted, true, mask)
-        top = error_top or judge.error_top
+        evaluation = kind.evaluation
+        scores = evaluation.metrics(predicted, true, mask)
+        error, counted = evaluation.error(predicted, true, mask)
+        top = error_top or evaluation.error_top
         table = "\n".join(
             [
                 f"{map}: {len(true)} picture(s) of {true.shape[2]} x {true.shape[1]}, {100 * counted.double().mean():.1f} % of "
                 f"the pixels compared",
                 *_rows(scores),
-                f"error picture: 0 to {top:g} {judge.error_unit}, {color_map}; grey was not compared",
-                *_notes(map, predicted, true, counted),
+                f"error picture: 0 to {top:g} {evaluation.error_unit}, {color_map}; grey was not compared",
+                *_notes(kind, predicted, true, counted),
             ]
         )
         picture = _error_picture(error, counted, color_map, top)
         _show_on_node(table, cls.hidden.unique_id if cls.hidden else None)
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(table).as_dict()
-        return io.NodeOutput(table, picture, float(scores[judge.main].mean()), ui=shown)
+        return io.NodeOutput(table, picture, float(scores[evaluation.main].mean()), ui=shown)
 
 
 def _matched(prediction: torch.Tensor, reference: torch.Tensor, sizes: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,10 +122,10 @@ def _matched(prediction: torch.Tensor, reference: torch.Tensor, sizes: str) -> t
 def _rows(scores: dict[str, torch.Tensor]) -> list[str]:
     pictures = len(next(iter(scores.values())))
     listed = min(pictures, LISTED_PICTURES) if pictures > 1 else 0
-    width = max(len(LABELS[name]) for name in scores)
+    width = max(len(metrics.LABELS[name]) for name in scores)
     head = " ".join(["metric".ljust(width), "mean".rjust(9), *(f"#{i}".rjust(9) for i in range(listed))])
     rows = [
-        " ".join([LABELS[name].ljust(width), f"{values.mean():9.4f}", *(f"{value:9.4f}" for value in values[:listed].tolist())])
+        " ".join([metrics.LABELS[name].ljust(width), f"{values.mean():9.4f}", *(f"{value:9.4f}" for value in values[:listed].tolist())])
         for name, values in scores.items()
     ]
     return [
@@ -148,15 +135,15 @@ def _rows(scores: dict[str, torch.Tensor]) -> list[str]:
     ]
 
 
-def _notes(map_name: str, prediction: torch.Tensor, reference: torch.Tensor, counted: torch.Tensor) -> list[str]:
+def _notes(kind: MapKind, prediction: torch.Tensor, reference: torch.Tensor, counted: torch.Tensor) -> list[str]:
     """What most often goes wrong in such a comparison, if it looks as if it did."""
     notes = []
-    if map_name == "normal":
+    if kind.vector:
         for name, values in (("prediction", prediction), ("reference", reference)):
             vectors = values.cpu()[counted]
             if vectors.min() >= 0 and (vectors.norm(dim=-1) - 1).abs().mean() > 0.05:
                 notes.append(f"note: the {name} has no negative value; a normal map picture goes through Read Normals from Colors first")
-    if map_name == "depth":
+    if kind.relative:
         scale, _ = metrics.align_scale_shift(prediction, reference, counted)
         if (scale < 0).any():
             notes.append("note: the best scale is negative, near and far look exchanged; depth data is larger where it is farther")

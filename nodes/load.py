@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io
 
-from .native.diffusers_folder import FAMILY_NAMES, load_pipeline
+from .native.loading.diffusers_folder import FAMILY_NAMES, load_pipeline
 from .native.paths import folder_fingerprint, model_folder, model_folders
 from .native.schema import schema
 

@@ -9,11 +9,11 @@ import torch
 from comfy_api.latest import io, ui
 
 # What only an execution needs is imported there: the pack loads with ComfyUI, whether its nodes are used or not.
-from ..methods.lora_space.names import SUBNETWORKS
+from ..methods.lora.names import SUBNETWORKS
 from ..methods.lora_space.records import Entry
-from .native import lora_shelf
-from .native.lora_pictures import Row, table_picture
-from .native.lora_shelf import Shelf, lora_path, shown_name
+from .native.lora_library import lora_shelf
+from .native.lora_library.lora_pictures import Row, table_picture
+from .native.lora_library.lora_shelf import Shelf, lora_path, shown_name
 from .native.schema import schema
 
 Index = io.Custom("LORA_INDEX")

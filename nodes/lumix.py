@@ -9,22 +9,16 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..methods.ildm.schedules import parse_positions
 from ..methods.lumix import schedule
-from ..methods.lumix.design import ATTENTIONS, MAP_NAMES, QUERY_BROADCAST
-from ..methods.maps import MAPS, image_from_map
-from .native import lumix, lumix_prompts, lumix_sampling
+from ..methods.lumix.design import ATTENTIONS, KINDS, MAP_NAMES, QUERY_BROADCAST
+from ..methods.maps import image_from_map, map_kind
+from .native.joint_sampling import lumix, lumix_prompts, lumix_sampling
 from .native.paths import bundled_file
 from .native.schema import schema
 
 CATEGORY = "intrinsic lab/text to maps"
 AS_TRAINED, ALL = "as trained", "all"
 PUBLISHED, BY_SIZE, FIXED = "LumiX", "by size (FLUX)", "fixed"
-MAP_TOOLTIPS = {
-    "albedo": "Diffuse reflectance: the colour of surfaces without light.",
-    "irradiance": "Diffuse illumination: the light that falls on surfaces.",
-    "color": "The picture itself.",
-    "depth": "Distance from the camera.",
-    "normal": "The direction surfaces face.",
-}
+MAP_TOOLTIPS = {name: map_kind(kind).meaning for name, kind in KINDS.items()}
 BATCH_TOOLTIP = "All maps in one batch, map by map: for Split Maps, Decode Maps, or another sampling."
 ATTENTION_TOOLTIP = (
     "How maps meet. query-broadcast: every map reads with the colour map's queries (LumiX). cross-intrinsic: every map reads all maps "
@@ -302,12 +296,9 @@ class DecodeMaps(io.ComfyNode):
 
     @classmethod
     def execute(cls, maps: dict, vae) -> io.NodeOutput:
-        kinds = {**MAPS, "irradiance": MAPS["shading"]}
-        decoded = {}
-        for name, latent in lumix_sampling.split_maps(maps).items():
-            picture = vae.decode(latent["samples"])
-            decoded[name] = image_from_map(kinds[name].from_picture(picture)) if name in kinds else picture
-        return io.NodeOutput(*_by_name(decoded))
+        latents = lumix_sampling.split_maps(maps)
+        decoded = {name: map_kind(KINDS[name]).from_picture(vae.decode(latent["samples"])) for name, latent in latents.items()}
+        return io.NodeOutput(*_by_name({name: image_from_map(values) for name, values in decoded.items()}))
 
 
 class JointSampler(io.ComfyNode):

@@ -8,11 +8,10 @@ from comfy_api.latest import io, ui
 from ..methods.ildm.intrinsic_vae import INTRINSICS
 from ..methods.lumix.design import ATTENTIONS, FUSED, QUERY_BROADCAST, SEPARATE, TENSOR, Design
 from ..methods.maps import MAPS
-from .native.intrinsic_vae import intrinsic_vae_folder, intrinsic_vae_folders
+from .native.loading.intrinsic_vae import intrinsic_vae_folder, intrinsic_vae_folders
 from .native.paths import folder_fingerprint, model_folders
 from .native.schema import schema
-from .native.training import Settings, Trained, Trainer, train_in_graph
-from .native.training_files import (
+from .native.training.files import (
     SCENES,
     Place,
     base_names,
@@ -24,6 +23,7 @@ from .native.training_files import (
     name_problem,
     run_folder,
 )
+from .native.training.session import Settings, Trained, Trainer, train_in_graph
 
 CATEGORY = "intrinsic lab/training"
 FIRST_STEPS = 1000

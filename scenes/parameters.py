@@ -1,4 +1,4 @@
-"""What a scene is, and how one is drawn from a seed.
+"""What a room is, and how one is drawn from a seed.
 
 World frame: x right, y up, z towards the default viewer; metres. Every scene is a room (an axis-aligned box seen from
 inside) with 2 to 6 objects on its floor: up to two spheres, two boxes and two upright cylinders.
@@ -76,7 +76,7 @@ FREE_STYLE = Style()
 
 @dataclass(frozen=True)
 class Scenes:
-    """Parameters of a batch of scenes; the first dimension of every tensor is the scene.
+    """Parameters of a batch of rooms; the first dimension of every tensor is the scene.
 
     The surface tables have one row per surface id (SURFACES): room faces share the room's centre and half size.
     """
@@ -124,8 +124,8 @@ class _Draws:
         return (self.uniform(*shape) * options).long().clamp(max=options - 1)
 
 
-def sample_scenes(seeds: Sequence[int], style: Style = FREE_STYLE) -> Scenes:
-    """Draw one scene per seed; the same seed and style always give the same scene, whatever the batch.
+def sample_rooms(seeds: Sequence[int], style: Style = FREE_STYLE) -> Scenes:
+    """Draw one room per seed; the same seed and style always give the same room, whatever the batch.
 
     Raises ValueError for an empty list of seeds.
     """

@@ -7,8 +7,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from .camera import photographed
 from .intersect import dot, object_hits, reciprocal, turn
-from .parameters import FREE_STYLE, ROOM_SURFACES, SURFACES, Scenes, Style, sample_scenes
+from .parameters import FREE_STYLE, ROOM_SURFACES, Scenes, Style
+from .sampling import ROOM, Worlds, sample_scenes
+from .world.plan import Table
+from .world.render import render_plans
 
 # Rays leave a surface this far above it, in metres, so that it does not shadow itself.
 SHADOW_OFFSET = 2e-3
@@ -20,11 +24,16 @@ CHUNK_PIXELS = 4 * 128 * 128
 
 @dataclass(frozen=True)
 class SceneMaps:
-    """A picture and its exact maps. Picture = sRGB(albedo x shading); all float32 but the segmentation.
+    """A picture and its exact maps. Picture = sRGB(albedo x shading + specular); all float32 but the segmentation.
 
-    image_bhwc: sRGB, 0..1. albedo_bhwc, shading_bhwc: linear, 0..1, three channels. depth_bhw1: metres along the optical
-    axis. normal_bhwc: unit vectors, camera space (x right, y up, z towards the viewer). segmentation_bhw: int64 surface id
-    (0 floor, 1 ceiling, 2..5 walls, 6.. objects). line_bhw1: 1 on outlines and creases, else 0.
+    image_bhwc: sRGB, 0..1. albedo_bhwc, shading_bhwc: linear, 0..1, three channels; a metal's albedo is what it reflects
+    diffusely, its colour x (1 - metallic). specular_bhwc: linear, what highlights and mirrored surroundings add. roughness_bhw1,
+    metallic_bhw1: 0..1. depth_bhw1: metres along the optical axis. normal_bhwc: unit vectors, camera space (x right, y up, z towards the
+    viewer). segmentation_bhw: int64 surface id (0 floor or ground, 1 ceiling or sky, 2..5 walls, outdoors 2 hills, 6.. objects).
+    line_bhw1: 1 on outlines and creases, else 0.
+
+    The sky is a wall that faces the viewer, 60 m deep, behind everything: normal (0, 0, 1), albedo its colour, shading 1. A picture's
+    depth is to be scaled with that in mind: relative to its farthest, all near things are alike.
     """
 
     image_bhwc: Tensor
@@ -35,16 +44,27 @@ class SceneMaps:
     segmentation_bhw: Tensor
     line_bhw1: Tensor
     captions: tuple[str, ...]
-    scenes: Scenes
+    scenes: Scenes | Worlds
+    roughness_bhw1: Tensor
+    metallic_bhw1: Tensor
+    specular_bhwc: Tensor
 
 
-def render_scenes(seeds: Sequence[int], height: int, width: int, style: Style = FREE_STYLE) -> SceneMaps:
-    """Draw and render one scene per seed. Raises ValueError for a size below 1 or an empty list."""
-    return render(sample_scenes(seeds, style), height, width)
+def render_scenes(
+    seeds: Sequence[int], height: int, width: int, style: Style = FREE_STYLE, kind: str = ROOM, camera: bool = False
+) -> SceneMaps:
+    """Draw and render one scene per seed; kind and camera as in `sample_scenes` and `render`.
+
+    Raises ValueError for a size below 1, an empty list or an unknown kind.
+    """
+    return render(sample_scenes(seeds, style, kind), height, width, camera)
 
 
-def render(scenes: Scenes, height: int, width: int) -> SceneMaps:
-    """Render given scenes; a scene's pixels do not depend on the others in its batch. Raises ValueError for a size below 1."""
+def render(scenes: Scenes | Worlds, height: int, width: int, camera: bool = False) -> SceneMaps:
+    """Render given scenes; a scene's pixels do not depend on the others in its batch. Raises ValueError for a size below 1.
+
+    camera: the picture as a camera would give it (`photographed`), no longer exactly that of its maps.
+    """
     if height < 1 or width < 1:
         raise ValueError(f"a picture of {width} x {height} was asked for: both sides must be at least 1.")
 
@@ -61,10 +81,22 @@ def render(scenes: Scenes, height: int, width: int) -> SceneMaps:
         line_bhw1=empty(1),
         captions=scenes.captions,
         scenes=scenes,
+        roughness_bhw1=torch.ones(len(scenes), height, width, 1),
+        metallic_bhw1=torch.zeros(len(scenes), height, width, 1),
+        specular_bhwc=torch.zeros(len(scenes), height, width, 3),
     )
     step = max(1, CHUNK_PIXELS // (height * width))
-    for start in range(0, len(scenes), step):
-        _render_rows(maps, slice(start, start + step))
+    if isinstance(scenes, Scenes):
+        for start in range(0, len(scenes), step):
+            _render_rooms(maps, slice(start, start + step), scenes[start : start + step])
+    else:
+        planned = [row for row, of in enumerate(scenes.drawn) if not isinstance(of, Scenes)]
+        for row in sorted({*range(len(scenes))} - {*planned}):
+            _render_rooms(maps, slice(row, row + 1), scenes.drawn[row])
+        for start in range(0, len(planned), step):
+            _render_plans(maps, planned[start : start + step])
+    if camera:
+        maps.image_bhwc.copy_(photographed(maps.image_bhwc, scenes.seeds))
     return maps
 
 
@@ -75,42 +107,55 @@ def srgb_from_linear(linear: Tensor) -> Tensor:
 
 def segmentation_colors(segmentation_bhw: Tensor) -> Tensor:
     """A fixed colour per surface id, `[..., 3]` in 0..1."""
-    ids = torch.arange(SURFACES, dtype=torch.float32)
+    ids = torch.arange(int(segmentation_bhw.max()) + 1, dtype=torch.float32)
     hue = (ids * 0.61803398875) % 1.0
     table = torch.stack([0.5 + 0.45 * torch.cos(6.2831853 * (hue - shift)) for shift in (0.0, 1 / 3, 2 / 3)], -1)
     table[ids % 2 == 1] *= 0.65
     return table[segmentation_bhw]
 
 
-def _render_rows(maps: SceneMaps, rows: slice) -> None:
-    """Render some of the scenes into their places."""
-    scenes = maps.scenes[rows]
+def _render_rooms(maps: SceneMaps, rows: slice, scenes: Scenes) -> None:
+    """Render some rooms into their places."""
     height, width = maps.segmentation_bhw.shape[1:]
     direction, along_axis = _camera_rays(scenes, height, width)
     origin = rearrange(scenes.camera_position, "b xyz -> xyz b 1")
     distance, surface = _first_hit(scenes, origin, direction)
     point = origin + direction * distance
     local, normal = _local_frame(scenes, point, surface)
-    albedo = _albedo(scenes, surface, local)
-    shading = _shading(scenes, point, normal)
-    camera_normal = torch.einsum("baw,wbp->abp", scenes.camera_axes, normal)
+    planes = {
+        "albedo": _albedo(scenes, surface, local),
+        "shading": _shading(scenes, point, normal),
+        "depth": (distance * along_axis)[None],
+        "normal": torch.einsum("baw,wbp->abp", scenes.camera_axes, normal),
+    }
+    _fill(maps, rows, planes, surface)
 
-    def picture(planes: Tensor) -> Tensor:
-        return rearrange(planes, "c b (h w) -> b h w c", h=height)
+
+def _render_plans(maps: SceneMaps, rows: list[int]) -> None:
+    """Render some of the other scenes into their places."""
+    height, width = maps.segmentation_bhw.shape[1:]
+    planes, surface = render_plans([maps.scenes.drawn[row] for row in rows], height, width, _camera_rays)
+    _fill(maps, rows, planes, surface)
+
+
+def _fill(maps: SceneMaps, rows: slice | list[int], planes: dict[str, Tensor], surface: Tensor) -> None:
+    """Write planes `[c, b, p]` by the name of their map, surface ids `[b, p]`, and the picture and lines that follow from them."""
+    height = maps.segmentation_bhw.shape[1]
 
     def grid(plane: Tensor) -> Tensor:
         return rearrange(plane, "... b (h w) -> ... b h w", h=height)
 
-    maps.image_bhwc[rows] = picture(srgb_from_linear(albedo * shading))
-    maps.albedo_bhwc[rows] = picture(albedo)
-    maps.shading_bhwc[rows] = picture(shading)
-    maps.depth_bhw1[rows, ..., 0] = grid(distance * along_axis)
-    maps.normal_bhwc[rows] = picture(camera_normal)
+    linear = planes["albedo"] * planes["shading"]
+    if "specular" in planes:
+        linear = (linear + planes["specular"]).clamp(0, 1)
+    for name, plane in {**planes, "image": srgb_from_linear(linear)}.items():
+        into = f"{name}_bhwc" if len(plane) == 3 else f"{name}_bhw1"
+        getattr(maps, into)[rows] = rearrange(plane, "c b (h w) -> b h w c", h=height)
     maps.segmentation_bhw[rows] = grid(surface)
-    maps.line_bhw1[rows, ..., 0] = _lines(grid(surface), grid(camera_normal))
+    maps.line_bhw1[rows, ..., 0] = _lines(grid(surface), grid(planes["normal"])).float()
 
 
-def _camera_rays(scenes: Scenes, height: int, width: int) -> tuple[Tensor, Tensor]:
+def _camera_rays(scenes: Scenes | Table, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Unit directions [3, b, p] in world space and their component along the optical axis [b, p]."""
     tangent = (scenes.vertical_fov_degrees.deg2rad() / 2).tan()[:, None]
     v, u = torch.meshgrid(1 - (torch.arange(height) + 0.5) * 2 / height, (torch.arange(width) + 0.5) * 2 / width - 1, indexing="ij")

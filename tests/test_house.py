@@ -74,6 +74,21 @@ def test_imports_run_one_way_between_the_rooms():
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_nano_models_stand_on_top_of_training_and_no_trainer_needs_a_benchmark():
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {'.'.join(module)}"
+        for path in SOURCES
+        if path.is_relative_to(ROOT / "training")
+        for line, kind, module in imports(path)
+        if kind == "relative"
+        and (
+            (module[:2] == ("training", "nano") and not path.is_relative_to(ROOT / "training" / "nano"))
+            or any("benchmark" in part for part in module)
+        )
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_the_pack_imports_itself_relatively():
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {'.'.join(module)}"

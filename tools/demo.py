@@ -7,8 +7,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 
 import aiohttp
@@ -24,26 +25,32 @@ from .prompt import Prompt, load_prompt, picture_input
 
 GRAPH = ROOT / "example_workflows" / "api" / "extract_maps.json"
 SCENE = ROOT / "assets" / "demo_scene.png"
-MAPS = ("normal", "depth", "albedo", "shading")
+EXTRACT = "IntrinsicLabExtractMaps"
 SHEET_HEIGHT = 384
 
 
-def with_float_files(prompt: Prompt) -> Prompt:
+def extracted_maps(prompt: Prompt, output_names: list[str]) -> dict[str, list]:
+    """The maps that the graph does something with, by name: each a link, [node, number of the output]. output_names: of EXTRACT."""
+    links = (value for node in prompt.values() for value in node["inputs"].values() if isinstance(value, list))
+    of_maps = [link for link in links if prompt[link[0]]["class_type"] == EXTRACT]
+    return {output_names[number]: [source, number] for source, number in sorted(of_maps, key=itemgetter(1))}
+
+
+def with_float_files(prompt: Prompt, maps: dict[str, list]) -> Prompt:
     """The graph that also saves the maps' own values, as 32-bit EXR, by core's SaveImageAdvanced."""
     exact = json.loads(json.dumps(prompt))
-    for source in [node_id for node_id, node in prompt.items() if node["class_type"] == "IntrinsicLabExtractMaps"]:
-        for number, name in enumerate(MAPS):
-            exact[f"{source}-{name}-exr"] = {
-                "class_type": "SaveImageAdvanced",
-                "inputs": {
-                    "images": [source, number],
-                    "filename_prefix": f"demo/{name}",
-                    "format": "exr",
-                    "format.bit_depth": "32-bit float",
-                    "format.input_color_space": "linear",
-                },
-                "_meta": {"title": f"Save {name} as EXR"},
-            }
+    for name, link in maps.items():
+        exact[f"{name}-exr"] = {
+            "class_type": "SaveImageAdvanced",
+            "inputs": {
+                "images": link,
+                "filename_prefix": f"demo/{name}",
+                "format": "exr",
+                "format.bit_depth": "32-bit float",
+                "format.input_color_space": "linear",
+            },
+            "_meta": {"title": f"Save {name} as EXR"},
+        }
     return exact
 
 
@@ -57,10 +64,10 @@ def with_plain_files(prompt: Prompt) -> Prompt:
     return plain
 
 
-def contact_sheet(picture: Path, out: Path) -> Path:
+def contact_sheet(picture: Path, maps: Iterable[str], out: Path) -> Path:
     """Picture and maps side by side, each with its name, as OUT/contact_sheet.png."""
     tiles = []
-    for name, path in {"picture": picture, **{name: out / f"{name}.png" for name in MAPS}}.items():
+    for name, path in {"picture": picture, **{name: out / f"{name}.png" for name in maps}}.items():
         if not path.is_file():
             continue
         tile = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
@@ -104,7 +111,8 @@ def run(image: Path | None, out: Path) -> int:
         ) from error
     prompt = load_prompt(GRAPH)
     with started_server() as server:
-        prompt = with_float_files(prompt) if offers(server.url, "SaveImageAdvanced") else with_plain_files(prompt)
+        maps = extracted_maps(prompt, node_info(server.url, EXTRACT)["output_name"])
+        prompt = with_float_files(prompt, maps) if node_info(server.url, "SaveImageAdvanced") else with_plain_files(prompt)
         with step(f"Extracting the maps of {picture.name}") as notes:
             try:
                 files = asyncio.run(extract(server.url, prompt, picture, out))
@@ -115,7 +123,7 @@ def run(image: Path | None, out: Path) -> int:
                     f"The maps cannot be written: {error}", "free some disk space, or name another folder: OUT=..."
                 ) from error
             notes.append(f"{len(files)} files")
-    sheet = contact_sheet(picture, out)
+    sheet = contact_sheet(picture, maps, out)
     say(f"- Done in {time.monotonic() - start:.1f} s")
     for path in [*sorted(files), sheet]:
         say(f"    {path}  ({path.stat().st_size / 1024:.0f} KiB)")
@@ -132,13 +140,13 @@ def started_server() -> Iterator[RunningServer]:
         yield server
 
 
-def offers(url: str, node: str) -> bool:
-    """Whether this server has the node."""
+def node_info(url: str, node: str) -> dict | None:
+    """What the server says about a node; None if it has no such node."""
     try:
         with urllib.request.urlopen(f"{url}/object_info/{node}", timeout=30) as answer:
-            return node in json.load(answer)
+            return json.load(answer).get(node)
     except urllib.error.HTTPError:
-        return False
+        return None
 
 
 if __name__ == "__main__":

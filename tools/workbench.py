@@ -98,8 +98,12 @@ def export_workflows(options: argparse.Namespace) -> int:
 
 
 def nano(options: argparse.Namespace) -> int:
-    """train the bundled nano weights again"""
-    return in_environment(set_up(browser=False), "-m", "intrinsic_lab.training.nano", *options.arguments)
+    """train the bundled nano weights further, judge the result, and keep it if it is better"""
+    comfyui = set_up(browser=False)
+    if options.arguments:
+        return in_environment(comfyui, "-m", "intrinsic_lab.training.nano", *options.arguments)
+    code = in_environment(comfyui, "-m", "intrinsic_lab.training.nano", "further", "--minutes", str(options.budget))
+    return code or in_environment(comfyui, "-m", "intrinsic_lab.benchmarks.nano_gate", "--install")
 
 
 def _models_of(comfyui: Path) -> list[str]:
@@ -126,6 +130,8 @@ def main() -> int:
             entry.add_argument("--out", default="output/demo", help="folder of the maps")
         elif command is serve:
             entry.add_argument("--port", type=int, help=f"default: {USUAL_PORT}, or a free one where that is taken")
+        elif command is nano:
+            entry.add_argument("--budget", type=float, default=60.0, metavar="MINUTES", help="time for the training (%(default)s)")
         if command in (test, bench, serve, workflows, export_workflows, nano):
             entry.add_argument("arguments", nargs="*", help="handed on; write -- before the first")
     options = parser.parse_args()

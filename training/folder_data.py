@@ -9,18 +9,20 @@ Captions, for trainers that use them: NAME.txt beside the picture. Where one map
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
+from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
-from ..methods.maps import MAPS, normal_from_picture, normal_picture, relative_depth, srgb_from_linear
+from ..methods.maps import MAPS, OTHER_MAPS, map_kind
+from ..methods.maps.files import FileConvention
 from .pairs import IMAGE
 
 _LOG = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ class FolderData:
     """A folder of pairs, read as squares: the short side is resized to `size`, the centre is cropped; no flips.
 
     normals: "opengl" (green up) or "directx" (green down), camera space. depth: "near_dark" or "near_bright"; each crop is
-    stretched to 0..1. colors: "srgb" or "linear", of albedo and shading. Raises ValueError for other values.
+    stretched to 0..1. colors: "srgb" or "linear", of albedo, shading and specular. Raises ValueError for other values.
     """
 
     folder: Path
@@ -45,12 +47,15 @@ class FolderData:
     colors: str = "srgb"
 
     def __post_init__(self) -> None:
-        choices = {"normals": ("opengl", "directx"), "depth": ("near_dark", "near_bright"), "colors": ("srgb", "linear")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: choose {' or '.join(allowed)}.")
+        for files in (kind.files for kind in MAPS.values()):
+            if self.chosen(files) not in files.readings:
+                raise ValueError(f"{files.setting} is {self.chosen(files)!r}: choose {' or '.join(files.readings)}.")
         if self.size < 8:
             raise ValueError(f"the size is {self.size} pixels: at least 8 are needed.")
+
+    def chosen(self, files: FileConvention) -> str:
+        """What this folder's files of a map mean: a key of the convention's readings."""
+        return getattr(self, files.setting) if files.setting else ""
 
     def source(self, map_name: str) -> "FolderPairs":
         """The pairs of pictures and `map_name`. Raises ValueError, saying what was looked for, if there are none."""
@@ -63,11 +68,9 @@ class FolderData:
             files, wanted = _by_stem(self.folder), f"NAME.png with NAME_{map_name}.png, or {IMAGE}/NAME.png with {map_name}/NAME.png"
             ending = f"_{map_name}"
             maps = {stem.removesuffix(ending): path for stem, path in files.items() if stem.endswith(ending)}
-            pictures = {
-                stem.removesuffix(f"_{IMAGE}"): path
-                for stem, path in files.items()
-                if not stem.endswith(tuple(f"_{name}" for name in MAPS))
-            }
+            # A picture may be called like a map (finish_line.png); then it has a map of its own.
+            of_maps = tuple(f"_{name}" for name in MAPS | OTHER_MAPS if name != IMAGE)
+            pictures = {stem.removesuffix(f"_{IMAGE}"): path for stem, path in files.items() if stem in maps or not stem.endswith(of_maps)}
         names = sorted(pictures.keys() & maps.keys())
         if not names:
             raise ValueError(f"{self.folder} holds {len(pictures)} pictures and {len(maps)} {map_name} maps but no pair: wanted {wanted}.")
@@ -75,8 +78,8 @@ class FolderData:
             _LOG.warning("%d files in %s have no partner for %s and are left out (%d pairs)", alone, self.folder, map_name, len(names))
         return FolderPairs(self, map_name, tuple(pictures[name] for name in names), tuple(maps[name] for name in names))
 
-    def aligned(self, map_names: Sequence[str]) -> "dict[str, FolderPairs]":
-        """The same pictures with each of several maps. Raises ValueError if no picture has all of them, or none is asked for."""
+    def aligned(self, map_names: Sequence[str]) -> "AlignedPairs":
+        """The pictures that have each of several maps. Raises ValueError if no picture has all of them, or none is asked for."""
         if not map_names:
             raise ValueError("no map was asked for: name at least one beside the picture.")
         sources = {name: self.source(name) for name in map_names}
@@ -87,7 +90,7 @@ class FolderData:
         for name, source in sources.items():
             maps = dict(zip(source.pictures, source.maps, strict=True))
             aligned[name] = FolderPairs(self, name, tuple(pictures), tuple(maps[picture] for picture in pictures))
-        return aligned
+        return AlignedPairs(aligned)
 
 
 @dataclass(frozen=True)
@@ -126,25 +129,42 @@ class FolderPairs:
             raise ValueError(
                 f"{path} is {values.shape[2]} x {values.shape[1]}, its picture {width} x {height}: a pair must show the same view."
             )
-        values = _square(values, self.data.size)
-        if self.map_name == "normal":
-            if self.data.normals == "directx":
-                values = torch.stack([values[0], 1 - values[1], values[2]])
-            # Resizing shortens vectors where they differ.
-            return normal_picture(normal_from_picture(values.movedim(0, -1))).movedim(-1, 0)
-        if self.map_name == "depth":
-            grey = values.mean(0)
-            return relative_depth((1 - grey if self.data.depth == "near_bright" else grey)[None, :, :, None])[..., 0].expand(3, -1, -1)
-        return (srgb_from_linear(values) if self.data.colors == "linear" else values).clamp(0, 1)
+        files = map_kind(self.map_name).files
+        pixels_bhw3 = rearrange(_square(values, self.data.size), "c h w -> 1 h w c")
+        return rearrange(files.readings[self.data.chosen(files)](pixels_bhw3), "1 h w c -> c h w")
 
 
-def captions_of(pictures: Sequence[Path]) -> tuple[str, ...]:
-    """The text in NAME.txt beside each picture, on one line; empty where there is none, which is logged."""
-    texts = [path.with_suffix(".txt") for path in pictures]
-    captions = tuple(" ".join(path.read_text(encoding="utf-8").split()) if path.is_file() else "" for path in texts)
-    if empty := captions.count(""):
-        _LOG.warning("%d of %d pictures in %s have no caption (NAME.txt)", empty, len(captions), pictures[0].parent)
-    return captions
+@dataclass(frozen=True)
+class AlignedPairs:
+    """A `pairs.CaptionedSource`: the same pictures with each of several maps, by its name."""
+
+    maps: Mapping[str, FolderPairs]
+
+    @property
+    def pictures(self) -> tuple[Path, ...]:
+        return self.of(IMAGE).pictures
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The text in NAME.txt beside each picture, on one line; empty where there is none, which is logged."""
+        texts = [path.with_suffix(".txt") for path in self.pictures]
+        captions = tuple(" ".join(path.read_text(encoding="utf-8").split()) if path.is_file() else "" for path in texts)
+        if empty := captions.count(""):
+            _LOG.warning("%d of %d pictures in %s have no caption (NAME.txt)", empty, len(captions), self.pictures[0].parent)
+        return captions
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def of(self, kind: str) -> FolderPairs:
+        """The pairs from which a kind of picture is read."""
+        return next(iter(self.maps.values())) if kind == IMAGE else self.maps[kind]
+
+    def read(self, kind: str, rows: Sequence[int]) -> Tensor:
+        return self.of(kind).read(kind, rows)
+
+    def identity(self, kind: str) -> dict[str, Any]:
+        return self.of(kind).identity(kind)
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

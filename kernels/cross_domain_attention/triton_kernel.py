@@ -5,6 +5,7 @@ log2(w), added to the row maximum instead of to the scores (`exp2(s - (m - b))`)
 power of two is split into MAIN + TAIL columns (72 = 64 + 16, the last 8 masked) rather than padded to 128.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -197,8 +198,8 @@ def launch(
     value: Tensor,
     other_key: Tensor | None,
     other_value: Tensor | None,
-    weights: tuple[float, ...] | Tensor | None,
-    partner: tuple[int, ...] | None,
+    weights: Sequence[float] | None,
+    partner: Sequence[int] | None,
     scale: float,
     *,
     output: Tensor | None = None,
@@ -206,7 +207,8 @@ def launch(
     """One launch over all rows; returns (output like query, lse [rows, heads, tokens] float32, natural log).
 
     key, value: [rows, heads, own, dim]; query may hold fewer rows, each then serving rows / len(query) consecutive rows of keys. other_*
-    None: own keys only. output: where to write (any strides), [rows, heads, tokens, dim].
+    None: own keys only. weights: of each row; partner: the row of other_* that each row reads, None for its own index. output: where to
+    write (any strides), [rows, heads, tokens, dim].
     """
     rows, heads, own_tokens, head_dim = key.shape
     tokens = query.shape[-2]
@@ -219,7 +221,7 @@ def launch(
         return output, lse
     if not has_other:
         other_key, other_value, weights = key, value, None
-    weight_tensor = lse if weights is None else torch.as_tensor(weights, dtype=torch.float32).to(query.device).contiguous()
+    weight_tensor = lse if weights is None else torch.tensor(weights, dtype=torch.float32, device=query.device)
     partner_tensor = lse if partner is None else torch.tensor(partner, dtype=torch.int32, device=query.device)
     operands = (query, key, value, other_key, other_value, output)
     for tensor in operands:

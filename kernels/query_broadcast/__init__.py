@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 from torch import Tensor
 
-from ..dispatch import Backend, run_backend
-from ..operands import any_requires_grad, as_under_autocast, check_same_kind, positive_scale, with_torch_backward
+from ..dispatch import run_backend
+from ..operands import as_under_autocast, check_same_kind, forward_only, positive_scale
 from . import fast, reference
 
 OPERATION, CROSS_INTRINSIC = "query_broadcast_attention", "cross_intrinsic_attention"
+
+
+def _query_broadcast_triton(*arguments) -> Tensor:
+    from .triton_kernel import query_broadcast_triton
+
+    return query_broadcast_triton(*arguments)
+
+
+def _cross_intrinsic_triton(*arguments) -> Tensor:
+    from .triton_kernel import cross_intrinsic_triton
+
+    return cross_intrinsic_triton(*arguments)
+
+
+PATHS = {
+    OPERATION: {
+        "reference": reference.query_broadcast_reference,
+        "torch": fast.query_broadcast_torch,
+        "triton": forward_only(_query_broadcast_triton, fast.query_broadcast_torch),
+    },
+    CROSS_INTRINSIC: {
+        "reference": reference.cross_intrinsic_reference,
+        "torch": fast.cross_intrinsic_torch,
+        "triton": forward_only(_cross_intrinsic_triton, fast.cross_intrinsic_torch),
+    },
+}
 
 
 def query_broadcast_attention(
@@ -20,7 +44,7 @@ def query_broadcast_attention(
     *,
     text_query: Tensor | None = None,
     scale: float | None = None,
-    backend: Backend = "auto",
+    backend: str = "auto",
 ) -> Tensor:
     """softmax(q k[m]^T * scale) v[m] for every map m, with one query for all maps and no copy of it (LumiX).
 
@@ -41,25 +65,10 @@ def query_broadcast_attention(
         )
     query, key, value, text_query = as_under_autocast(query, key, value, text_query)
     check_same_kind(query=query, key=key, value=value, text_query=text_query)
-    scale = positive_scale(scale, query.shape[-1])
-
-    def triton_path(*operands: Tensor | None) -> Tensor:
-        from .triton_kernel import query_broadcast_triton
-
-        return query_broadcast_triton(*operands, scale)
-
-    def torch_path(*operands: Tensor | None) -> Tensor:
-        return fast.query_broadcast_torch(*operands, scale)
-
-    def reference_path(*operands: Tensor | None) -> Tensor:
-        return reference.query_broadcast_reference(*operands, scale)
-
-    return _run(backend, OPERATION, (query, key, value, text_query), reference_path, torch_path, triton_path)
+    return run_backend(backend, OPERATION, PATHS[OPERATION], (query, key, value, text_query), positive_scale(scale, query.shape[-1]))
 
 
-def cross_intrinsic_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None, backend: Backend = "auto"
-) -> Tensor:
+def cross_intrinsic_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None, backend: str = "auto") -> Tensor:
     """Every map's queries attend to the keys of all maps (IntrinsiX; LumiX's baseline): `maps` times the arithmetic, no copy per map.
 
     query, key, value [group, maps, heads, tokens, dim]; query may hold another number of tokens. Returns query's shape.
@@ -71,42 +80,7 @@ def cross_intrinsic_attention(
         )
     query, key, value = as_under_autocast(query, key, value)
     check_same_kind(query=query, key=key, value=value)
-    scale = positive_scale(scale, query.shape[-1])
-
-    def triton_path(*operands: Tensor) -> Tensor:
-        from .triton_kernel import cross_intrinsic_triton
-
-        return cross_intrinsic_triton(*operands, scale)
-
-    def torch_path(*operands: Tensor) -> Tensor:
-        return fast.cross_intrinsic_torch(*operands, scale)
-
-    def reference_path(*operands: Tensor) -> Tensor:
-        return reference.cross_intrinsic_reference(*operands, scale)
-
-    return _run(backend, CROSS_INTRINSIC, (query, key, value), reference_path, torch_path, triton_path)
-
-
-def _run(
-    backend: Backend,
-    operation: str,
-    operands: Sequence[Tensor | None],
-    reference: Callable[..., Tensor],
-    torch_path: Callable[..., Tensor],
-    triton_path: Callable[..., Tensor],
-) -> Tensor:
-    query = operands[0]
-    return run_backend(
-        backend,
-        operation,
-        query,
-        head_dim=query.shape[-1],
-        tokens=query.shape[-2],
-        reference=lambda: reference(*operands),
-        torch_path=lambda: torch_path(*operands),
-        triton_path=lambda: with_torch_backward(triton_path, torch_path, operands),
-        needs_grad=any_requires_grad(operands),
-    )
+    return run_backend(backend, CROSS_INTRINSIC, PATHS[CROSS_INTRINSIC], (query, key, value), positive_scale(scale, query.shape[-1]))
 
 
 def _group_head_dim(query: Tensor) -> tuple[int, int, int]:

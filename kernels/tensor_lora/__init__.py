@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from ..dispatch import Backend, run_backend
-from ..operands import any_requires_grad, check_same_kind, with_torch_backward
+from ..dispatch import run_backend
+from ..operands import any_requires_grad, check_same_kind, forward_only
 from . import fast, reference
 
 # The two halves and the fused key pass have rows of their own in the dispatch table.
 SHRINK, EXPAND, NORM_LORA_ROTARY = "tensor_lora_shrink", "tensor_lora_expand", "norm_lora_rotary"
+
+
+def _shrink_triton(*arguments) -> Tensor:
+    from .triton_kernel import shrink_triton
+
+    return shrink_triton(*arguments)
+
+
+def _expand_reference_(out: Tensor, *arguments) -> Tensor:
+    return out.copy_(reference.expand_reference(out, *arguments))
+
+
+def _expand_triton_(out: Tensor, hidden: Tensor, g3: Tensor, scale: float) -> Tensor:
+    from .triton_kernel import expand_triton_
+
+    # An update in place has no operands left to recompute from; with a gradient, torch's own in-place product keeps the graph.
+    expand = fast.expand_torch_ if any_requires_grad((out, hidden, g3)) else expand_triton_
+    return expand(out, hidden, g3, scale)
+
+
+def _norm_lora_rotary_triton(*arguments) -> Tensor:
+    from .triton_kernel import norm_lora_rotary_triton
+
+    return norm_lora_rotary_triton(*arguments)
+
+
+PATHS = {
+    SHRINK: {
+        "reference": reference.shrink_reference,
+        "torch": fast.shrink_torch,
+        "triton": forward_only(_shrink_triton, fast.shrink_torch),
+    },
+    EXPAND: {"reference": _expand_reference_, "torch": fast.expand_torch_, "triton": _expand_triton_},
+    NORM_LORA_ROTARY: {
+        "reference": reference.norm_lora_rotary_reference,
+        "torch": fast.norm_lora_rotary_torch,
+        "triton": forward_only(_norm_lora_rotary_triton, fast.norm_lora_rotary_torch),
+    },
+}
 
 
 def merge_cores(g1: Tensor, g2: Tensor) -> Tensor:
@@ -28,7 +65,7 @@ def merge_cores(g1: Tensor, g2: Tensor) -> Tensor:
     return torch.einsum("ijq,iurq->jiru", g1, g2).contiguous().permute(0, 3, 1, 2)
 
 
-def tensor_lora_(out: Tensor, x: Tensor, merged: Tensor, g3: Tensor, scale: float, *, backend: Backend = "auto") -> Tensor:
+def tensor_lora_(out: Tensor, x: Tensor, merged: Tensor, g3: Tensor, scale: float, *, backend: str = "auto") -> Tensor:
     """out[i] += scale * sum_j x[j] W[j,:,i,:] G3[i]^T, in place; returns `out`.
 
     out [(group,) maps, tokens, d_out]; x [(group,) maps, tokens, d_in]; merged from `merge_cores`; g3 [maps, d_out, rank]. Weights may have
@@ -37,7 +74,7 @@ def tensor_lora_(out: Tensor, x: Tensor, merged: Tensor, g3: Tensor, scale: floa
     return expand_(out, shrink(x, merged, backend=backend), g3, scale, backend=backend)
 
 
-def shrink(x: Tensor, merged: Tensor, *, backend: Backend = "auto") -> Tensor:
+def shrink(x: Tensor, merged: Tensor, *, backend: str = "auto") -> Tensor:
     """H[i] = sum_j x[j] W[j,:,i,:]: x [(group,) maps, tokens, d_in] -> [(group,) maps, tokens, rank].
 
     One H serves every update of the same input (key and value share their cores and differ in g3).
@@ -47,38 +84,14 @@ def shrink(x: Tensor, merged: Tensor, *, backend: Backend = "auto") -> Tensor:
             f"Expected x [(group,) maps, tokens, d_in] and merged [maps, d_in, maps, rank], got {tuple(x.shape)} and {tuple(merged.shape)}."
         )
 
-    def triton_path(x: Tensor, merged: Tensor) -> Tensor:
-        from .triton_kernel import shrink_triton
-
-        return shrink_triton(x, merged)
-
-    return _run(backend, SHRINK, (x, merged.to(x.dtype)), reference.shrink_reference, fast.shrink_torch, triton_path)
+    return run_backend(backend, SHRINK, PATHS[SHRINK], (x, merged.to(x.dtype)))
 
 
-def expand_(out: Tensor, hidden: Tensor, g3: Tensor, scale: float, *, backend: Backend = "auto") -> Tensor:
+def expand_(out: Tensor, hidden: Tensor, g3: Tensor, scale: float, *, backend: str = "auto") -> Tensor:
     """out[i] += scale * H[i] G3[i]^T, in place: out [(group,) maps, tokens, d_out], hidden [(group,) maps, tokens, rank], g3 [maps, d_out,
     rank]. This is the `+ delta` of values. Any strides. Returns `out`."""
     _check_expand(out.shape, hidden, g3)
-
-    def triton_path(out: Tensor, hidden: Tensor, g3: Tensor) -> Tensor:
-        from .triton_kernel import expand_triton_
-
-        # An update in place has no operands left to recompute from; with a gradient, torch's own in-place product keeps the graph.
-        if any_requires_grad((out, hidden, g3)):
-            return fast.expand_torch_(out, hidden, g3, scale)
-        return expand_triton_(out, hidden, g3, scale)
-
-    return run_backend(
-        backend,
-        EXPAND,
-        out,
-        head_dim=out.shape[-1],
-        tokens=out.shape[-2],
-        reference=lambda: out.copy_(reference.expand_reference(out, hidden, g3, scale)),
-        torch_path=lambda: fast.expand_torch_(out, hidden, g3, scale),
-        triton_path=lambda: triton_path(out, hidden, g3),
-        needs_grad=any_requires_grad((out, hidden, g3)),
-    )
+    return run_backend(backend, EXPAND, PATHS[EXPAND], (out, hidden, g3), scale)
 
 
 def norm_lora_rotary(
@@ -90,7 +103,7 @@ def norm_lora_rotary(
     scale: float,
     *,
     eps: float = 1e-6,
-    backend: Backend = "auto",
+    backend: str = "auto",
 ) -> Tensor:
     """The key path of a LumiX block in one pass: RMS norm over the head dim, + Tensor LoRA delta, then the rotary embedding.
 
@@ -108,40 +121,7 @@ def norm_lora_rotary(
     # Autocast leaves keys that a norm of float32 weights made in float32, and products in 16 bits.
     hidden = hidden.to(key.dtype)
     check_same_kind(key=key, hidden=hidden)
-
-    def bound(path: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda *operands: path(*operands, rotation, scale, eps)
-
-    def triton_path(*operands) -> Tensor:
-        from .triton_kernel import norm_lora_rotary_triton
-
-        return norm_lora_rotary_triton(*operands)
-
-    operands = (key, norm_weight, hidden, g3)
-    paths = (reference.norm_lora_rotary_reference, fast.norm_lora_rotary_torch, triton_path)
-    return _run(backend, NORM_LORA_ROTARY, operands, *(bound(path) for path in paths))
-
-
-def _run(
-    backend: Backend,
-    operation: str,
-    operands: tuple[Tensor, ...],
-    reference_path: Callable[..., Tensor],
-    torch_path: Callable[..., Tensor],
-    triton_path: Callable[..., Tensor],
-) -> Tensor:
-    first = operands[0]
-    return run_backend(
-        backend,
-        operation,
-        first,
-        head_dim=first.shape[-1],
-        tokens=first.shape[-2],
-        reference=lambda: reference_path(*operands),
-        torch_path=lambda: torch_path(*operands),
-        triton_path=lambda: with_torch_backward(triton_path, torch_path, operands),
-        needs_grad=any_requires_grad(operands),
-    )
+    return run_backend(backend, NORM_LORA_ROTARY, PATHS[NORM_LORA_ROTARY], (key, norm_weight, hidden, g3, rotation), scale, eps)
 
 
 def _check_expand(out_shape: tuple[int, ...], hidden: Tensor, g3: Tensor) -> None:

@@ -5,45 +5,17 @@ It is the base VAE with its first and last convolution widened from 3 colours to
 not there is zero, as in training, where each is left out at times.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from itertools import accumulate
 
 import torch
 from einops import repeat
 from torch import Tensor
 
-from ..maps import normal_from_picture, relative_depth, unit_normals
+from ..maps import map_kind
 
-
-def _from_unit_range(values: Tensor) -> Tensor:
-    return 2 * values - 1
-
-
-def _to_unit_range(channels: Tensor) -> Tensor:
-    return (channels + 1) / 2
-
-
-@dataclass(frozen=True)
-class Intrinsic:
-    """One intrinsic. `to_channels` / `from_channels` convert `bhwc` data and the VAE's -1..1; nothing is clamped.
-
-    depth: any monotone depth in, larger is farther, relative 0..1 out. normal: unit vectors, camera space (x right, y up, z towards the
-    viewer). segmentation: colours 0..1, one per segment. line: 1 on a line, else 0.
-    """
-
-    name: str
-    channels: int
-    to_channels: Callable[[Tensor], Tensor]
-    from_channels: Callable[[Tensor], Tensor]
-
-
-INTRINSICS: dict[str, Intrinsic] = {
-    "depth": Intrinsic("depth", 1, lambda depth: _from_unit_range(relative_depth(depth)), _to_unit_range),
-    "normal": Intrinsic("normal", 3, lambda normal: normal, unit_normals),
-    "segmentation": Intrinsic("segmentation", 3, _from_unit_range, _to_unit_range),
-    "line": Intrinsic("line", 1, _from_unit_range, _to_unit_range),
-}
+# The published order of channels. As data: depth any monotone one in, relative 0..1 out; nothing is clamped.
+INTRINSICS = {name: map_kind(name) for name in ("depth", "normal", "segmentation", "line")}
 TOTAL_CHANNELS = sum(intrinsic.channels for intrinsic in INTRINSICS.values())
 _STARTS = dict(zip(INTRINSICS, accumulate((intrinsic.channels for intrinsic in INTRINSICS.values()), initial=0), strict=False))
 
@@ -68,7 +40,7 @@ def join_intrinsics(maps: Mapping[str, Tensor]) -> Tensor:
             raise ValueError(
                 f"{name} is {list(values.shape)}, wanted {[*first.shape[:3], INTRINSICS[name].channels]}: give maps of one size."
             )
-        joined[..., channel_slice(name)] = INTRINSICS[name].to_channels(values)
+        joined[..., channel_slice(name)] = 2 * INTRINSICS[name].to_picture(values)[..., : values.shape[-1]] - 1
     return joined
 
 
@@ -78,15 +50,12 @@ def split_intrinsics(joined_bhwc: Tensor) -> dict[str, Tensor]:
         raise ValueError(
             f"{joined_bhwc.shape[-1]} channels came, an intrinsic VAE has {TOTAL_CHANNELS}: use the VAE that goes with the LoRA."
         )
-    return {name: intrinsic.from_channels(joined_bhwc[..., channel_slice(name)]) for name, intrinsic in INTRINSICS.items()}
+    return {name: intrinsic.from_picture((joined_bhwc[..., channel_slice(name)] + 1) / 2) for name, intrinsic in INTRINSICS.items()}
 
 
 def intrinsics_from_pictures(pictures: Mapping[str, Tensor]) -> Tensor:
     """Pictures of maps, `[b, h, w, 3]` in 0..1 as training pairs hold them, to the VAE's channels; missing ones are zero."""
-    data = {}
-    for name, picture in pictures.items():
-        data[name] = normal_from_picture(picture) if name == "normal" else picture[..., : INTRINSICS[name].channels]
-    return join_intrinsics(data)
+    return join_intrinsics({name: INTRINSICS[name].from_picture(picture) for name, picture in pictures.items()})
 
 
 def zero_masked(joined_bchw: Tensor, probability: float, draw: torch.Generator) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from ..maps import MAPS
+from ..maps import map_kind
 from .tiles import Tile, TileGrid, fit_scale_and_shift, join_tiles, tile_grid
 
 # A picture of this many pixels and its maps still fit an ordinary machine; beyond it something is wrong with the aspect ratio.
@@ -116,8 +116,8 @@ def extract(
     """All maps of all pictures.
 
     pictures_per_forward: groups of this many pictures run one after the other (None: all together). `on_forward` is called after each
-    forward of a group (or of a tile of it); `count_forwards` says how often. Tiled depth is relative to its own tile, so each tile is
-    brought to the scale and shift of the whole picture seen at a tile's number of pixels.
+    forward of a group (or of a tile of it); `count_forwards` says how often. A tile of a relative map (depth) has a scale and shift of its
+    own, so each is brought to those of the whole picture seen at a tile's number of pixels.
     """
     groups = image_bhw3.split(pictures_per_forward or len(image_bhw3))
     results = [_extract_group(group, map_names, generator, settings, on_forward) for group in groups]
@@ -142,7 +142,7 @@ def _extract_group(
 
     pictures, latents = run(padded) if len(grid) == 1 else _tiled(padded, grid, map_names, generator.downscale, run)
     unpadded = pictures[:, :, : small.shape[1], : small.shape[2]]
-    return [MAPS[name].from_picture(resize(picture, *size)) for name, picture in zip(map_names, unpadded, strict=True)], latents
+    return [map_kind(name).from_picture(resize(picture, *size)) for name, picture in zip(map_names, unpadded, strict=True)], latents
 
 
 def working_grid(height: int, width: int, settings: ExtractSettings, downscale: int) -> TileGrid:
@@ -152,8 +152,12 @@ def working_grid(height: int, width: int, settings: ExtractSettings, downscale: 
 
 
 def count_forwards(grid: TileGrid, map_names: Sequence[str], groups: int = 1) -> int:
-    """Forwards that `extract` makes: one per tile and group, and one more where depth is aligned."""
-    return groups * (len(grid) + (len(grid) > 1 and "depth" in map_names))
+    """Forwards that `extract` makes: one per tile and group, and one more where relative maps are aligned."""
+    return groups * (len(grid) + (len(grid) > 1 and bool(_relative_rows(map_names))))
+
+
+def _relative_rows(map_names: Sequence[str]) -> list[int]:
+    return [row for row, name in enumerate(map_names) if map_kind(name).relative]
 
 
 def _forward(picture_bhw3: Tensor, map_names: Sequence[str], generator: Generator, mirrored_average: bool) -> tuple[Tensor, Tensor]:
@@ -164,11 +168,7 @@ def _forward(picture_bhw3: Tensor, map_names: Sequence[str], generator: Generato
     pictures = rearrange(generator.decode(latents), "(map b) h w c -> map b h w c", map=maps)
     if mirrored_average:
         plain, mirrored = pictures.chunk(2, dim=1)
-        mirrored = mirrored.flip(3)
-        for index, name in enumerate(map_names):
-            if name == "normal":
-                # A mirrored scene's normals point the other way along x; 0..1 stands for -1..1.
-                mirrored[index, ..., 0] = 1 - mirrored[index, ..., 0]
+        mirrored = torch.stack([map_kind(name).mirrored(picture) for name, picture in zip(map_names, mirrored, strict=True)])
         pictures = (plain + mirrored) / 2
         latents = rearrange(latents, "(map two b) c h w -> map two b c h w", map=maps, two=2)[:, 0].flatten(0, 1)
     return pictures, latents
@@ -177,14 +177,14 @@ def _forward(picture_bhw3: Tensor, map_names: Sequence[str], generator: Generato
 def _tiled(
     padded: Tensor, grid: TileGrid, map_names: Sequence[str], downscale: int, run: Callable[[Tensor], tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    depth = map_names.index("depth") if "depth" in map_names else None
-    guide_bhw1 = _depth_guide(padded, grid, depth, downscale, run) if depth is not None else None
+    relative = _relative_rows(map_names)
+    guides = _guides(padded, grid, relative, downscale, run) if relative else []
     tile_latents: dict[tuple[int, int], Tensor] = {}
 
     def tile_pictures(tile: Tile) -> Tensor:
         pictures, latents = run(tile.of(padded))
-        if guide_bhw1 is not None:
-            pictures[depth] = _align(pictures[depth], tile.of(guide_bhw1))
+        for row, guide_bhw1 in zip(relative, guides, strict=True):
+            pictures[row] = _align(pictures[row], tile.of(guide_bhw1))
         tile_latents[tile.top // downscale, tile.left // downscale] = rearrange(latents, "n c h w -> n h w c")
         return pictures
 
@@ -193,18 +193,19 @@ def _tiled(
     return pictures, rearrange(latents, "n h w c -> n c h w")
 
 
-def _depth_guide(padded: Tensor, grid: TileGrid, depth: int, downscale: int, run: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-    """Depth of the whole picture seen at a tile's number of pixels, brought back to the picture's size: coarse, but consistent."""
+def _guides(
+    padded: Tensor, grid: TileGrid, rows: Sequence[int], downscale: int, run: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> list[Tensor]:
+    """Some maps of the whole picture seen at a tile's number of pixels, each bhw1 at the picture's size: coarse, but consistent."""
     height, width = padded.shape[1:3]
     factor = math.sqrt(grid.tile_height * grid.tile_width / (height * width))
     small = resize(padded, max(1, round(height * factor)), max(1, round(width * factor)))
     pictures, _ = run(pad_to_cells(small, downscale))
-    guide = pictures[depth][:, : small.shape[1], : small.shape[2]].mean(-1, keepdim=True)
-    return resize(guide, height, width)
+    return [resize(pictures[row][:, : small.shape[1], : small.shape[2]].mean(-1, keepdim=True), height, width) for row in rows]
 
 
 def _align(picture_bhwc: Tensor, guide_bhw1: Tensor) -> Tensor:
-    """A tile's depth on the guide's scale."""
+    """A tile's relative map on the guide's scale."""
     values = rearrange(picture_bhwc.mean(-1), "b h w -> b (h w)")
     scale, shift = fit_scale_and_shift(values, rearrange(guide_bhw1, "b h w 1 -> b (h w)"))
     return picture_bhwc * scale[:, :, None, None] + shift[:, :, None, None]

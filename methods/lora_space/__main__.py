@@ -18,10 +18,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..lora.names import SUBNETWORKS
 from .baseline import nearest_raw
 from .duplicates import find_duplicates
 from .index import WORKERS, LoraIndex
-from .names import SUBNETWORKS
 from .qdrant_store import QdrantStore, connect
 from .records import Progress
 from .search import RERANK, family_of, find_similar

@@ -14,8 +14,8 @@ from typing import Any
 import numpy
 import torch
 
-from .delta import LowRank
-from .formats import read_deltas
+from ..lora.delta import LowRank
+from ..lora.formats import read_deltas
 from .index import LoraIndex
 from .records import Entry
 from .search import family_of

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy
 
-from .delta import Delta, inner_product
-from .formats import read_deltas
-from .layout import BadFile, forget_layouts
+from ..lora.delta import Delta, inner_product
+from ..lora.formats import read_deltas
+from ..lora.layout import BadFile, forget_layouts
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ from typing import Any
 import numpy
 import torch
 
+from ..lora.layout import forget_layouts
+from ..lora.names import SUBNETWORKS
+from ..lora.weight_file import Memory
 from .database import connect, snapshot, transaction
-from .layout import forget_layouts
-from .names import SUBNETWORKS
 from .records import Entry, Problem, Progress, Report, Summary
 from .scan import Found, Inspection, inspect, list_files
 from .sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, Sketches, packed, unit, unpacked
 from .space import DIMENSIONS, LEAST_FOR_PCA, Pca, Space, fit_pca, pack, unpack
-from .weight_file import Memory
 
 _COLUMNS = "id, path, root, name, size, mtime_ns, family, format, rank_min, rank_max, dtype, modules, approximate, tags, sketch_version"
 # Rows that the PCA is fitted on, at most; drawn evenly from the shelf.

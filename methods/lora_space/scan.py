@@ -5,12 +5,12 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .formats import batches_of
-from .layout import BadFile
-from .modules import Facts, describe
-from .names import SUFFIXES
+from ..lora.formats import batches_of
+from ..lora.layout import BadFile
+from ..lora.modules import Facts, describe
+from ..lora.names import SUFFIXES
+from ..lora.weight_file import Memory, Reader
 from .sketch import SCRATCH_SIZE, Sketches, sketch_batches
-from .weight_file import Memory, Reader
 
 PICKLES = (".pt", ".pt2", ".pth", ".bin", ".ckpt", ".pkl")
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy
 
+from ..lora.layout import BadFile
+from ..lora.modules import describe
+from ..lora.weight_file import read_header
 from .gram import gram
 from .index import LoraIndex
-from .layout import BadFile
-from .modules import describe
 from .records import Entry, Progress, Report
 from .scan import inspect
 from .sketch import KINDS, Sketches, subnetwork_vectors, unit
 from .space import Candidate, Store
-from .weight_file import read_header
 
 RERANK = 50
 

@@ -24,9 +24,9 @@ import numpy
 import torch
 from torch import Tensor
 
-from .delta import Delta, Kronecker, LowRank, Stack
-from .layout import BadFile
-from .names import PARTS, SUBNETWORKS, part_of
+from ..lora.delta import Delta, Kronecker, LowRank, Stack
+from ..lora.layout import BadFile
+from ..lora.names import PARTS, SUBNETWORKS, part_of
 
 SKETCH_VERSION = 2
 ROWS, COLUMNS = 64, 32

@@ -25,9 +25,11 @@ from dataclasses import dataclass
 ATTENTIONS = SEPARATE, CROSS_INTRINSIC, QUERY_BROADCAST = "separate", "cross-intrinsic", "query-broadcast"
 LORAS = SEPARATE, FUSED, HYBRID, TENSOR = "separate", "fused", "hybrid", "tensor"
 
-# The published order of rows; the colour map's queries are the ones that are broadcast.
+# The colour map's queries are the ones that are broadcast.
 COLOR = "color"
-MAP_NAMES = ("albedo", "irradiance", COLOR, "depth", "normal")
+# The published names of rows, in the published order, and what they are called in the table of maps.
+KINDS = {"albedo": "albedo", "irradiance": "shading", COLOR: "image", "depth": "depth", "normal": "normal"}
+MAP_NAMES = tuple(KINDS)
 
 
 @dataclass(frozen=True)

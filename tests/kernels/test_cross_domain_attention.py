@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from intrinsic_lab.kernels.cross_domain_attention import cross_domain_attention, fast, fused, joint_attention
-from intrinsic_lab.kernels.cross_domain_attention.runs import active_runs
+from intrinsic_lab.kernels.cross_domain_attention import Segment, cross_domain_attention, fast, fused, joint_attention
+from intrinsic_lab.kernels.cross_domain_attention.segments import active_segments, per_row
 
 HEAD_DIMS = (40, 64, 72, 80, 128, 160)
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
@@ -33,6 +33,12 @@ def oracle(query, key, value, other_key, other_value, weights):
     return torch.stack(rows)
 
 
+def segments_of(weights, others=None):
+    """One segment per row."""
+    pairs = zip(others or range(len(weights)), weights, strict=True)
+    return [Segment(slice(row, row + 1), slice(other, other + 1), weight) for row, (other, weight) in enumerate(pairs)]
+
+
 def relative_error(found, expected):
     return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
 
@@ -48,7 +54,7 @@ def assert_close(found, expected, dtype):
 def test_reference_and_torch_path_equal_float64_at_every_head_dim(backend, dim, dtype):
     tensors = operands(4, 2, 63, 64, dim, dtype)
     weights = [0.0, 1e-30, 0.5, 1.0]
-    assert_close(cross_domain_attention(*tensors, torch.tensor(weights), backend=backend), oracle(*tensors, weights), dtype)
+    assert_close(cross_domain_attention(*tensors, segments_of(weights), backend=backend), oracle(*tensors, weights), dtype)
 
 
 @pytest.mark.parametrize("tokens, other", [(1, 1), (1, 64), (63, 1), (64, 257), (257, 63), (1000, 1000), (257, 0)])
@@ -93,8 +99,8 @@ def test_a_row_of_weight_zero_never_reads_the_other_domain(backend):
     tensors = operands(3, 2, 33, 47, 40, torch.float32)
     for other in tensors[3:]:
         other[1] = math.nan
-    weights = torch.tensor([0.5, 0.0, 1.0])
-    assert_close(cross_domain_attention(*tensors, weights, backend=backend), oracle(*tensors, weights.tolist()), torch.float32)
+    weights = [0.5, 0.0, 1.0]
+    assert_close(cross_domain_attention(*tensors, segments_of(weights), backend=backend), oracle(*tensors, weights), torch.float32)
     everywhere = [t.fill_(math.nan) if index > 2 else t for index, t in enumerate(tensors)]
     assert cross_domain_attention(*everywhere, 0.0, backend=backend).isfinite().all()
 
@@ -103,7 +109,7 @@ def test_weight_zero_on_the_torch_path_is_plain_attention_bit_for_bit():
     tensors = operands(2, 2, 65, 65, 64, torch.bfloat16)
     plain = F.scaled_dot_product_attention(*tensors[:3])
     assert torch.equal(cross_domain_attention(*tensors, 0.0), plain)
-    mixed = cross_domain_attention(*tensors, [0.0, 0.7])
+    mixed = cross_domain_attention(*tensors, segments_of([0.0, 0.7]))
     assert torch.equal(mixed[0], plain[0]) and not torch.equal(mixed[1], plain[1])
 
 
@@ -147,25 +153,12 @@ def test_autocast_casts_operands_of_any_weight_as_it_does_for_plain_attention(we
     with torch.autocast("cpu", torch.float16):
         assert F.scaled_dot_product_attention(*tensors[:3]).dtype == torch.float16
         found = cross_domain_attention(*leaves, weight, backend=backend)
-        joint = joint_attention(*tensors[:3], [weight, 1.0], partner=[1, 0], backend=backend)
+        joint = joint_attention(*tensors[:3], segments_of([weight, 1.0], [1, 0]), backend=backend)
     assert joint.dtype == torch.float16
     assert_close(found, oracle(*(t.half() for t in tensors), [weight] * 2), torch.float16)
     reached = leaves if weight else leaves[:3]
     gradients = torch.autograd.grad(found.float().square().sum(), reached)
     assert [g.dtype for g in gradients] == [leaf.dtype for leaf in reached] and all(g.isfinite().all() for g in gradients)
-
-
-@pytest.mark.parametrize("weights", [torch.tensor(0.3), torch.tensor([0.3, 9.0, 0.7, 9.0])[::2]], ids=["one number", "strided"])
-@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
-def test_a_weight_tensor_may_be_one_number_or_have_strides(weights, backend):
-    tensors = operands(2, 1, 9, 9, 16, torch.float32)
-    expected = oracle(*tensors, weights.expand(2).tolist())
-    assert_close(cross_domain_attention(*tensors, weights, backend=backend), expected, torch.float32)
-    if backend == "triton":
-        from intrinsic_lab.kernels.cross_domain_attention.triton_kernel import launch
-
-        # As from a GPU, where weights are read in place.
-        assert_close(launch(*tensors, weights.expand(2), None, 0.25)[0], expected, torch.float32)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -194,42 +187,62 @@ PAIRINGS = [
 @pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
 def test_joint_form_pairs_the_rows_of_both_domains(weights, partner, backend):
     query, key, value = (t.float() for t in operands(4, 2, 31, 31, 40)[:3])
-    found = joint_attention(query, key, value, torch.tensor(weights), partner=torch.tensor(partner), backend=backend)
+    found = joint_attention(query, key, value, segments_of(weights, partner), backend=backend)
     assert_close(found, oracle(query, key, value, key[partner], value[partner], weights), torch.float32)
 
 
-def test_runs_cover_exactly_the_active_rows_and_take_one_slice_for_the_usual_layouts():
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(300):
-        rows = int(torch.randint(1, 9, (), generator=generator))
-        weights = torch.randint(0, 2, (rows,), generator=generator).tolist()
-        partner = torch.randint(0, rows, (rows,), generator=generator).tolist()
-        pairs = [pair for run in active_runs(weights, partner) for pair in zip(range(rows)[run.rows], range(rows)[run.others], strict=True)]
-        assert pairs == [(row, partner[row]) for row in range(rows) if weights[row]]
-    assert len(active_runs([0, 0, 1, 1], [2, 3, 0, 1])) == 1
-    assert len(active_runs([0, 1, 0, 1], [1, 0, 3, 2])) == 1
-    assert len(active_runs([1, 1, 1, 1], [2, 3, 0, 1])) == 2
+LAYOUTS = {
+    "pictures, then intrinsics": ([Segment(slice(0, 3), slice(3, 6), 0.4), Segment(slice(3, 6), slice(0, 3), 1.0)], [3, 4, 5, 0, 1, 2]),
+    "alternating": (
+        [Segment(slice(0, None, 2), slice(1, None, 2), 0.4), Segment(slice(1, None, 2), slice(0, None, 2), 1.0)],
+        [1, 0, 3, 2, 5, 4],
+    ),
+    "two rows read one": ([Segment(slice(1, 2), slice(4, 5), 0.3), Segment(slice(5, 6), slice(4, 5), 0.6)], [0, 4, 2, 3, 4, 4]),
+    "none": ([Segment(slice(0, 0), slice(2, 2), 1.0), Segment(slice(None), slice(None), 0.0)], [0, 1, 2, 3, 4, 5]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
+def test_segments_of_many_rows_give_each_row_its_weight_and_its_partner(backend, layout):
+    segments, partner = LAYOUTS[layout]
+    query, key, value = (t.float() for t in operands(6, 1, 17, 17, 40)[:3])
+    weights = [sum(s.weight for s in segments if row in range(6)[s.rows]) for row in range(6)]
+    assert per_row(active_segments(segments, 6), 6) == (weights, partner)
+    found = joint_attention(query, key, value, segments, backend=backend)
+    assert_close(found, oracle(query, key, value, key[partner], value[partner], weights), torch.float32)
+
+
+def test_the_torch_path_makes_one_pass_per_segment_and_none_for_weight_zero(monkeypatch):
+    passes, fused_forward = [], fast.fused_forward
+    monkeypatch.setattr(fast, "fused_forward", lambda query, *rest: passes.append(len(query)) or fused_forward(query, *rest))
+    tensors = operands(6, 1, 9, 9, 40)[:3]
+    for weight, expected in ((0.4, [6, 3, 3]), (0.0, [6, 3])):
+        joint_attention(*tensors, [Segment(slice(0, 3), slice(3, 6), weight), Segment(slice(3, 6), slice(0, 3), 1.0)])
+        assert passes == expected
+        passes.clear()
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 def test_gradients_pass_gradcheck_in_float64(backend):
     tensors = [t.detach().requires_grad_() for t in operands(3, 1, 5, 4, 3)]
-    weights = [0.0, 0.3, 1.0]
-    assert torch.autograd.gradcheck(lambda *x: cross_domain_attention(*x, weights, backend=backend), tensors)
+    segments = segments_of([0.0, 0.3, 1.0])
+    assert torch.autograd.gradcheck(lambda *x: cross_domain_attention(*x, segments, backend=backend), tensors)
     joint = [t.detach().requires_grad_() for t in operands(4, 1, 4, 4, 3)[:3]]
-    assert torch.autograd.gradcheck(lambda *x: joint_attention(*x, [0.5, 0.0, 1, 1], partner=[2, 3, 0, 1], backend=backend), joint)
+    segments = segments_of([0.5, 0.0, 1.0, 1.0], [2, 3, 0, 1])
+    assert torch.autograd.gradcheck(lambda *x: joint_attention(*x, segments, backend=backend), joint)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_gradients_equal_the_references_and_do_not_leak_from_unread_rows(backend):
     tensors = operands(3, 2, 33, 47, 40, torch.float32)
     tensors[3][0], tensors[4][0] = math.nan, math.nan
-    weights = [0.0, 0.4, 1.0]
+    segments = segments_of([0.0, 0.4, 1.0])
     grad_output = torch.randn(3, 2, 33, 40)
     gradients = []
     for name in (backend, "reference"):
         leaves = [t.detach().clone().requires_grad_() for t in tensors]
-        gradients.append(torch.autograd.grad(cross_domain_attention(*leaves, weights, backend=name), leaves, grad_output))
+        gradients.append(torch.autograd.grad(cross_domain_attention(*leaves, segments, backend=name), leaves, grad_output))
     for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
@@ -258,9 +271,9 @@ def test_cuda_passes_fit_this_torchs_signatures_and_layouts(kernel, monkeypatch)
     monkeypatch.setattr(fast, "forward_kernel", lambda *_: kernel)
     with FakeTensorMode():
         tensors = [torch.empty(4, 33, 2, 64, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(5)]
-        weights, partner = (0.5, 0.5, 1.0, 1.0), (2, 3, 0, 1)
-        results = [fast.cross_domain_attention_torch(*tensors, weights, None, 0.125)]
-        results.append(fast.cross_domain_attention_torch(*tensors[:3], *tensors[1:3], weights, partner, 0.125))
+        results = [fast.cross_domain_attention_torch(*tensors, (Segment(slice(None), slice(None), 0.5),), 0.125)]
+        joint = Segment(slice(0, 2), slice(2, 4), 0.5), Segment(slice(2, 4), slice(0, 2), 1.0)
+        results.append(fast.cross_domain_attention_torch(*tensors[:3], *tensors[1:3], joint, 0.125))
         if fused.has_backward(kernel):
             passed = fused.fused_forward(*tensors[:3], 0.125, kernel)
             results += fused.fused_backward(results[0], *tensors[:3], passed.output, passed.lse - 0.5, 0.125, passed.flash_state)
@@ -276,11 +289,11 @@ def test_devices_without_a_log_sum_exp_get_the_same_values_and_gradients(monkeyp
     monkeypatch.setattr(fast, "forward_kernel", lambda *_: None)
     monkeypatch.setattr(fast, "_concatenated", lambda *a: calls.append(1) or concatenated(*a))
     leaves = [t.detach().requires_grad_() for t in tensors]
-    found = cross_domain_attention(*leaves, weights, backend="torch")
+    found = cross_domain_attention(*leaves, segments_of(weights), backend="torch")
     torch.testing.assert_close(found.detach(), oracle(*tensors, weights), atol=1e-6, rtol=1e-5)
     found.sum().backward()
     gradients = [leaf.grad.clone() for leaf in leaves]
-    expected = torch.autograd.grad(cross_domain_attention(*leaves, weights, backend="reference").sum(), leaves)
+    expected = torch.autograd.grad(cross_domain_attention(*leaves, segments_of(weights), backend="reference").sum(), leaves)
     torch.testing.assert_close(gradients, list(expected), atol=1e-6, rtol=1e-5)
     assert calls
 
@@ -290,9 +303,11 @@ def test_devices_without_a_log_sum_exp_get_the_same_values_and_gradients(monkeyp
     [
         (lambda t: {"weight": 1.5}, "must be in"),
         (lambda t: {"weight": math.nan}, "must be in"),
-        (lambda t: {"weight": torch.ones(3)}, "one weight per row"),
-        (lambda t: {"weight": torch.ones(2, 1, 1, 1)}, "one weight per row"),
-        (lambda t: {"weight": torch.ones(2, requires_grad=True)}, "pass weight.detach"),
+        (lambda t: {"weight": [Segment(slice(0, 1), slice(0, 1), -0.1)]}, "must be in"),
+        (lambda t: {"weight": [Segment(slice(0, 2), slice(0, 1), 1.0)]}, "as many others"),
+        (lambda t: {"weight": [Segment(slice(0, 1), slice(2, 3), 1.0)]}, "as many others"),
+        (lambda t: {"weight": [Segment(slice(0, 2), slice(0, 2), 1.0), Segment(slice(1, 2), slice(1, 2), 0.5)]}, "at most once"),
+        (lambda t: {"weight": [Segment(slice(None, None, -1), slice(None), 1.0)]}, "counting upwards"),
         (lambda t: {"scale": -1.0}, "positive finite"),
         (lambda t: {"backend": "cuda"}, "expected one of"),
         (lambda t: {"key": t[1][..., :0, :], "value": t[2][..., :0, :]}, "no tokens"),
@@ -307,10 +322,3 @@ def test_operands_that_do_not_fit_are_refused_with_what_came_and_what_was_wanted
     given = dict(zip(("query", "key", "value", "other_key", "other_value"), tensors, strict=True), weight=0.5)
     with pytest.raises(ValueError, match=words):
         cross_domain_attention(**{**given, **change(tensors)})
-
-
-def test_partners_outside_the_batch_are_refused():
-    query, key, value = operands(2, 1, 4, 4, 8, torch.float32)[:3]
-    for partner in ([1], [0, 2], [-1, 0]):
-        with pytest.raises(ValueError, match="paired with"):
-            joint_attention(query, key, value, [1.0, 1.0], partner=partner)

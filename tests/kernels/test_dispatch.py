@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from intrinsic_lab.kernels import dispatch
-from intrinsic_lab.kernels.cross_domain_attention import cross_domain_attention, fast
+from intrinsic_lab.kernels.cross_domain_attention import PATHS, cross_domain_attention
 from intrinsic_lab.kernels.query_broadcast import query_broadcast_attention
 from intrinsic_lab.kernels.tensor_lora import merge_cores, tensor_lora_
 
@@ -69,7 +69,7 @@ def test_a_broken_triton_kernel_falls_back_to_torch_with_one_logged_line(monkeyp
         calls.append(1)
         raise RuntimeError("ptxas: no such architecture\nsecond line")
 
-    monkeypatch.setattr(fast, "cross_domain_attention_triton", broken)
+    monkeypatch.setitem(PATHS, "triton", broken)
     operands = case()
     with caplog.at_level(logging.WARNING):
         found = [cross_domain_attention(*operands, 0.5) for _ in range(3)]
@@ -93,7 +93,7 @@ def test_running_out_of_memory_is_not_taken_for_a_broken_kernel(monkeypatch, tab
     def too_large(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(fast, "cross_domain_attention_triton", too_large)
+    monkeypatch.setitem(PATHS, "triton", too_large)
     with pytest.raises(torch.OutOfMemoryError):
         cross_domain_attention(*case(), 0.5)
 
@@ -104,6 +104,24 @@ def test_triton_asked_for_by_name_raises_where_it_cannot_run(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(RuntimeError, match="CUDA"):
         cross_domain_attention(*case(), 0.5, backend="triton")
+
+
+def test_a_new_backend_is_an_entry_in_the_table_of_backends_and_one_in_its_operations_paths(monkeypatch, caplog):
+    monkeypatch.setitem(dispatch.BACKENDS, "double", lambda sample: None if sample.dtype == torch.float32 else "it takes float32")
+    monkeypatch.setitem(
+        PATHS, "double", lambda *arguments: PATHS["reference"](*(t.double() for t in arguments[:5]), *arguments[5:]).float()
+    )
+    monkeypatch.setattr(dispatch, "_table_backend", lambda *_: "double")
+    monkeypatch.setattr(dispatch, "_failed_operations", set())
+    operands = case()
+    by_name, by_table = cross_domain_attention(*operands, 0.5, backend="double"), cross_domain_attention(*operands, 0.5)
+    assert torch.equal(by_name, by_table) and torch.allclose(by_name, cross_domain_attention(*operands, 0.5, backend="torch"), atol=1e-5)
+    assert not torch.equal(by_name, cross_domain_attention(*operands, 0.5, backend="reference"))
+    half = [t.half() for t in operands]
+    with pytest.raises(RuntimeError, match="it takes float32"):
+        cross_domain_attention(*half, 0.5, backend="double")
+    assert torch.equal(cross_domain_attention(*half, 0.5), cross_domain_attention(*half, 0.5, backend="torch"))
+    assert "the double path is not usable (it takes float32)" in caplog.text
 
 
 def test_the_first_matching_row_of_the_table_decides_on_a_gpu(monkeypatch):

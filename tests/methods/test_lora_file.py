@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from intrinsic_lab.methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict, module_name, parse_lora, read_lora
+from intrinsic_lab.methods.lora.lora_file import LoraLayer, kohya_state_dict, module_name, parse_lora, read_lora
 from safetensors.torch import save_file
 
 QUERY = "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q"

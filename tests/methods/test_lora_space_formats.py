@@ -9,16 +9,16 @@ from contextlib import suppress
 import peft
 import pytest
 import torch
-from intrinsic_lab.methods.intrinsic_lora.lora_file import LoraLayer
-from intrinsic_lab.methods.lora_space import layout, weight_file
-from intrinsic_lab.methods.lora_space.delta import Kronecker, LowRank, inner_product
-from intrinsic_lab.methods.lora_space.families import base_family
-from intrinsic_lab.methods.lora_space.formats import batches_of, deltas_of, read_deltas
+from intrinsic_lab.methods.lora import layout, weight_file
+from intrinsic_lab.methods.lora.delta import Kronecker, LowRank, inner_product
+from intrinsic_lab.methods.lora.families import base_family
+from intrinsic_lab.methods.lora.formats import batches_of, deltas_of, read_deltas
+from intrinsic_lab.methods.lora.layout import BadFile, forget_layouts
+from intrinsic_lab.methods.lora.lora_file import LoraLayer
+from intrinsic_lab.methods.lora.modules import describe
+from intrinsic_lab.methods.lora.names import canonical_name, part_of
+from intrinsic_lab.methods.lora.weight_file import Reader, read_header
 from intrinsic_lab.methods.lora_space.index import LoraIndex
-from intrinsic_lab.methods.lora_space.layout import BadFile, forget_layouts
-from intrinsic_lab.methods.lora_space.modules import describe
-from intrinsic_lab.methods.lora_space.names import canonical_name, part_of
-from intrinsic_lab.methods.lora_space.weight_file import Reader, read_header
 from intrinsic_lab.tests.methods.lora_space_shelf import BLOCK, MODULES, dense, make_lora, peft_state_dict, save_lora
 from safetensors.torch import save_file
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy
 import pytest
 import torch
-from intrinsic_lab.methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict
-from intrinsic_lab.methods.lora_space import formats, weight_file
+from intrinsic_lab.methods.lora import formats, weight_file
+from intrinsic_lab.methods.lora.delta import Kronecker, LowRank
+from intrinsic_lab.methods.lora.formats import read_deltas
+from intrinsic_lab.methods.lora.layout import BadFile, forget_layouts
+from intrinsic_lab.methods.lora.lora_file import LoraLayer, kohya_state_dict
 from intrinsic_lab.methods.lora_space.baseline import RawSpace, singular_values
-from intrinsic_lab.methods.lora_space.delta import Kronecker, LowRank
-from intrinsic_lab.methods.lora_space.formats import read_deltas
 from intrinsic_lab.methods.lora_space.gram import exact_cosines
-from intrinsic_lab.methods.lora_space.layout import BadFile, forget_layouts
 from intrinsic_lab.methods.lora_space.sketch import (
     COLUMNS,
     KINDS,

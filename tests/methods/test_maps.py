@@ -1,6 +1,61 @@
+import re
+
 import pytest
 import torch
 from intrinsic_lab.methods import maps
+from intrinsic_lab.methods.ildm.intrinsic_vae import INTRINSICS
+from intrinsic_lab.methods.lumix.design import KINDS
+from intrinsic_lab.methods.maps import MAPS, OTHER_MAPS, map_kind
+
+
+def some_data(kind, size=9):
+    """Values that a map of this kind may have."""
+    values = torch.rand(2, size, size, kind.channels, generator=torch.Generator().manual_seed(0))
+    if kind.vector:
+        return torch.nn.functional.normalize(values * 2 - 1, dim=-1)
+    return maps.relative_depth(values) if kind.relative else values
+
+
+def test_the_table_and_its_description_say_the_same():
+    rows = re.findall(r"^(\w+) +(\d) +\S", maps.__doc__, re.M)
+    assert rows == [(name, str(kind.channels)) for name, kind in MAPS.items()]
+
+
+def test_maps_keep_their_numbers():
+    """Saved graphs know a map's output by its number: new ones go to the end."""
+    assert list(MAPS)[:7] == ["normal", "depth", "albedo", "shading", "roughness", "metallic", "specular"]
+
+
+@pytest.mark.parametrize("name", [*MAPS, *OTHER_MAPS])
+def test_an_entry_is_whole(name):
+    kind = map_kind(name)
+    assert kind.name == name and kind.meaning.endswith(".") and kind.tooltip.endswith(".")
+    assert bool(kind.prompt) == (name in MAPS)
+    data = some_data(kind)
+    picture = kind.to_picture(data)
+    assert picture.shape == (2, 9, 9, 3) and picture.min() >= 0 and picture.max() <= 1
+    torch.testing.assert_close(kind.from_picture(picture), data, atol=1e-5, rtol=0)
+    planes = picture.movedim(-1, 1) * 2 - 1
+    assert kind.picture_loss(planes, planes).item() == pytest.approx(0, abs=1e-6)
+    for read in kind.files.readings.values():
+        assert read(picture).shape == (2, 9, 9, 3)
+    usual = next(iter(kind.files.readings.values()))
+    torch.testing.assert_close(usual(picture), picture, atol=1e-6, rtol=0)
+
+
+def test_other_methods_name_entries_of_the_table():
+    assert all(map_kind(name) is kind for name, kind in INTRINSICS.items())
+    assert [map_kind(name).name for name in KINDS.values()] == ["albedo", "shading", "image", "depth", "normal"]
+    with pytest.raises(ValueError, match="no map called 'taste'"):
+        map_kind("taste")
+
+
+def test_a_mirror_exchanges_sides_and_turns_directions_round():
+    normal = torch.tensor([[[[0.6, 0.0, 0.8], [0.0, 0.6, 0.8]]]])
+    mirrored = map_kind("normal").from_picture(map_kind("normal").mirrored(map_kind("normal").to_picture(normal)))
+    torch.testing.assert_close(mirrored, torch.tensor([[[[0.0, 0.6, 0.8], [-0.6, 0.0, 0.8]]]]))
+    picture = torch.rand(1, 2, 3, 3)
+    assert torch.equal(map_kind("depth").mirrored(picture), picture.flip(2))
 
 
 def test_srgb_is_the_standard_curve_and_its_inverse_returns_what_came():

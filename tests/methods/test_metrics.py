@@ -4,6 +4,7 @@ import numpy
 import pytest
 import torch
 from intrinsic_lab.methods import metrics
+from intrinsic_lab.methods.maps import MAPS, map_kind
 from skimage.metrics import structural_similarity
 
 
@@ -20,7 +21,7 @@ def tilted(degrees):
 def test_normal_metrics_of_known_angles():
     prediction = torch.tensor([[[tilted(0), tilted(10)], [tilted(20), tilted(50)]]])
     reference = torch.tensor([0.0, 0.0, 1.0]).expand(1, 2, 2, 3)
-    scores = metrics.score("normal", prediction, reference)
+    scores = MAPS["normal"].evaluation.score(prediction, reference)
     assert scores == pytest.approx(
         {"mean_degrees": 20.0, "median_degrees": 15.0, "within_11.25": 50.0, "within_22.5": 75.0, "within_30": 75.0}, abs=1e-4
     )
@@ -29,7 +30,7 @@ def test_normal_metrics_of_known_angles():
 def test_a_tiny_angle_is_not_lost_to_rounding():
     prediction = torch.tensor(tilted(1e-3)).expand(1, 1, 1, 3)
     reference = torch.tensor([0.0, 0.0, 1.0]).expand(1, 1, 1, 3)
-    assert metrics.score("normal", prediction, reference)["mean_degrees"] == pytest.approx(1e-3, rel=1e-4)
+    assert MAPS["normal"].evaluation.score(prediction, reference)["mean_degrees"] == pytest.approx(1e-3, rel=1e-4)
 
 
 def test_lengths_of_normals_do_not_matter_and_a_zero_prediction_faces_the_viewer():
@@ -42,14 +43,14 @@ def test_lengths_of_normals_do_not_matter_and_a_zero_prediction_faces_the_viewer
 def test_pixels_without_a_reference_normal_do_not_count():
     prediction = torch.tensor([[[tilted(10), tilted(90)]]])
     reference = torch.tensor([[[[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]]])
-    assert metrics.score("normal", prediction, reference)["mean_degrees"] == pytest.approx(10.0, abs=1e-4)
+    assert MAPS["normal"].evaluation.score(prediction, reference)["mean_degrees"] == pytest.approx(10.0, abs=1e-4)
     with pytest.raises(ValueError, match=r"no normal .* in picture 0"):
-        metrics.score("normal", prediction, torch.zeros_like(prediction))
+        MAPS["normal"].evaluation.score(prediction, torch.zeros_like(prediction))
 
 
 def test_depth_is_judged_after_the_best_scale_and_shift(random):
     reference = 1 + 4 * torch.rand(2, 9, 7, 1, generator=random)
-    scores = metrics.score("depth", 0.25 * reference - 3, reference)
+    scores = MAPS["depth"].evaluation.score(0.25 * reference - 3, reference)
     assert scores == pytest.approx({"abs_rel": 0.0, "rmse": 0.0, "delta1": 100.0}, abs=1e-6)
 
 
@@ -58,7 +59,7 @@ def test_depth_metrics_equal_numpy_least_squares_under_a_mask(random):
     prediction = torch.rand(3, 11, 13, 1, generator=random) + 0.2 * reference
     mask = torch.rand(3, 11, 13, generator=random) > 0.4
     reference[1, :2] = 0.0  # no measurement there
-    scores = metrics.score_pictures("depth", prediction, reference, mask.float())
+    scores = MAPS["depth"].evaluation.metrics(prediction, reference, mask.float())
     for i in range(3):
         inside = (mask[i] & (reference[i, ..., 0] > 0)).numpy()
         p, r = prediction[i, ..., 0].double().numpy()[inside], reference[i, ..., 0].double().numpy()[inside]
@@ -71,7 +72,7 @@ def test_depth_metrics_equal_numpy_least_squares_under_a_mask(random):
 
 def test_depth_metrics_of_a_constant_prediction_are_those_of_the_mean():
     reference = torch.tensor([1.0, 2.0, 3.0, 6.0]).reshape(1, 2, 2, 1)
-    scores = metrics.score("depth", torch.full_like(reference, 0.7), reference)
+    scores = MAPS["depth"].evaluation.score(torch.full_like(reference, 0.7), reference)
     assert scores == pytest.approx({"abs_rel": (2 + 0.5 + 0 + 0.5) / 4, "rmse": math.sqrt(14 / 4), "delta1": 25.0}, rel=1e-6)
 
 
@@ -83,7 +84,7 @@ def test_an_aligned_depth_below_zero_is_never_within_delta1():
     aligned = (scale * prediction.flatten() + shift).tolist()
     assert aligned[0] < 0
     expected = sum(a > 0 and max(a / r, r / a) < 1.25 for a, r in zip(aligned, reference.flatten().tolist(), strict=True)) / 3
-    assert metrics.score("depth", prediction, reference)["delta1"] == pytest.approx(100 * expected)
+    assert MAPS["depth"].evaluation.score(prediction, reference)["delta1"] == pytest.approx(100 * expected)
 
 
 def test_exchanged_near_and_far_give_a_negative_scale():
@@ -96,7 +97,7 @@ def test_rmse_of_colors_by_hand():
     reference = torch.full((1, 11, 11, 3), 0.5)
     prediction = reference.clone()
     prediction[0, 0, 0] = torch.tensor([0.5, 0.8, 0.1])
-    assert metrics.score("albedo", prediction, reference)["rmse"] == pytest.approx(math.sqrt((0.09 + 0.16) / (121 * 3)), rel=1e-6)
+    assert MAPS["albedo"].evaluation.score(prediction, reference)["rmse"] == pytest.approx(math.sqrt((0.09 + 0.16) / (121 * 3)), rel=1e-6)
 
 
 def test_ssim_equals_scikit_image(random):
@@ -162,8 +163,8 @@ def test_a_batch_is_the_mean_of_its_pictures_and_one_mask_serves_all(random):
     reference = torch.rand(3, 21, 22, 3, generator=random)
     prediction = torch.rand(3, 21, 22, 3, generator=random)
     mask = (torch.rand(1, 21, 22, generator=random) > 0.5).float()
-    single = [metrics.score("shading", prediction[i : i + 1], reference[i : i + 1], mask) for i in range(3)]
-    together = metrics.score("shading", prediction, reference, mask)
+    single = [MAPS["shading"].evaluation.score(prediction[i : i + 1], reference[i : i + 1], mask) for i in range(3)]
+    together = MAPS["shading"].evaluation.score(prediction, reference, mask)
     assert together == pytest.approx({name: sum(scores[name] for scores in single) / 3 for name in together}, rel=1e-9)
 
 
@@ -173,9 +174,9 @@ def test_nan_counts_only_inside_the_mask():
     prediction[0, 3, 4] = float("nan")
     mask = torch.ones(1, 12, 12)
     mask[0, 3, 4] = 0
-    assert metrics.score("albedo", prediction, reference, mask)["rmse"] == 0.0
+    assert MAPS["albedo"].evaluation.score(prediction, reference, mask)["rmse"] == 0.0
     with pytest.raises(ValueError, match="the prediction is NaN or infinite at 1 pixels"):
-        metrics.score("albedo", prediction, reference)
+        MAPS["albedo"].evaluation.score(prediction, reference)
 
 
 @pytest.mark.parametrize(
@@ -187,27 +188,47 @@ def test_nan_counts_only_inside_the_mask():
         ("albedo", (1, 12, 12, 3), (1, 12, 12, 3), (1, 12, 11), "the mask came as"),
         ("albedo", (2, 12, 12, 3), (2, 12, 12, 3), (3, 12, 12), "the mask came as"),
         ("albedo", (1, 1, 1, 3), (1, 1, 1, 3), None, "at least 11 x 11"),
-        ("taste", (1, 4, 4, 3), (1, 4, 4, 3), None, "no metrics for a map called 'taste'"),
+        ("taste", (1, 4, 4, 3), (1, 4, 4, 3), None, "no map called 'taste'"),
     ],
 )
 def test_maps_that_cannot_be_judged_are_refused_with_the_reason(map_name, prediction, reference, mask, message):
     with pytest.raises(ValueError, match=message):
-        metrics.score(map_name, torch.ones(prediction), torch.ones(reference), None if mask is None else torch.ones(mask))
+        map_kind(map_name).evaluation.score(torch.ones(prediction), torch.ones(reference), None if mask is None else torch.ones(mask))
 
 
 def test_an_empty_mask_is_refused_and_names_the_picture():
     mask = torch.ones(2, 12, 12)
     mask[1] = 0
     with pytest.raises(ValueError, match="no pixel of picture 1"):
-        metrics.score("albedo", torch.ones(2, 12, 12, 3), torch.ones(2, 12, 12, 3), mask)
+        MAPS["albedo"].evaluation.score(torch.ones(2, 12, 12, 3), torch.ones(2, 12, 12, 3), mask)
 
 
-@pytest.mark.parametrize("map_name", metrics.JUDGES)
+def test_values_of_one_channel_by_hand():
+    prediction, reference = torch.tensor([0.1, 0.5]).reshape(1, 1, 2, 1), torch.tensor([0.4, 0.9]).reshape(1, 1, 2, 1)
+    scores = MAPS["roughness"].evaluation.score(prediction, reference)
+    assert scores == pytest.approx({"rmse": math.sqrt((0.09 + 0.16) / 2), "mae": 0.35}, rel=1e-6)
+    masked = MAPS["roughness"].evaluation.score(prediction, reference, torch.tensor([[[0.0, 1.0]]]))
+    assert masked == pytest.approx({"rmse": 0.4, "mae": 0.4}, rel=1e-6)
+
+
+def test_a_scene_without_highlights_can_be_measured():
+    black, grey = torch.zeros(1, 4, 4, 3), torch.full((1, 4, 4, 3), 0.25)
+    assert MAPS["specular"].evaluation.score(grey, black) == pytest.approx({"rmse": 0.25, "mae": 0.25})
+
+
+def test_every_metric_has_a_label(random):
+    for kind in MAPS.values():
+        maps = 0.1 + torch.rand(1, 20, 20, kind.channels, generator=random)
+        scores = kind.evaluation.score(maps, maps)
+        assert scores.keys() <= metrics.LABELS.keys() and kind.evaluation.main in scores
+
+
+@pytest.mark.parametrize("map_name", MAPS)
 def test_the_error_picture_averages_to_the_metric(map_name, random):
-    judge = metrics.judge_of(map_name)
-    reference = 0.1 + torch.rand(1, 20, 20, judge.channels, generator=random)
-    prediction = torch.rand(1, 20, 20, judge.channels, generator=random)
-    error, counted = judge.error(prediction, reference, None)
-    power = 2 if judge.main == "rmse" else 1
+    evaluation, channels = MAPS[map_name].evaluation, MAPS[map_name].channels
+    reference = 0.1 + torch.rand(1, 20, 20, channels, generator=random)
+    prediction = torch.rand(1, 20, 20, channels, generator=random)
+    error, counted = evaluation.error(prediction, reference, None)
+    power = 2 if evaluation.main == "rmse" else 1
     assert counted.all()
-    assert (error**power).mean() ** (1 / power) == pytest.approx(metrics.score(map_name, prediction, reference)[judge.main], rel=1e-9)
+    assert (error**power).mean() ** (1 / power) == pytest.approx(evaluation.score(prediction, reference)[evaluation.main], rel=1e-9)

@@ -1,5 +1,6 @@
 """Tiles cover a picture, and joining them loses and adds nothing."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -100,7 +101,7 @@ def test_a_pointwise_model_gives_the_picture_back_at_its_exact_size(height, widt
     assert torch.equal(extraction.latents[:2], pointwise().encode(pad_to_cells(picture, 8)))
 
 
-def test_tiled_depth_whose_tiles_each_have_their_own_scale_comes_out_as_one_depth():
+def test_tiled_depth_whose_tiles_each_have_their_own_scale_comes_out_as_one_depth(monkeypatch):
     """A model that, like a real one, normalises depth per picture it sees: tiles disagree by an affine map each."""
     height, width = 128, 256
     ramp = (torch.linspace(0, 1, width)[None, :] * 0.7 + torch.linspace(0, 0.3, height)[:, None])[None, :, :, None]
@@ -113,10 +114,12 @@ def test_tiled_depth_whose_tiles_each_have_their_own_scale_comes_out_as_one_dept
 
     generator = Generator(packed.encode, packed.predict, decode, downscale=8)
     settings = ExtractSettings(processing_resolution=0, tile_size=64, tile_overlap=16)
-    forwards = []
-    depth = extract(ramp.expand(1, -1, -1, 3), ["depth"], generator, settings, on_forward=lambda: forwards.append(1)).maps["depth"]
-    assert len(forwards) == count_forwards(working_grid(height, width, settings, 8), ["depth"]) == len(tile_grid(height, width, 64, 16)) + 1
-    assert (depth - ramp).abs().max() < 0.02
+    monkeypatch.setitem(MAPS, "thickness", replace(MAPS["depth"], name="thickness"))
+    forwards, names = [], ["albedo", "depth", "thickness"]
+    maps = extract(ramp.expand(1, -1, -1, 3), names, generator, settings, on_forward=lambda: forwards.append(1)).maps
+    assert len(forwards) == count_forwards(working_grid(height, width, settings, 8), names) == len(tile_grid(height, width, 64, 16)) + 1
+    for name in ("depth", "thickness"):
+        assert (maps[name] - ramp).abs().max() < 0.02
 
 
 def test_groups_of_pictures_give_what_one_batch_gives_in_the_same_order():

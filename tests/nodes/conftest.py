@@ -240,7 +240,7 @@ def loaded(folders):
     pipelines = {}
 
     def load(family):
-        from intrinsic_lab.nodes.native.diffusers_folder import load_pipeline
+        from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
 
         if family not in pipelines:
             pipelines[family] = load_pipeline(folders[family], dtype=torch.float32, text_dtype=torch.float32)

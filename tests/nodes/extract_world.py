@@ -8,14 +8,15 @@ import peft
 import pytest
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
-from intrinsic_lab.methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict
+from intrinsic_lab.methods.lora.lora_file import LoraLayer, kohya_state_dict
 from intrinsic_lab.methods.maps import MAPS
 from intrinsic_lab.nodes.extract import ApplyIntrinsicLoRA, ExtractIntrinsicMaps
-from intrinsic_lab.nodes.native.diffusers_folder import load_pipeline
+from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
+FOUR_MAPS = ("normal", "depth", "albedo", "shading")
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
@@ -81,15 +82,22 @@ def reference(tiny, unet, image, map_name, prompt=None, timestep=999):
     return output, tiny.vae.decode(output / config.scaling_factor + (config.shift_factor or 0)).sample.movedim(1, -1) / 2 + 0.5
 
 
+def maps_of(output) -> dict:
+    """The node's outputs by the name of their map: the latent stands between the first four and those that came later."""
+    of_maps = [*output.args[:4], *output.args[5:]]
+    return dict(zip(MAPS, of_maps, strict=True))
+
+
 def error(tiny, output, unet, image, map_name, prompt=None, timestep=999):
     """Largest difference of the map's scaled latent from the reference's; the decoded map is compared on the way.
 
     The decoder's random weights magnify the latents' float32 rounding about tenfold, so its own bound is 5e-4. Normals are compared before
     normalisation, which would magnify further where they are short.
     """
-    names = [name for name, values in zip(MAPS, output.args, strict=False) if not isinstance(values, ExecutionBlocker)]
+    of_maps = maps_of(output)
+    names = [name for name, values in of_maps.items() if not isinstance(values, ExecutionBlocker)]
     latent, picture = reference(tiny, unet, image, map_name, prompt, timestep)
-    values, wanted = output[list(MAPS).index(map_name)], MAPS[map_name].from_picture(picture)
+    values, wanted = of_maps[map_name], MAPS[map_name].from_picture(picture)
     if map_name == "normal":
         length = (picture * 2 - 1).norm(dim=-1, keepdim=True)
         values, wanted = values * length, wanted * length

@@ -15,7 +15,7 @@ from intrinsic_lab.methods.lumix.tensor_lora.config import AdapterConfig
 from intrinsic_lab.methods.lumix.tensor_lora.file import file_state
 from intrinsic_lab.methods.lumix.tensor_lora.layer import Adapter
 from intrinsic_lab.nodes import lumix
-from intrinsic_lab.nodes.native.diffusers_folder import load_pipeline
+from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
 from intrinsic_lab.tests.nodes.conftest import randn
 from intrinsic_lab.tests.nodes.lumix_oracle import FluxOracle, dense
 from safetensors.torch import save_file

@@ -15,14 +15,27 @@ import peft
 import pytest
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
-from intrinsic_lab.methods.maps import MAPS
 from intrinsic_lab.nodes import extract as extract_nodes
-from intrinsic_lab.nodes.native import row_lora, single_step
-from intrinsic_lab.nodes.native.diffusers_folder import load_pipeline
+from intrinsic_lab.nodes.native.batch_rows import row_lora
+from intrinsic_lab.nodes.native.joint_sampling import single_step
+from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
 from peft.utils import get_peft_model_state_dict
 
 sys.path.insert(0, str(Path(__file__).parent))
-from extract_world import ATTENTION, apply, both_worlds, error, extract, folders, hooks_left, normal_model, peft_unet, save_lora, tiny
+from extract_world import (
+    ATTENTION,
+    FOUR_MAPS,
+    apply,
+    both_worlds,
+    error,
+    extract,
+    folders,
+    hooks_left,
+    normal_model,
+    peft_unet,
+    save_lora,
+    tiny,
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +57,7 @@ def counted_forwards(model):
 def four_maps(request, tiny, folders):
     """A MODEL with four maps applied, and the four diffusers UNets with the same LoRAs."""
     model, unets = tiny.model, {}
-    for seed, name in enumerate(MAPS):
+    for seed, name in enumerate(FOUR_MAPS):
         unets[name], state = peft_unet(tiny, ATTENTION if request.param == "attention" else "all", seed)
         save_lora(folders, name, state)
         model = apply(model, name)
@@ -69,7 +82,7 @@ def test_four_maps_in_one_forward_equal_four_diffusers_and_peft_forwards(tiny, f
 def test_a_model_with_its_own_latents_and_vocabulary_gives_diffusers_maps(nano_like, folders):
     """The shape of the bundled model: 16 latent channels with a shift, widths that are no whole multiples, its own tokenizer."""
     model, unets = nano_like.model, {}
-    for seed, name in enumerate(MAPS):
+    for seed, name in enumerate(FOUR_MAPS):
         unets[name], state = peft_unet(nano_like, "all", seed)
         save_lora(folders, name, state)
         model = apply(model, name)
@@ -144,7 +157,7 @@ def test_clones_do_not_leak_into_each_other(tiny, four_maps):
     extract(tiny, model, image)
     again = extract(tiny, normal_only, image)
     assert torch.equal(first[0], again[0])
-    assert list(row_lora.carried_maps(normal_only)) == ["normal"] and list(row_lora.carried_maps(model)) == list(MAPS)
+    assert list(row_lora.carried_maps(normal_only)) == ["normal"] and list(row_lora.carried_maps(model)) == list(FOUR_MAPS)
     assert error(tiny, again, unets["normal"], image, "normal") < 1e-4
 
 
@@ -224,13 +237,13 @@ def test_four_maps_on_sd21_and_sdxl_equal_four_merged_passes(family, request, fo
     native = load_pipeline(request.getfixturevalue(family), dtype=torch.float32, text_dtype=torch.float32)
     other = SimpleNamespace(folder=request.getfixturevalue(family), model=native.model, clip=native.clip, native_vae=native.vae)
     image, model = torch.rand(1, 64, 64, 3), native.model
-    for seed, name in enumerate(MAPS):
+    for seed, name in enumerate(FOUR_MAPS):
         save_lora(folders, name, peft_unet(other, "all", seed)[1])
         model = apply(model, name)
     with counted_forwards(native.model) as rows:
         together = extract(other, model, image)[4]["samples"]
     assert rows == [4]
-    for row, name in enumerate(MAPS):
+    for row, name in enumerate(FOUR_MAPS):
         lora = comfy.utils.load_torch_file(str(folders / f"{name}.safetensors"))
         merged, _ = comfy.sd.load_lora_for_models(native.model, None, lora, 1.0, 0.0)
         alone = extract(other, merged, image, merged_map=name)[4]["samples"][0]

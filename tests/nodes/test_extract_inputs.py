@@ -13,9 +13,8 @@ import folder_paths
 import pytest
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
-from intrinsic_lab.methods.maps import MAPS
 from intrinsic_lab.nodes.extract import ApplyIntrinsicLoRA, ExtractIntrinsicMaps
-from intrinsic_lab.nodes.native.diffusers_folder import load_pipeline
+from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
 from intrinsic_lab.tests.nodes.conftest import tiny_clip, tiny_schedule, tiny_vae, write_model_folder, write_own_tokenizer
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -23,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from nodes import CheckpointLoaderSimple
 
 sys.path.insert(0, str(Path(__file__).parent))
-from extract_world import ATTENTION, apply, both_worlds, error, extract, folders, normal_model, peft_unet, save_lora, tiny
+from extract_world import ATTENTION, apply, both_worlds, error, extract, folders, maps_of, normal_model, peft_unet, save_lora, tiny
 
 
 def test_one_file_gives_the_same_in_lora_loader_in_diffusers_and_here(tiny, folders):
@@ -153,9 +152,9 @@ def test_pictures_that_are_none_are_refused(tiny, normal_model, image, message):
 def test_a_map_without_its_lora_blocks_only_its_own_output(tiny, normal_model):
     output = extract(tiny, normal_model, torch.rand(1, 32, 32, 3))
     assert isinstance(output[0], torch.Tensor)
-    for index, name in enumerate(MAPS):
+    for name, blocked in maps_of(output).items():
         if name != "normal":
-            assert isinstance(output[index], ExecutionBlocker) and f"no LoRA for '{name}'" in output[index].message
+            assert isinstance(blocked, ExecutionBlocker) and f"no LoRA for '{name}'" in blocked.message
 
 
 def test_models_that_cannot_make_maps_are_refused(tiny, normal_model):

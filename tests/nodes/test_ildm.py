@@ -7,9 +7,9 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from intrinsic_lab.methods.ildm import schedules
+from intrinsic_lab.methods.ildm import joint_forward, schedules
 from intrinsic_lab.nodes import ildm
-from intrinsic_lab.nodes.native import cross_domain, joint_forward
+from intrinsic_lab.nodes.native.joint_sampling import cross_domain
 from intrinsic_lab.tests.nodes.conftest import randn
 
 sys.path.insert(0, str(Path(__file__).parent))

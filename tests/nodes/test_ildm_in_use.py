@@ -14,11 +14,11 @@ import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
-from intrinsic_lab.methods.ildm import schedules
-from intrinsic_lab.methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict
+from intrinsic_lab.methods.ildm import joint_forward, schedules
+from intrinsic_lab.methods.lora.lora_file import LoraLayer, kohya_state_dict
 from intrinsic_lab.nodes.extract import ApplyIntrinsicLoRA
-from intrinsic_lab.nodes.native import cross_domain, joint_forward
-from intrinsic_lab.nodes.native.diffusers_folder import load_pipeline
+from intrinsic_lab.nodes.native.joint_sampling import cross_domain
+from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
 from intrinsic_lab.tests.nodes.conftest import randn
 from safetensors.torch import load_file
 

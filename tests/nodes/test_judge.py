@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("comfy_api.latest")
 import folder_paths
-from intrinsic_lab.methods import metrics
+from intrinsic_lab.methods.maps import MAPS
 from intrinsic_lab.nodes.judge import NOT_COMPARED, CompareMaps
 from intrinsic_lab.scenes import render_scenes
 
@@ -35,14 +35,14 @@ def test_the_schema_has_a_tooltip_on_each_socket():
     assert all(socket.tooltip for socket in [*declared.inputs, *declared.outputs])
 
 
-@pytest.mark.parametrize("map_name", metrics.JUDGES)
+@pytest.mark.parametrize("map_name", MAPS)
 def test_the_main_metric_and_the_table_are_those_of_the_metrics(map_name):
     maps = render_scenes([0, 1], 32, 40)
-    reference = getattr(maps, "depth_bhw1" if map_name == "depth" else f"{map_name}_bhwc")
+    reference = getattr(maps, MAPS[map_name].scene_field)
     prediction = reference + 0.1 * torch.randn(reference.shape, generator=torch.Generator().manual_seed(0))
     table, error, main = compare(three(prediction), three(reference), map_name).result
-    wanted = metrics.score(map_name, prediction, reference)
-    assert main == pytest.approx(wanted[metrics.judge_of(map_name).main], rel=1e-6)
+    wanted = MAPS[map_name].evaluation.score(prediction, reference)
+    assert main == pytest.approx(wanted[MAPS[map_name].evaluation.main], rel=1e-6)
     assert error.shape == (2, 32, 40, 3)
     for value in wanted.values():
         assert f"{value:9.4f}" in table

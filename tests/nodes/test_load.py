@@ -9,8 +9,8 @@ import pytest
 import torch
 from intrinsic_lab.nodes.load import LoadIntrinsicModel
 from intrinsic_lab.nodes.native import paths
-from intrinsic_lab.nodes.native.diffusers_folder import detect_family, load_pipeline
-from intrinsic_lab.nodes.native.folder_files import ModelFolderError
+from intrinsic_lab.nodes.native.loading.diffusers_folder import detect_family, load_pipeline
+from intrinsic_lab.nodes.native.loading.folder_files import ModelFolderError
 from intrinsic_lab.tests.nodes.conftest import FAMILIES, copy_of, edit_json, largest_difference
 from safetensors.torch import load_file, save_file
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange, repeat
-from intrinsic_lab.nodes.native.diffusers_folder import load_pipeline
-from intrinsic_lab.nodes.native.latent_format import AnyLatent, preview_colors
+from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
+from intrinsic_lab.nodes.native.loading.latent_format import AnyLatent, preview_colors
 from intrinsic_lab.tests.nodes.conftest import FAMILIES, copy_of, edit_json, largest_difference, randn
 from latent_preview import Latent2RGBPreviewer
 from safetensors.torch import load_file, save_file

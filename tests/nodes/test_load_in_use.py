@@ -9,7 +9,7 @@ import comfy.sd
 import pytest
 import torch
 from einops import rearrange
-from intrinsic_lab.nodes.native.diffusers_folder import load_pipeline
+from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
 from intrinsic_lab.tests.nodes.conftest import copy_of, largest_difference, randn
 
 TOLERANCE = 1e-5

@@ -11,7 +11,7 @@ import folder_paths
 import pytest
 import torch
 from intrinsic_lab.nodes import lora_space
-from intrinsic_lab.nodes.native import lora_shelf
+from intrinsic_lab.nodes.native.lora_library import lora_shelf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from intrinsic_lab.methods.lumix.design import ATTENTIONS
 from intrinsic_lab.nodes import lumix
-from intrinsic_lab.nodes.native import lumix_rows, lumix_sampling
-from intrinsic_lab.nodes.native.diffusers_folder import load_pipeline
-from intrinsic_lab.nodes.native.lumix import load_adapter
+from intrinsic_lab.nodes.native.batch_rows import lumix_rows
+from intrinsic_lab.nodes.native.joint_sampling import lumix_sampling
+from intrinsic_lab.nodes.native.joint_sampling.lumix import load_adapter
+from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
 from intrinsic_lab.tests.nodes.conftest import randn
 
 sys.path.insert(0, str(Path(__file__).parent))

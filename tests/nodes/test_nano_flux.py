@@ -6,9 +6,9 @@ import torch
 from intrinsic_lab.methods.lumix.design import COLOR, MAP_NAMES, Design
 from intrinsic_lab.methods.lumix.schedule import published_shift, shifted_sigmas
 from intrinsic_lab.methods.lumix.tensor_lora.file import read_adapter
-from intrinsic_lab.nodes.native.diffusers_folder import load_pipeline
-from intrinsic_lab.nodes.native.lumix import apply_adapter
-from intrinsic_lab.nodes.native.lumix_sampling import map_latents, sample_jointly
+from intrinsic_lab.nodes.native.joint_sampling.lumix import apply_adapter
+from intrinsic_lab.nodes.native.joint_sampling.lumix_sampling import map_latents, sample_jointly
+from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
 from intrinsic_lab.nodes.native.paths import bundled_file
 from intrinsic_lab.training.flux import encode_texts, load_flux_base
 from intrinsic_lab.training.lumix import MapDenoiser, sample_maps

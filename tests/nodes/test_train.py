@@ -1,6 +1,7 @@
 """What training nodes promise beside the training itself: names, places, and a process left as it was."""
 
 import importlib.util
+import math
 import sys
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import folder_paths
 import pytest
 import torch
 from intrinsic_lab.nodes import train
-from intrinsic_lab.nodes.native import training, training_files
-from intrinsic_lab.nodes.native.training import Settings, Watcher, require_packages, train_in_graph, training_session
-from intrinsic_lab.nodes.native.training_files import Place, lora_place, name_problem, publish, require_free
+from intrinsic_lab.nodes.native.training import files as training_files
+from intrinsic_lab.nodes.native.training import session as training
+from intrinsic_lab.nodes.native.training.files import Place, lora_place, name_problem, publish, require_free
+from intrinsic_lab.nodes.native.training.session import Settings, Watcher, require_packages, train_in_graph, training_session
 from intrinsic_lab.tools.comfyui_source import ROOT
+from intrinsic_lab.training.history import History
 from intrinsic_lab.training.loop import Diverged, Interrupted
 
 SETTINGS = Settings("nano (bundled)", "rendered scenes", "run", 3, 1e-3, 1)
@@ -137,7 +140,7 @@ def test_what_is_not_installed_is_named(monkeypatch):
 
 def test_an_interrupt_reaches_the_loop_in_its_own_words_and_comfyui_in_comfyuis():
     watcher = Watcher()
-    watcher.begin(3, [])
+    watcher.begin(3, History())
     watcher.step(1, 0.5, 1.0)
     for call in (lambda: watcher.step(2, 0.5, 1.0), lambda: watcher.encoded("image", 1, 2)):
         comfy.model_management.interrupt_current_processing(True)
@@ -154,7 +157,7 @@ def test_an_interrupt_reaches_the_loop_in_its_own_words_and_comfyui_in_comfyuis(
 
 def test_a_diverging_run_is_told_in_the_nodes_words():
     def diverges(settings):
-        raise Diverged("the loss became nan at step 7: lower the learning rate; the last checkpoint is in /some/where.")
+        raise Diverged(math.nan, 7, Path("/some/where"))
 
     with pytest.raises(ValueError, match=r"^The loss became nan at step 7: lower learning_rate, and choose another name\.$"):
         train_in_graph(SETTINGS, lora_place("run"), diverges)
@@ -173,13 +176,13 @@ def test_previews_come_at_most_once_in_a_while(monkeypatch):
     monkeypatch.setattr(training.comfy.utils, "ProgressBar", Bar)
     monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
     watcher = Watcher()
-    watcher.begin(4, [1.0])
+    watcher.begin(4, History([1.0], [1]))
     watcher.encoded("image", 5, 9)
     for step, later in ((1, 0), (2, 0.5), (3, 0.4), (4, 0.2)):
         now[0] += later
         watcher.step(step, 0.1, 0.0)
     assert seen == [(5, 9, False), (1, 4, True), (2, 4, False), (3, 4, False), (4, 4, True)]
-    assert watcher.losses == [1.0, 0.1, 0.1, 0.1, 0.1]
+    assert watcher.history.losses == [1.0, 0.1, 0.1, 0.1, 0.1]
 
 
 def test_a_base_in_half_precision_asks_for_mixed_precision():

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from intrinsic_lab.methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict
+from intrinsic_lab.methods.lora.lora_file import LoraLayer, kohya_state_dict
 from intrinsic_lab.tests.nodes.conftest import build_model_folder
 from intrinsic_lab.tools.example_workflows import example_workflows
 from PIL import Image
@@ -163,7 +163,7 @@ def test_a_replaced_lora_file_is_noticed(client, folders):
         ("normal", {"lora_name": "..\\..\\outside.safetensors"}, "Value not in list"),
         ("normal", {"lora_name": "nano/../tiny_normal.safetensors"}, "Value not in list"),
         ("normal", {"lora_name": "absent.safetensors"}, "Value not in list"),
-        ("normal", {"map": "roughness"}, "Value not in list"),
+        ("normal", {"map": "curvature"}, "Value not in list"),
         ("normal", {"strength": 99.0}, "bigger than max"),
         ("load", {"model": "../loras"}, "Value not in list"),
         ("load", {"model": "/etc"}, "Value not in list"),

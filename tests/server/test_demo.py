@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from intrinsic_lab.scenes import render_scenes
 from intrinsic_lab.scenes.pictures import save_picture
-from intrinsic_lab.tools.demo import MAPS
 from intrinsic_lab.training.folder_data import read_picture
 from PIL import Image
 
 HEIGHT, WIDTH = 96, 160
+MAPS = ("normal", "depth", "albedo", "shading")
 
 
 @pytest.mark.slow

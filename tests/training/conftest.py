@@ -1,4 +1,4 @@
-"""A tiny random Stable Diffusion in diffusers format, made once per session, and how to run the trainer in a process of its own."""
+"""Tiny random models in diffusers format, made once per session, and how to run the trainer in a process of its own."""
 
 import contextlib
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from intrinsic_lab.tests.training.tiny_models import write_flux_base, write_vqgan
 
 
 def write_tiny_base(folder: Path) -> Path:
@@ -68,6 +69,16 @@ def write_tiny_base(folder: Path) -> Path:
 def tiny_base(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
     return write_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def flux_base(tmp_path_factory) -> Path:
+    return write_flux_base(tmp_path_factory.mktemp("base") / "flux")
+
+
+@pytest.fixture(scope="session")
+def vqgan_folder(tmp_path_factory) -> Path:
+    return write_vqgan(tmp_path_factory.mktemp("vqgan") / "tiny")
 
 
 @pytest.fixture

@@ -95,6 +95,31 @@ def test_linear_albedo_becomes_the_srgb_picture_the_vae_sees(tmp_path):
     assert (FolderData(tmp_path, 8).source("albedo").read("albedo", [0]) - 0.2).abs().max() < 1e-6
 
 
+def test_maps_of_one_channel_are_grey_as_they_are(tmp_path):
+    write(tmp_path / "image/a.png", numpy.zeros((8, 8, 3)))
+    values = 5_000 + 700 * torch.arange(64).reshape(1, 8, 8)
+    write_16_bit(tmp_path / "roughness/a.png", values)
+    write(tmp_path / "metallic/a.png", numpy.full((8, 8, 3), (10, 20, 60)))
+    folder = FolderData(tmp_path, 8, colors="linear")
+    torch.testing.assert_close(folder.source("roughness").read("roughness", [0]), (values / 65535).expand(1, 3, 8, 8), rtol=0, atol=1e-6)
+    assert (folder.source("metallic").read("metallic", [0]) * 255 - 30).abs().max() < 1e-4
+
+
+def test_highlights_are_colors(tmp_path):
+    write(tmp_path / "image/a.png", numpy.zeros((8, 8, 3)))
+    write(tmp_path / "specular/a.png", numpy.full((8, 8, 3), 51))
+    linear = FolderData(tmp_path, 8, colors="linear").source("specular").read("specular", [0])
+    torch.testing.assert_close(linear_from_srgb(linear), torch.full((1, 3, 8, 8), 0.2), rtol=0, atol=1e-5)
+
+
+def test_a_picture_may_be_called_like_a_map(tmp_path):
+    for name in ("finish_line", "kitchen", "kitchen_line", "kitchen_roughness"):
+        write(tmp_path / f"{name}.png", numpy.zeros((8, 8, 3)))
+    for name in ("finish_line", "kitchen"):
+        write(tmp_path / f"{name}_normal.png", numpy.zeros((8, 8, 3)))
+    assert [path.name for path in FolderData(tmp_path, 8).source("normal").pictures] == ["finish_line.png", "kitchen.png"]
+
+
 def test_files_without_a_partner_are_left_out_and_named_in_the_log(tmp_path, caplog):
     for name in ("a", "b"):
         write(tmp_path / f"image/{name}.png", numpy.zeros((8, 8, 3)))

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from intrinsic_lab.benchmarks.generators_table import exact_maps, lora_map, mean_map
+from intrinsic_lab.benchmarks.generators_table import TABLED, lora_map, mean_map
 from intrinsic_lab.methods.intrinsic_lora import generators
 from intrinsic_lab.methods.intrinsic_lora.generators.adapter import target_names
 from intrinsic_lab.methods.maps import MAPS
-from intrinsic_lab.methods.metrics import JUDGES, score
 from intrinsic_lab.scenes import render_scenes
+from intrinsic_lab.tests.training.tiny_models import tiny_vqgan
 from intrinsic_lab.training.generators import adversarial, gan_lora, nano, vqgan, vqgan_lora
 from intrinsic_lab.training.generators.__main__ import main
 from intrinsic_lab.training.generators.gan import Discriminator, GanTask
 from intrinsic_lab.training.generators.lora import LoraOn
 from intrinsic_lab.training.intrinsic_lora import IntrinsicLoraConfig, train_intrinsic_lora
 from intrinsic_lab.training.loop import Interrupted, LoopConfig, step_generator, train
-from intrinsic_lab.training.nano.data import HELD_OUT_SEEDS, PicturePool
 from intrinsic_lab.training.pairs import SceneData
+from intrinsic_lab.training.scene_pictures import HELD_OUT_SEEDS, PicturePool, scene_data
 from safetensors.torch import load_file
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -31,30 +31,6 @@ SCENES = SceneData(count=8, size=16)
 def pool():
     torch.set_num_threads(1)
     return PicturePool.render(range(100_000, 100_032), 16, kinds=("image",))
-
-
-def tiny_vqgan():
-    from diffusers import VQModel
-
-    torch.manual_seed(0)
-    return VQModel(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
-        block_out_channels=(16, 16),
-        layers_per_block=0,
-        latent_channels=4,
-        num_vq_embeddings=64,
-        norm_num_groups=8,
-    )
-
-
-@pytest.fixture(scope="module")
-def vqgan_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vqgan") / "tiny"
-    model = tiny_vqgan()
-    torch.nn.init.normal_(model.quantize.embedding.weight)
-    model.save_pretrained(folder)
-    return folder
 
 
 def lora_config(folder, output, steps=4, **options):
@@ -234,11 +210,11 @@ def test_the_nano_recipe_runs_from_scenes_to_files_and_goes_on_where_it_was(tmp_
     assert main(command) == 0 and (assets / "nano_vqgan/record.json").stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize("map_name", list(MAPS))
+@pytest.mark.parametrize("map_name", TABLED)
 def test_the_bundled_vqgan_reads_every_map_of_unseen_scenes(map_name):
     scenes = render_scenes(HELD_OUT_SEEDS[:16], 64, 64)
-    exact = exact_maps(scenes)[map_name]
+    exact = scene_data(scenes, map_name)
     bundled = vqgan_lora.load_vqgan(ASSETS / nano.NAME), ASSETS / f"{nano.NAME}_{map_name}.safetensors"
     found, mean = lora_map(*bundled, map_name, scenes.image_bhwc), mean_map(map_name, 64, 100).expand_as(exact)
-    main = JUDGES[map_name].main
-    assert score(map_name, found, exact)[main] < 0.85 * score(map_name, mean, exact)[main]
+    evaluation = MAPS[map_name].evaluation
+    assert evaluation.score(found, exact)[evaluation.main] < 0.85 * evaluation.score(mean, exact)[evaluation.main]

@@ -1,7 +1,5 @@
 """The I-LDM trainers on tiny networks: joint attention against the float64 oracle, eq. 5, and what is written."""
 
-import os
-import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PixArtTransformer2DModel, UNet2DConditionModel
 from intrinsic_lab.methods.ildm.intrinsic_vae import TOTAL_CHANNELS, channel_slice
-from intrinsic_lab.methods.intrinsic_lora.lora_file import read_lora
+from intrinsic_lab.methods.lora.lora_file import read_lora
 from intrinsic_lab.training.folder_data import FolderData
 from intrinsic_lab.training.ildm import (
     IntrinsicVaeConfig,
@@ -25,7 +23,7 @@ from intrinsic_lab.training.ildm import (
     train_intrinsic_vae,
     train_joint_lora,
 )
-from intrinsic_lab.training.ildm.__main__ import build_parser, config_from, main
+from intrinsic_lab.training.ildm.__main__ import build_parser, config_from
 from intrinsic_lab.training.ildm.autoencoder import widened_vae
 from intrinsic_lab.training.ildm.run import JointLatents
 from intrinsic_lab.training.intrinsic_lora.adapter import lora_layers
@@ -165,9 +163,9 @@ def test_without_the_image_domain_only_intrinsics_are_denoised():
 def trained(tiny_base, tmp_path_factory):
     """The two commands in a row, a few steps each."""
     place = tmp_path_factory.mktemp("ildm")
-    vae = IntrinsicVaeConfig(tiny_base, LoopConfig(place / "vae", 3, learning_rate=1e-3), SCENES, batch=2, threads=1)
+    vae = IntrinsicVaeConfig(tiny_base, LoopConfig(place / "vae", 3, learning_rate=1e-3), SCENES, batch=2)
     train_intrinsic_vae(vae)
-    lora = JointConfig(tiny_base, vae.weights, LoopConfig(place / "lora", 3, learning_rate=1e-2), SCENES, rank=4, batch=2, threads=1)
+    lora = JointConfig(tiny_base, vae.weights, LoopConfig(place / "lora", 3, learning_rate=1e-2), SCENES, rank=4, batch=2)
     return vae, lora, train_joint_lora(lora)
 
 
@@ -277,31 +275,6 @@ def test_the_command_line_makes_the_papers_settings():
     assert (config.rank, config.image_domain, config.data.intrinsics, config.data.size) == (32, True, ("depth", "line"), 512)
     vae = config_from(build_parser().parse_args(["vae", "--base", "b", "--output", "o", "--scenes", "7"]))
     assert (vae.zero_mask, len(vae.data.scenes), vae.weights) == (0.1, 7, Path("o/intrinsic_vae"))
-
-
-@pytest.fixture
-def usual_interrupt():
-    """main() takes Ctrl+C over; give it back."""
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_the_command_stops_at_ctrl_c_with_a_checkpoint_and_goes_on_from_there(tiny_base, tmp_path, usual_interrupt, monkeypatch):
-    words = f"vae --base {tiny_base} --output {tmp_path} --scenes 4 --size 32 --batch 1 --steps 4 --threads 1".split()
-    read = IntrinsicVaeTask.loss
-
-    def interrupted(task, module, draw):
-        os.kill(os.getpid(), signal.SIGINT)
-        return read(task, module, draw)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(IntrinsicVaeTask, "loss", interrupted)
-        assert main(words) == 130
-    assert (tmp_path / "checkpoint.pt").is_file() and not (tmp_path / "intrinsic_vae").exists()
-    assert main(words) == 0
-    assert (tmp_path / "intrinsic_vae" / "config.json").is_file()
-    assert main(["vae", "--base", str(tmp_path), "--output", str(tmp_path / "other")]) == 2
 
 
 @pytest.mark.parametrize("change", [{"rank": 0}, {"balance": -1.0}, {"empty_prompt": 2.0}, {"save_dtype": "int8"}])

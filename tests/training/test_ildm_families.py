@@ -8,16 +8,17 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler
 from intrinsic_lab.methods.ildm.intrinsic_vae import TOTAL_CHANNELS
-from intrinsic_lab.methods.intrinsic_lora.lora_file import read_lora
+from intrinsic_lab.methods.lora.lora_file import read_lora
 from intrinsic_lab.tests.nodes.conftest import build_model_folder, edit_json, write_own_tokenizer
 from intrinsic_lab.training.ildm import JointSceneData, encode_captions, load_diffusion_base, run
 from intrinsic_lab.training.ildm.__main__ import main
 from intrinsic_lab.training.intrinsic_lora.adapter import lora_layers
+from intrinsic_lab.training.intrinsic_lora.latents import encode_model_latents
 from intrinsic_lab.training.pairs import SceneData
 from transformers import T5Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_ildm import usual_interrupt, write_folder  # noqa: F401 - fixture
+from test_ildm import write_folder
 
 SCENES = JointSceneData(SceneData(count=2, size=32))
 CAPTIONS = ["a red ball", "two blue boxes", ""]
@@ -67,7 +68,7 @@ def test_text_encoders_of_every_family_tell_captions_apart(base):
     torch.testing.assert_close(alone.context, text.context[1:2], atol=1e-5, rtol=1e-4)
 
 
-def test_both_commands_run_on_every_family_from_a_folder_of_pictures_maps_and_captions(base, tmp_path, usual_interrupt, monkeypatch):  # noqa: F811
+def test_both_commands_run_on_every_family_from_a_folder_of_pictures_maps_and_captions(base, tmp_path, monkeypatch):
     _, folder = base
     write_folder(tmp_path / "data")
     for name, caption in zip("ab", CAPTIONS, strict=False):
@@ -96,9 +97,9 @@ def test_latents_are_trained_on_in_the_scale_that_samplers_use(tmp_path):
     folder = whole_folder(tmp_path / "sd21", "sd21")
     vae = AutoencoderKL.from_pretrained(folder / "vae")
     source = SCENES.source()
-    plain, deviation = run._encoded(vae, source, "image", tmp_path)
+    plain, deviation = encode_model_latents(vae, source, ["image"], tmp_path)["image"]
     vae.register_to_config(shift_factor=0.5)
-    shifted, same = run._encoded(vae, source, "image", tmp_path)
+    shifted, same = encode_model_latents(vae, source, ["image"], tmp_path)["image"]
     torch.testing.assert_close(shifted, plain - 0.5 * vae.config.scaling_factor)
     assert torch.equal(same, deviation)
 

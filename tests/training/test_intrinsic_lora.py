@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import os
 import signal
 import socket
@@ -15,7 +14,9 @@ import pytest
 import torch
 from einops import rearrange
 from intrinsic_lab.methods.maps import MAPS
+from intrinsic_lab.methods.maps.losses import normal_loss
 from intrinsic_lab.scenes import render_scenes
+from intrinsic_lab.training.checkpoint import CHECKPOINT
 from intrinsic_lab.training.folder_data import FolderData
 from intrinsic_lab.training.intrinsic_lora import (
     IntrinsicLoraConfig,
@@ -27,8 +28,7 @@ from intrinsic_lab.training.intrinsic_lora import (
     train_intrinsic_lora,
 )
 from intrinsic_lab.training.intrinsic_lora.run import IntrinsicLoraTask
-from intrinsic_lab.training.loop import CHECKPOINT, Interrupted, LoopConfig, step_generator
-from intrinsic_lab.training.losses import normal_loss
+from intrinsic_lab.training.loop import Interrupted, LoopConfig, step_generator
 from intrinsic_lab.training.pairs import SceneData
 from PIL import Image
 from safetensors import safe_open
@@ -38,7 +38,7 @@ SCENES = SceneData(count=12, size=32)
 
 
 def config_of(base: Path, output: Path, *, steps: int = 3, loop: dict | None = None, **options) -> IntrinsicLoraConfig:
-    settings = {"map": "normal", "data": SCENES, "rank": 4, "batch": 2, "threads": 1} | options
+    settings = {"map": "normal", "data": SCENES, "rank": 4, "batch": 2} | options
     return IntrinsicLoraConfig(base, loop=LoopConfig(output, steps, **{"learning_rate": 1e-2} | (loop or {})), **settings)
 
 
@@ -132,7 +132,7 @@ def test_comfyui_loads_the_file_with_the_output_of_diffusers(tiny_base, wide):
     """Core's LoraLoader on the native model: what a ComfyUI user does with the file."""
     pytest.importorskip("comfy.sd")
     import folder_paths
-    from intrinsic_lab.nodes.native.diffusers_folder import load_pipeline
+    from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
 
     from nodes import LoraLoader
 
@@ -318,27 +318,6 @@ def test_a_full_disk_is_told_in_words_and_leaves_the_old_checkpoint(tiny_base, t
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert after.keys() == before.keys() and len(before[CHECKPOINT]) > 20 * 1024
     assert all(after[name] == before[name] for name in before if name != "config.json")
-
-
-def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tiny_base, tmp_path, caplog):
-    from intrinsic_lab.training.intrinsic_lora.__main__ import main
-
-    class PressAtStepFour(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if "depth step 4 " in record.getMessage():
-                signal.raise_signal(signal.SIGINT)
-
-    caplog.set_level("INFO")
-    handler, before = PressAtStepFour(), signal.getsignal(signal.SIGINT)
-    logging.getLogger().addHandler(handler)
-    words = "--map depth --scenes 2 --size 32 --steps 500 --batch 1 --threads 1 --log-every 1"
-    try:
-        assert main(["--base", str(tiny_base), "--output", str(tmp_path), *words.split()]) == 130
-    finally:
-        logging.getLogger().removeHandler(handler)
-    assert "run the same command to go on" in caplog.text
-    assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["step"] == 4
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_resuming_with_another_map_or_rank_is_refused(tiny_base, pairs, tmp_path):

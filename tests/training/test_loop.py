@@ -2,21 +2,16 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from intrinsic_lab.training.loop import (
-    CHECKPOINT,
-    CheckpointMismatch,
-    Interrupted,
-    LoopConfig,
-    kept_history,
-    learning_rate_at,
-    step_generator,
-    train,
-    write_atomically,
-)
+from intrinsic_lab.training import history as history_module
+from intrinsic_lab.training.atomic import write_atomically
+from intrinsic_lab.training.checkpoint import CHECKPOINT, CheckpointMismatch
+from intrinsic_lab.training.history import History
+from intrinsic_lab.training.loop import Interrupted, LoopConfig, learning_rate_at, step_generator, train
 from PIL import Image
 from torch import nn
 
@@ -155,16 +150,65 @@ def test_a_run_leaves_its_settings_and_its_loss_curve(tmp_path):
 
 def test_what_a_run_has_done_is_told_without_starting_it(tmp_path):
     config = LoopConfig(tmp_path, 4)
-    assert kept_history(config, {"map": "depth"}).losses == []
+    assert config.checkpoint({"map": "depth"}).history() == History()
     history = train(Regression(), config, settings={"map": "depth"})
-    assert kept_history(LoopConfig(tmp_path, 9), {"map": "depth"}) == history
+    assert LoopConfig(tmp_path, 9).checkpoint({"map": "depth"}).history() == history
     for wanted, settings, changes in (
         (LoopConfig(tmp_path, 4, seed=1), {"map": "normal"}, {"map": ("depth", "normal"), "seed": (0, 1)}),
         (LoopConfig(tmp_path, 3), {"map": "depth"}, {"steps": (4, 3)}),
     ):
         with pytest.raises(CheckpointMismatch) as refused:
-            kept_history(wanted, settings)
+            wanted.checkpoint(settings).history()
         assert refused.value.changes == changes
+
+
+def test_a_run_of_limited_minutes_ends_as_if_its_last_step_had_been_asked_for_and_goes_on_exactly(tmp_path):
+    class Slow(Regression):
+        def loss(self, module, draw):
+            time.sleep(0.05)
+            return super().loss(module, draw)
+
+    def config(folder, steps, minutes=None):
+        return LoopConfig(tmp_path / folder, steps, learning_rate=1e-2, ema_decay=0.9, checkpoint_every=2, minutes=minutes)
+
+    limited, left = Slow(dropout=0.3), []
+    started = time.perf_counter()
+    history = train(limited, config("limited", 10**9, 0.3 / 60), report=lambda step, loss, seconds: left.append(seconds))
+    assert time.perf_counter() - started >= 0.3 and 1 <= history.steps <= 6 and limited.saved == 1
+    assert max(left) <= 0.3 and left[-1] == 0
+    asked = Regression(dropout=0.3)
+    assert train(asked, config("asked", history.steps)).losses == history.losses
+    assert all(torch.equal(a, b) for a, b in zip(weights(limited), weights(asked), strict=True))
+    first = history.steps
+    # Each call has its own time; then the same run goes on to a number of steps.
+    more = train(Slow(dropout=0.3), config("limited", 10**9, 0.1 / 60))
+    assert first < more.steps <= first + 2
+    longer, whole = Regression(dropout=0.3), Regression(dropout=0.3)
+    train(longer, config("limited", more.steps + 3, 1.0))
+    train(whole, config("whole", more.steps + 3))
+    assert all(torch.equal(a, b) for a, b in zip(weights(longer), weights(whole), strict=True))
+
+
+def test_a_history_keeps_so_many_losses_of_a_run_of_any_length_and_the_later_ones_of_every_step(monkeypatch):
+    monkeypatch.setattr(history_module, "MOST_LOSSES", 40)
+    history = History()
+    for step in range(1, 1001):
+        history.add(float(step), 0.5)
+        assert len(history.losses) <= 40 and history.steps == step
+    assert history.losses == [float(step) for step in history.loss_steps] and history.seconds == 500
+    assert history.loss_steps[0] == 1 and history.loss_steps[-20:] == list(range(981, 1001))
+    assert history.loss_steps == sorted(set(history.loss_steps))
+
+
+def test_a_checkpoint_from_before_losses_were_numbered_is_gone_on_with(tmp_path):
+    config = LoopConfig(tmp_path / "old", 6)
+    train(Regression(), LoopConfig(tmp_path / "old", 4))
+    path = tmp_path / "old" / CHECKPOINT
+    state = torch.load(path, weights_only=True)
+    del state["loss_steps"]
+    torch.save(state, path)
+    assert config.checkpoint().history().loss_steps == [1, 2, 3, 4]
+    assert train(Regression(), config).losses == train(Regression(), LoopConfig(tmp_path / "whole", 6)).losses
 
 
 @pytest.mark.parametrize(
@@ -217,7 +261,16 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"steps": 0}, {"accumulation": 0}, {"ema_decay": 1.0}, {"schedule": "linear"}, {"learning_rate": 0.0}, {"mixed_precision": "fp8"}],
+    [
+        {"steps": 0},
+        {"minutes": 0},
+        {"minutes": 5, "schedule": "cosine"},
+        {"accumulation": 0},
+        {"ema_decay": 1.0},
+        {"schedule": "linear"},
+        {"learning_rate": 0.0},
+        {"mixed_precision": "fp8"},
+    ],
 )
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
+from diffusers import FluxPipeline
 from intrinsic_lab.methods.lumix.design import ATTENTIONS, COLOR, LORAS, MAP_NAMES, QUERY_BROADCAST, SEPARATE, TENSOR, Design
 from intrinsic_lab.methods.lumix.tensor_lora.file import read_adapter
 from intrinsic_lab.training.flux import FluxText, encode_texts, load_flux_base, predict_velocity
@@ -17,14 +17,12 @@ from intrinsic_lab.training.folder_data import FolderData
 from intrinsic_lab.training.loop import Interrupted, LoopConfig, step_generator
 from intrinsic_lab.training.lumix import LumixConfig, LumixTask, MapDenoiser, MapLatents, make_adapter, sample_maps, train_lumix
 from intrinsic_lab.training.lumix.__main__ import build_parser, config_from, main
-from intrinsic_lab.training.nano.flux import build_scheduler, build_t5, write_t5_tokenizer
-from intrinsic_lab.training.nano.text import build_text_encoder, write_tokenizer
 from intrinsic_lab.training.pairs import SceneData
 from PIL import Image
 from safetensors import safe_open
-from transformers import CLIPTokenizer, T5TokenizerFast
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "nodes"))
+from intrinsic_lab.tests.training.tiny_models import tiny_transformer
 from lumix_oracle import FluxOracle, dense
 
 SCENES = SceneData(count=4, size=32)
@@ -32,22 +30,6 @@ SCENES = SceneData(count=4, size=32)
 
 def randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def tiny_transformer(**options):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return FluxTransformer2DModel(
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=1,
-            num_attention_heads=2,
-            attention_head_dim=8,
-            axes_dims_rope=(2, 2, 4),
-            joint_attention_dim=64,
-            pooled_projection_dim=64,
-            **options,
-        ).eval()
 
 
 def randomised(adapter):
@@ -59,29 +41,6 @@ def randomised(adapter):
 
 def adapter_for(transformer, design, rank=3):
     return make_adapter(transformer, design, rank, 2 if design.lora == "hybrid" else 0, seed=0)
-
-
-@pytest.fixture(scope="session")
-def flux_base(tmp_path_factory) -> Path:
-    """A diffusers FLUX.1 folder with every part, none trained."""
-    folder = tmp_path_factory.mktemp("base") / "flux"
-    write_tokenizer(folder / "words")
-    write_t5_tokenizer(folder / "pieces")
-    words, pieces = CLIPTokenizer.from_pretrained(folder / "words"), T5TokenizerFast.from_pretrained(folder / "pieces")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            block_out_channels=(32, 32),
-            layers_per_block=0,
-            latent_channels=4,
-            scaling_factor=0.5,
-            shift_factor=0.25,
-        )
-        clip, t5 = build_text_encoder(len(words)), build_t5(len(pieces))
-    FluxPipeline(build_scheduler(), vae, clip, words, t5, pieces, tiny_transformer()).save_pretrained(folder)
-    return folder
 
 
 def config_for(base, output, steps=3, **options):

@@ -1,6 +1,7 @@
 """The nano GAN: a style-based generator of the pictures of `scenes`, non-saturating logistic loss with R1."""
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,11 +11,33 @@ from torch.nn import functional
 
 from ...methods.intrinsic_lora.generators.gan_file import save_gan
 from ...methods.intrinsic_lora.generators.style_gan import StyleGanConfig, StyleGenerator
-from ..nano.data import PicturePool
+from ..config import TrainerConfig
+from ..history import History
+from ..loop import LoopConfig, Report, train
+from ..scene_pictures import BASE_SEEDS, PicturePool
 from .adversarial import both_players, gradient_penalty
 
 # R1 on one step in so many, drawn at random, and that much stronger (lazily, as Karras et al. 2020, appendix B).
 PENALTY_EVERY = 8
+# Settings of the loop, as in the papers. Both players share one norm: clipping would let one slow the other.
+PLAYERS = {"betas": (0.0, 0.99), "weight_decay": 0.0, "clip_norm": 1e6, "ema_decay": 0.998}
+
+
+@dataclass(frozen=True)
+class GanConfig(TrainerConfig):
+    """A generator of rendered scenes, of the default `StyleGanConfig`. batch: pictures per step. Raises ValueError."""
+
+    loop: LoopConfig
+    scenes: int = 20_000
+    batch: int = 16
+
+    def __post_init__(self) -> None:
+        if min(self.scenes, self.batch) < 1:
+            raise ValueError(f"scenes {self.scenes}, batch {self.batch}: both must be at least 1.")
+
+    @property
+    def weights(self) -> Path:
+        return self.loop.output / "gan"
 
 
 class DownBlock(nn.Module):
@@ -78,3 +101,11 @@ class GanTask:
     def save(self, folder: Path) -> None:
         self.generator.measure_mean_style()
         save_gan(self.generator, folder / "gan")
+
+
+def train_gan(config: GanConfig, report: Report | None = None) -> History:
+    """Train (or resume) both players and write the generator to `config.weights`."""
+    network = StyleGanConfig()
+    torch.manual_seed(config.loop.seed)
+    pool = PicturePool.render(BASE_SEEDS[: config.scenes], network.resolution, kinds=("image",))
+    return train(GanTask(network, pool, config.batch), config.loop, report=report, settings=config.task_settings())

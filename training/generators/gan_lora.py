@@ -3,11 +3,8 @@
 The exact maps of a generated picture are not known, so a predictor's stand in for them, as in the paper (section 3, eq. 1).
 """
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -19,16 +16,17 @@ from ...methods.intrinsic_lora.generators.gan_file import load_gan
 from ...methods.intrinsic_lora.generators.sample import draw as draw_latents
 from ...methods.intrinsic_lora.generators.sample import pictures
 from ...methods.intrinsic_lora.generators.style_gan import StyleGenerator
-from ...methods.intrinsic_lora.lora_file import read_lora
+from ...methods.lora.lora_file import read_lora
 from ...methods.maps import MAPS
+from ..config import TrainerConfig
 from ..intrinsic_lora import load_base, predict_maps
-from ..loop import History, LoopConfig, train
+from ..loop import History, LoopConfig, Report, train
 from ..losses import picture_loss
 from .lora import LoraOn, save_generator_lora
 
 
 @dataclass(frozen=True)
-class GanLoraConfig:
+class GanLoraConfig(TrainerConfig):
     """base: folder of a style-based generator. teacher: diffusers folder of a Stable Diffusion model; adapter: its I-LoRA for `map`.
 
     pictures: how many generated pictures are labelled; their truncation is drawn from 0.5 to 1. teacher_size: pixels at which the
@@ -46,18 +44,13 @@ class GanLoraConfig:
     batch: int = 8
 
     def __post_init__(self) -> None:
-        if self.map not in MAPS:
-            raise ValueError(f"map is {self.map!r}: choose {', '.join(MAPS)}.")
+        self._require_choices(map=MAPS)
         if min(self.pictures, self.rank, self.batch) < 1 or self.teacher_size < 8:
             raise ValueError("pictures, rank and batch must be at least 1, the teacher's size at least 8 pixels.")
 
     @property
     def weights(self) -> Path:
         return self.loop.output / f"{self.map}.safetensors"
-
-    def task_settings(self) -> dict[str, Any]:
-        """What the weights depend on besides the loop's settings, in JSON's types."""
-        return {name: value for name, value in json.loads(json.dumps(asdict(self), default=str)).items() if name != "loop"}
 
 
 def truncations(count: int) -> Tensor:
@@ -114,7 +107,7 @@ class GanLoraTask:
         save_generator_lora(self.module, folder / f"{self.config.map}.safetensors", "gan", self.config.map, resolution, base)
 
 
-def train_gan_lora(config: GanLoraConfig, report: Callable[[int, float, float], None] | None = None) -> History:
+def train_gan_lora(config: GanLoraConfig, report: Report | None = None) -> History:
     """Label generated pictures, train (or resume) one LoRA and write it to `config.weights`. Raises ValueError."""
     generator = load_gan(config.base)
     return train(

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...methods.intrinsic_lora.generators.adapter import generator_header, peft_state_dict, run_adapted
-from ...methods.intrinsic_lora.lora_file import LoraLayer
-from ..loop import write_atomically
+from ...methods.lora.lora_file import LoraLayer
+from ..atomic import write_atomically
 
 
 class LoraOn(nn.Module):

@@ -1,16 +1,17 @@
 """A nano VQGAN of `scenes` and its LoRAs: the recipe of the bundled ones, small enough for one CPU core."""
 
-import json
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ..loop import LoopConfig, console_report, train, write_atomically
-from ..nano.data import BASE_SEEDS, HELD_OUT_SEEDS, PicturePool
-from ..nano.vae import save_record
+from ..atomic import write_atomically, write_json
+from ..command_line import console_report
+from ..loop import LoopConfig, Report, train
 from ..pairs import SceneData
+from ..scene_pictures import BASE_SEEDS, HELD_OUT_SEEDS, PicturePool
 from .vqgan import VqganTask, build_vqgan, codebook_from_latents, reconstruction_report
 from .vqgan_lora import VqganLoraConfig, train_vqgan_lora
 
@@ -27,19 +28,22 @@ TARGETS = "wide"
 CONTROLS = ((TARGETS, "random"), ("attention", "trained"), ("attention", "random"))
 
 
-def train_nano_vqgan(runs: Path, assets: Path) -> None:
-    """An autoencoder, a codebook out of its latents, then everything together; written to `assets/nano_vqgan` in float16."""
+def train_nano_vqgan(runs: Path, assets: Path, report: Callable[[str], Report] = console_report) -> None:
+    """An autoencoder, a codebook out of its latents, then everything together; written to `assets/nano_vqgan` in float16.
+
+    report: makes the report of a training from its name.
+    """
     torch.manual_seed(0)
     pool = PicturePool.render(BASE_SEEDS[:SCENES], SIZE, kinds=("image",))
     vqgan = build_vqgan()
     first = train(
         VqganTask(vqgan, pool, BATCH, quantise=False),
         replace(AUTOENCODER, output=runs / "autoencoder"),
-        report=console_report("autoencoder"),
+        report=report("autoencoder"),
     )
     codebook_from_latents(vqgan, pool.latents_input(0, slice(0, 512)))
     torch.manual_seed(1)
-    second = train(VqganTask(vqgan, pool, BATCH, quantise=True), replace(VQGAN, output=runs / "vqgan"), report=console_report("vqgan"))
+    second = train(VqganTask(vqgan, pool, BATCH, quantise=True), replace(VQGAN, output=runs / "vqgan"), report=report("vqgan"))
     held_out = PicturePool.render(HELD_OUT_SEEDS[:200], SIZE, kinds=("image",)).latents_input(0, slice(None))
     record = {
         "held_out": reconstruction_report(vqgan, held_out),
@@ -51,7 +55,7 @@ def train_nano_vqgan(runs: Path, assets: Path) -> None:
     }
     logging.info("vqgan %s", record["held_out"])
     vqgan.half().save_pretrained(assets / NAME)
-    save_record(assets / NAME, record)
+    write_json(assets / NAME / "record.json", record)
 
 
 def lora_run(runs: Path, map_name: str, targets: str, init: str) -> Path:
@@ -65,11 +69,18 @@ def lora_config(runs: Path, assets: Path, map_name: str, targets: str = TARGETS,
     return VqganLoraConfig(assets / NAME, map_name, loop, LORA_DATA, batch=BATCH, init=init, targets=targets)
 
 
-def train_nano_loras(runs: Path, assets: Path, maps: list[str], targets: str = TARGETS, init: str = "trained") -> None:
-    """The LoRAs of `maps`; those that are no controls go to `assets`, with their records."""
+def train_nano_loras(
+    runs: Path,
+    assets: Path,
+    maps: list[str],
+    targets: str = TARGETS,
+    init: str = "trained",
+    report: Callable[[str], Report] = console_report,
+) -> None:
+    """The LoRAs of `maps`; those that are no controls go to `assets`, with their records. report: as `train_nano_vqgan`."""
     for name in maps:
         config = lora_config(runs, assets, name, targets, init)
-        history = train_vqgan_lora(config, console_report(f"{name} {targets} {init}"))
+        history = train_vqgan_lora(config, report(f"{name} {targets} {init}"))
         if (targets, init) not in CONTROLS:
             target = assets / f"{NAME}_{name}.safetensors"
             write_atomically(target, lambda path, weights=config.weights: path.write_bytes(weights.read_bytes()))
@@ -77,4 +88,4 @@ def train_nano_loras(runs: Path, assets: Path, maps: list[str], targets: str = T
             record = {"final_loss": sum(last) / len(last), "minutes": history.seconds / 60, "settings": config.task_settings()}
             # A file that travels names no machine's folders.
             record["settings"] |= {"base": NAME}
-            write_atomically(target.with_suffix(".json"), lambda path, record=record: path.write_text(json.dumps(record, indent=1)))
+            write_json(target.with_suffix(".json"), record)

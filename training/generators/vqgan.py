@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...methods.intrinsic_lora.generators.vqgan import quantised
-from ..nano.data import PicturePool
-from ..nano.vae import reconstruction_loss, start_near_linear
+from ..autoencoder import reconstruction_loss, start_near_linear
+from ..scene_pictures import PicturePool
 from .adversarial import PatchDiscriminator, both_players
 
 CODES = 1024

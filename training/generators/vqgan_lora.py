@@ -1,10 +1,8 @@
 """An Intrinsic LoRA on a VQGAN: picture -> codes -> the map, by the same decoder with a LoRA."""
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +10,9 @@ from torch import Tensor, nn
 from ...methods.intrinsic_lora.generators.adapter import TARGETS, target_names
 from ...methods.intrinsic_lora.generators.vqgan import downscale, quantised, run_decoder
 from ...methods.maps import MAPS
+from ..config import TrainerConfig, require_size
 from ..folder_data import FolderData
-from ..loop import History, LoopConfig, train
+from ..loop import History, LoopConfig, Report, train
 from ..losses import picture_loss
 from ..pairs import IMAGE, SceneData
 from .lora import LoraOn, save_generator_lora
@@ -22,7 +21,7 @@ PREFIX = "decoder."
 
 
 @dataclass(frozen=True)
-class VqganLoraConfig:
+class VqganLoraConfig(TrainerConfig):
     """base: folder of a diffusers VQModel. data: pictures and maps. rank: the paper's 8.
 
     init: "trained", or "random" for the paper's control. targets: "attention" is the paper's; "wide" adapts the decoder's convolutions
@@ -39,19 +38,13 @@ class VqganLoraConfig:
     targets: str = "attention"
 
     def __post_init__(self) -> None:
-        for name, allowed in {"map": tuple(MAPS), "init": ("trained", "random"), "targets": tuple(TARGETS["vqgan"])}.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: choose {', '.join(allowed)}.")
+        self._require_choices(map=MAPS, init=("trained", "random"), targets=TARGETS["vqgan"])
         if self.batch < 1 or self.rank < 1:
             raise ValueError(f"batch {self.batch}, rank {self.rank}: both must be at least 1.")
 
     @property
     def weights(self) -> Path:
         return self.loop.output / f"{self.map}.safetensors"
-
-    def task_settings(self) -> dict[str, Any]:
-        """What the weights depend on besides the loop's settings, in JSON's types."""
-        return {name: value for name, value in json.loads(json.dumps(asdict(self), default=str)).items() if name != "loop"}
 
 
 def load_vqgan(folder: Path, init: str = "trained", seed: int = 0):
@@ -93,12 +86,9 @@ class VqganLoraTask:
         save_generator_lora(self.module, folder / f"{self.config.map}.safetensors", "vqgan", self.config.map, size, base, PREFIX)
 
 
-def train_vqgan_lora(config: VqganLoraConfig, report: Callable[[int, float, float], None] | None = None) -> History:
+def train_vqgan_lora(config: VqganLoraConfig, report: Report | None = None) -> History:
     """Train (or resume) one LoRA and write it to `config.weights`. Raises ValueError for a base or data that do not fit."""
     vqgan = load_vqgan(config.base, config.init, config.loop.seed)
-    if config.data.size % downscale(vqgan):
-        raise ValueError(
-            f"the training size is {config.data.size} pixels, this base needs a multiple of {downscale(vqgan)}: choose another."
-        )
+    require_size(config.data.size, downscale(vqgan))
     vqgan.to("cuda" if torch.cuda.is_available() else "cpu")
     return train(VqganLoraTask(config, vqgan), config.loop, report=report, settings=config.task_settings())

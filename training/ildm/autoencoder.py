@@ -1,10 +1,7 @@
 """Training the intrinsic VAE (I-LDM, section 3.2): the base's VAE, widened, fine-tuned with intrinsics left out at random."""
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -12,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...methods.ildm.intrinsic_vae import TOTAL_CHANNELS, channel_slice, widen, zero_masked
-from ..loop import History, LoopConfig, train
-from ..nano.vae import reconstruction_loss
+from ..autoencoder import reconstruction_loss
+from ..config import TrainerConfig
+from ..loop import History, LoopConfig, Report, train
 from .data import INTRINSICS_KIND, JointFolderData, JointSceneData, JointSource
 
 
 @dataclass(frozen=True)
-class IntrinsicVaeConfig:
+class IntrinsicVaeConfig(TrainerConfig):
     """One training. base: diffusers folder whose VAE is widened. zero_mask: how often each intrinsic is left out (the paper's 0.1).
 
     kl: weight of the divergence from a unit Gaussian, as in latent diffusion's own autoencoders. lines: weight of the line drawing's
@@ -35,23 +33,18 @@ class IntrinsicVaeConfig:
     kl: float = 1e-6
     lines: float = 1.0
     decoder_of: Path | None = None
-    threads: int = 0
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or min(self.threads, self.kl, self.lines) < 0 or not 0 <= self.zero_mask < 1:
+        if self.batch < 1 or min(self.kl, self.lines) < 0 or not 0 <= self.zero_mask < 1:
             raise ValueError(
-                f"batch {self.batch}, threads {self.threads}, kl {self.kl}, lines {self.lines}, zero_mask {self.zero_mask}: wanted are a "
-                "batch of at least 1, threads, kl and lines of at least 0, and a zero_mask of 0 to below 1."
+                f"batch {self.batch}, kl {self.kl}, lines {self.lines}, zero_mask {self.zero_mask}: wanted are a batch of at least 1, kl "
+                "and lines of at least 0, and a zero_mask of 0 to below 1."
             )
 
     @property
     def weights(self) -> Path:
         """The folder that is written: put it into the base's folder, or into ComfyUI's models/vae."""
         return self.loop.output / "intrinsic_vae"
-
-    def task_settings(self) -> dict[str, Any]:
-        """What the weights depend on besides the loop's settings, in JSON's types."""
-        return {name: value for name, value in json.loads(json.dumps(asdict(self), default=str)).items() if name not in ("loop", "threads")}
 
 
 class IntrinsicVaeTask:
@@ -116,12 +109,8 @@ def load_intrinsic_autoencoder(folder: Path) -> AutoencoderKL:
     return vae.requires_grad_(False).eval()
 
 
-def train_intrinsic_vae(
-    config: IntrinsicVaeConfig, *, report: Callable[[int, float, float], None] | None = None
-) -> tuple[AutoencoderKL, History]:
+def train_intrinsic_vae(config: IntrinsicVaeConfig, *, report: Report | None = None) -> tuple[AutoencoderKL, History]:
     """Train (or resume) the intrinsic VAE of a base and write it to `config.weights`. report: see `loop.train`."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
     vae = widened_vae(config.base) if config.decoder_of is None else load_intrinsic_autoencoder(config.decoder_of).requires_grad_(True)
     task = IntrinsicVaeTask(config, vae, config.data.source())
     history = train(task, config.loop, report=report, settings=config.task_settings())

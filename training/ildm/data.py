@@ -8,26 +8,19 @@ from einops import rearrange
 from torch import Tensor
 
 from ...methods.ildm.intrinsic_vae import INTRINSICS, intrinsics_from_pictures, join_intrinsics
-from ...scenes import render_scenes, sample_scenes, segmentation_colors
-from ..folder_data import FolderData, FolderPairs, captions_of
-from ..pairs import IMAGE, SceneData
+from ...scenes import render_scenes
+from ..folder_data import AlignedPairs, FolderData
+from ..pairs import IMAGE, CaptionedSource, SceneData
+from ..scene_pictures import scene_data
 
 INTRINSICS_KIND = "intrinsics"
 
 
-class JointSource(Protocol):
-    """A `pairs.PairSource` of the kinds "image" and "intrinsics", with a caption per row.
+class JointSource(CaptionedSource, Protocol):
+    """Its kinds are "image" and "intrinsics".
 
     `read("intrinsics", rows)` gives `[b, TOTAL_CHANNELS, h, w]` in 0..1: half of the intrinsic VAE's -1..1, plus a half.
     """
-
-    captions: tuple[str, ...]
-
-    def __len__(self) -> int: ...
-
-    def read(self, kind: str, rows: Sequence[int]) -> Tensor: ...
-
-    def identity(self, kind: str) -> dict[str, Any]: ...
 
 
 def _unit_range(joined_bhwc: Tensor) -> Tensor:
@@ -45,9 +38,7 @@ class JointSceneData:
         return self.scenes.size
 
     def source(self) -> "JointScenes":
-        self.scenes.source(IMAGE)
-        seeds = range(self.scenes.first_seed, self.scenes.first_seed + len(self.scenes))
-        return JointScenes(self.scenes, tuple(sample_scenes(seeds).captions))
+        return JointScenes(self.scenes.source(IMAGE))
 
 
 @dataclass(frozen=True)
@@ -55,7 +46,10 @@ class JointScenes:
     """A `JointSource` of scenes, rendered when asked for."""
 
     scenes: SceneData
-    captions: tuple[str, ...]
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return self.scenes.captions
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -64,13 +58,7 @@ class JointScenes:
         if kind == IMAGE:
             return self.scenes.read(IMAGE, rows)
         maps = render_scenes([self.scenes.first_seed + row for row in rows], self.scenes.size, self.scenes.size)
-        data = {
-            "depth": maps.depth_bhw1,
-            "normal": maps.normal_bhwc,
-            "segmentation": segmentation_colors(maps.segmentation_bhw),
-            "line": maps.line_bhw1,
-        }
-        return _unit_range(join_intrinsics(data))
+        return _unit_range(join_intrinsics({name: scene_data(maps, name) for name in INTRINSICS}))
 
     def identity(self, kind: str) -> dict[str, Any]:
         return self.scenes.identity(kind)
@@ -97,26 +85,27 @@ class JointFolderData:
 
     def source(self) -> "JointFolder":
         """Pictures that have every one of the intrinsics. Raises ValueError if there are none."""
-        aligned = self.folder.aligned(self.intrinsics)
-        return JointFolder(aligned, captions_of(next(iter(aligned.values())).pictures))
+        return JointFolder(self.folder.aligned(self.intrinsics))
 
 
 @dataclass(frozen=True)
 class JointFolder:
-    """A `JointSource` of files. `pairs`: the same pictures with each of the intrinsics."""
+    """A `JointSource` of files."""
 
-    pairs: dict[str, FolderPairs]
-    captions: tuple[str, ...]
+    pairs: AlignedPairs
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return self.pairs.captions
 
     def __len__(self) -> int:
-        return len(self.captions)
+        return len(self.pairs)
 
     def read(self, kind: str, rows: Sequence[int]) -> Tensor:
         if kind == IMAGE:
-            return next(iter(self.pairs.values())).read(IMAGE, rows)
-        pictures = {name: rearrange(source.read(name, rows), "b c h w -> b h w c") for name, source in self.pairs.items()}
+            return self.pairs.read(IMAGE, rows)
+        pictures = {name: rearrange(self.pairs.read(name, rows), "b c h w -> b h w c") for name in self.pairs.maps}
         return _unit_range(intrinsics_from_pictures(pictures))
 
     def identity(self, kind: str) -> dict[str, Any]:
-        names = {IMAGE: next(iter(self.pairs))} if kind == IMAGE else {name: name for name in self.pairs}
-        return {shown: self.pairs[name].identity(IMAGE if kind == IMAGE else name) for shown, name in names.items()}
+        return {name: self.pairs.identity(name) for name in ([IMAGE] if kind == IMAGE else self.pairs.maps)}

@@ -6,7 +6,7 @@ from einops import rearrange
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from ...kernels.cross_domain_attention import joint_attention
+from ...kernels.cross_domain_attention import Segment, joint_attention
 
 TARGETS = r".*\.attn1\.(?:to_q|to_k|to_v|to_out\.0)"
 
@@ -28,9 +28,9 @@ class JointSelfAttention:
             rearrange(_by_domain(layer, hidden_states), "row token (head dim) -> row head token dim", head=attn.heads)
             for layer in (attn.to_q, attn.to_k, attn.to_v)
         )
-        rows = hidden_states.shape[0]
-        partner = [(row + rows // 2) % rows for row in range(rows)]
-        output = joint_attention(query, key, value, [1.0] * rows, partner=partner)
+        pairs = hidden_states.shape[0] // 2
+        picture, intrinsic = slice(0, pairs), slice(pairs, 2 * pairs)
+        output = joint_attention(query, key, value, [Segment(picture, intrinsic, 1.0), Segment(intrinsic, picture, 1.0)])
         return attn.to_out[1](_by_domain(attn.to_out[0], rearrange(output, "row head token dim -> row token (head dim)")))
 
 

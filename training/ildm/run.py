@@ -1,10 +1,7 @@
 """Training the LoRA of the intrinsic domain (I-LDM, eq. 5): both domains denoised side by side, only the LoRA learns."""
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -13,20 +10,22 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...methods.ildm.intrinsic_vae import INTRINSICS
-from ...methods.intrinsic_lora.lora_file import kohya_state_dict
-from ..intrinsic_lora.adapter import lora_layers
-from ..intrinsic_lora.latents import OnEncoded, encode_kind
-from ..loop import History, LoopConfig, train, write_atomically
+from ...methods.lora.lora_file import kohya_state_dict, read_lora
+from ..atomic import write_atomically
+from ..config import TrainerConfig, file_header
+from ..intrinsic_lora.adapter import load_adapter, lora_layers
+from ..intrinsic_lora.latents import OnEncoded, encode_model_latents
+from ..loop import History, LoopConfig, Report, train
 from ..losses import latent_loss
 from ..pairs import IMAGE
 from .autoencoder import load_intrinsic_autoencoder
-from .data import INTRINSICS_KIND, JointFolderData, JointSceneData, JointSource
+from .data import INTRINSICS_KIND, JointFolderData, JointSceneData
 from .joint_attention import add_joint_adapter
 from .network import TextEmbeddings, conditions, encode_captions, load_diffusion_base
 
 
 @dataclass(frozen=True)
-class JointConfig:
+class JointConfig(TrainerConfig):
     """One training. Rank and schedule-free exchange (w = 1) are the paper's; it does not say lambda (`balance`).
 
     base: diffusers folder; intrinsic_vae: folder that `train_intrinsic_vae` wrote for it. empty_prompt: share of captions left out, for
@@ -44,31 +43,30 @@ class JointConfig:
     image_domain: bool = True
     save_dtype: str = "float32"
     gradient_checkpointing: bool = False
-    threads: int = 0
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.batch < 1 or self.threads < 0:
-            raise ValueError(f"rank {self.rank}, batch {self.batch}, threads {self.threads}: rank and batch must be at least 1, threads 0.")
+        if self.rank < 1 or self.batch < 1:
+            raise ValueError(f"rank {self.rank}, batch {self.batch}: both must be at least 1.")
         if self.balance < 0 or not 0 <= self.empty_prompt <= 1:
             raise ValueError(f"balance {self.balance}, empty_prompt {self.empty_prompt}: at least 0, and a share of 0 to 1, are wanted.")
-        if self.save_dtype not in ("float32", "float16"):
-            raise ValueError(f"save_dtype is {self.save_dtype!r}: choose float32 or float16.")
+        self._require_choices(save_dtype=("float32", "float16"))
 
     @property
     def weights(self) -> Path:
         """Where the LoRA is written."""
         return self.loop.output / "ildm.safetensors"
 
-    def task_settings(self) -> dict[str, Any]:
-        """What the weights depend on besides the loop's settings, in JSON's types."""
-        left_out = ("loop", "threads", "save_dtype", "gradient_checkpointing")
-        return {name: value for name, value in json.loads(json.dumps(asdict(self), default=str)).items() if name not in left_out}
-
     def metadata(self) -> dict[str, str]:
         """The LoRA file's header; names of folders only."""
-        record = {"method": "i-ldm", "base": self.base.name, "intrinsic_vae": self.intrinsic_vae.name, "rank": str(self.rank)}
-        record |= {"resolution": str(self.data.size), "intrinsics": ", ".join(INTRINSICS), "balance": str(self.balance)}
-        return {f"intrinsic_lab.{name}": value for name, value in record.items()}
+        return file_header(
+            method="i-ldm",
+            base=self.base.name,
+            intrinsic_vae=self.intrinsic_vae.name,
+            rank=str(self.rank),
+            resolution=str(self.data.size),
+            intrinsics=", ".join(INTRINSICS),
+            balance=str(self.balance),
+        )
 
 
 class JointDenoiser(nn.Module):
@@ -159,27 +157,20 @@ def _latent_format(vae: AutoencoderKL) -> tuple[int, float, float]:
     return vae.config.latent_channels, vae.config.scaling_factor, vae.config.shift_factor or 0.0
 
 
-def _encoded(vae: AutoencoderKL, source: JointSource, kind: str, cache: Path, on_encoded: OnEncoded | None = None) -> tuple[Tensor, Tensor]:
-    """Means and deviations of the latents in the model's scale, as samplers give them to the network."""
-    mean, deviation = encode_kind(vae, source, kind, cache, on_encoded)
-    _, scale, shift = _latent_format(vae)
-    return mean - shift * scale, deviation
-
-
 def train_joint_lora(
     config: JointConfig,
     *,
+    start: Path | None = None,
     cache: Path | None = None,
-    report: Callable[[int, float, float], None] | None = None,
+    report: Report | None = None,
     on_encoded: OnEncoded | None = None,
 ) -> TrainedJointLora:
     """Train (or resume) the LoRA of the intrinsic domain and write it to `config.weights`.
 
-    cache: folder of encoded latents (the output folder by default). report: see `loop.train`. on_encoded: see `intrinsic_lora.latents`.
+    start: a LoRA file of the same layers and rank to begin from. cache: folder of encoded latents (the output folder by default).
+    report: see `loop.train`. on_encoded: see `intrinsic_lora.latents`.
     Raises ValueError for bases, VAEs and data that do not fit together.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
     state = PartialState(cpu=not torch.cuda.is_available())
     source = config.data.source()
     base = load_diffusion_base(config.base)
@@ -193,11 +184,13 @@ def train_joint_lora(
     with state.main_process_first():
         kept = cache or config.loop.output
         latents = JointLatents(
-            _encoded(base.vae, source, IMAGE, kept, on_encoded),
-            _encoded(intrinsic_vae.to(state.device), source, INTRINSICS_KIND, kept, on_encoded),
+            *encode_model_latents(base.vae, source, (IMAGE,), kept, on_encoded).values(),
+            *encode_model_latents(intrinsic_vae.to(state.device), source, (INTRINSICS_KIND,), kept, on_encoded).values(),
         )
     text = encode_captions(base.pipeline, [*source.captions, ""], on_encoded)
     add_joint_adapter(base.network, config.rank, config.loop.seed, config.image_domain)
+    if start is not None:
+        load_adapter(base.network, read_lora(start))
     if config.gradient_checkpointing:
         base.network.enable_gradient_checkpointing()
     task = JointTask(config, JointDenoiser(base.network, config.data.size), base.scheduler, latents, text)

@@ -3,7 +3,7 @@
 Recipe and defaults: "Intrinsic LoRA: A Generalist Approach for Discovering Knowledge in Generative Models", single step.
 """
 
-from .adapter import KINDS, add_adapter, lora_layers, save_lora
+from .adapter import KINDS, add_adapter, load_adapter, lora_layers, save_lora
 from .config import TIMESTEP, Base, IntrinsicLoraConfig, load_base
 from .latents import LatentPairs
 from .predict import map_latent, predict_maps
@@ -18,6 +18,7 @@ __all__ = [
     "LatentPairs",
     "TrainedIntrinsicLora",
     "add_adapter",
+    "load_adapter",
     "load_base",
     "lora_layers",
     "map_latent",

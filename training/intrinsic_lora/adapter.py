@@ -9,8 +9,8 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer as PeftLayer
 from safetensors.torch import save_file
 
-from ...methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict
-from ..loop import write_atomically
+from ...methods.lora.lora_file import LoraFile, LoraLayer, kohya_state_dict
+from ..atomic import write_atomically
 
 _ATTENTION = r"attn[12]\.(?:to_q|to_k|to_v|to_out\.0)"
 # Full names, because peft's suffix "proj" would also match time_proj, which has no weights.
@@ -40,6 +40,23 @@ def add_adapter(unet: UNet2DConditionModel, kind: str, rank: int, seed: int) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS[kind], init_lora_weights=True))
+
+
+def load_adapter(unet: UNet2DConditionModel, file: LoraFile) -> None:
+    """Put the weights of a LoRA file into the layers that `add_adapter` made. Raises ValueError where the two do not fit."""
+    modules = {name: module for name, module in unet.named_modules() if isinstance(module, PeftLayer)}
+    if modules.keys() != file.layers.keys():
+        odd = sorted(modules.keys() ^ file.layers.keys())
+        raise ValueError(
+            f"the LoRA file changes other layers than this adapter ({odd[0]} and {len(odd) - 1} more): start with its own kind."
+        )
+    for name, layer in file.layers.items():
+        (adapter,) = modules[name].lora_A.keys()
+        down, up = modules[name].lora_A[adapter].weight, modules[name].lora_B[adapter].weight
+        if down.shape != layer.down.shape or up.numel() != layer.up.numel():
+            raise ValueError(f"the LoRA file has rank {layer.rank} at {name}, this adapter {down.shape[0]}: start with its own rank.")
+        down.data.copy_(layer.down)
+        up.data.copy_(layer.up.reshape(up.shape) * (layer.scale / modules[name].scaling[adapter]))
 
 
 def randomly_initialised(unet: UNet2DConditionModel, seed: int) -> UNet2DConditionModel:

@@ -1,9 +1,7 @@
 """The settings of one I-LoRA training, and the diffusers folder it starts from."""
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -11,6 +9,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ...methods.maps import MAPS
+from ..config import TrainerConfig, file_header
 from ..folder_data import FolderData
 from ..loop import LoopConfig
 from ..pairs import SceneData
@@ -21,13 +20,13 @@ TIMESTEP = 999
 
 
 @dataclass(frozen=True)
-class IntrinsicLoraConfig:
+class IntrinsicLoraConfig(TrainerConfig):
     """One I-LoRA: which map, learnt from which pairs, by what part of which base. Defaults are the paper's.
 
     base: diffusers folder of an SD 1.x / 2.x model (unet, vae, tokenizer, text_encoder). loop: steps, rate, output folder.
     kind, rank: see `add_adapter`. loss: "latent" (MSE of latents) or "decoded" (of the decoded map: `losses.picture_loss`).
     init: "trained", or "random" for the paper's control. save_dtype: of the file written, "float32" or "float16".
-    threads: of torch on the CPU, 0 leaves them. Raises ValueError for impossible values.
+    Raises ValueError for impossible values.
     """
 
     base: Path
@@ -41,50 +40,30 @@ class IntrinsicLoraConfig:
     init: str = "trained"
     save_dtype: str = "float32"
     gradient_checkpointing: bool = False
-    threads: int = 0
 
     def __post_init__(self) -> None:
-        choices = {
-            "map": MAPS,
-            "kind": KINDS,
-            "loss": ("latent", "decoded"),
-            "init": ("trained", "random"),
-            "save_dtype": ("float32", "float16"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: choose {', '.join(allowed)}.")
-        if self.batch < 1 or self.rank < 1 or self.threads < 0:
-            raise ValueError(
-                f"batch {self.batch}, rank {self.rank}, threads {self.threads}: batch and rank must be at least 1, threads at least 0."
-            )
+        self._require_choices(
+            map=MAPS, kind=KINDS, loss=("latent", "decoded"), init=("trained", "random"), save_dtype=("float32", "float16")
+        )
+        if self.batch < 1 or self.rank < 1:
+            raise ValueError(f"batch {self.batch}, rank {self.rank}: both must be at least 1.")
 
     @property
     def weights(self) -> Path:
         """Where the result is written: a LoRA file, or a diffusers folder for kind "full"."""
         return self.loop.output / ("unet" if self.kind == "full" else f"{self.map}.safetensors")
 
-    def task_settings(self) -> dict[str, Any]:
-        """What the weights depend on besides the loop's settings, in JSON's types."""
-        left_out = ("loop", "threads", "save_dtype", "gradient_checkpointing")
-        return {name: value for name, value in json.loads(json.dumps(asdict(self), default=str)).items() if name not in left_out}
-
     def metadata(self) -> dict[str, str]:
         """The header of the LoRA file."""
-        record = {
-            "base": self.base.name,
-            "map": self.map,
-            "prompt": MAPS[self.map].prompt,
-            "rank": str(self.rank),
-            "timestep": str(TIMESTEP),
-        }
-        # Only the name of a folder goes into a file that is passed on.
-        settings = self.task_settings() | {"base": self.base.name}
-        if isinstance(self.data, FolderData):
-            settings["data"] |= {"folder": self.data.folder.name}
-        loop = {name: value for name, value in asdict(self.loop).items() if name != "output"}
-        record |= {"resolution": str(self.data.size), "config": json.dumps(settings | {"loop": loop})}
-        return {f"intrinsic_lab.{name}": value for name, value in record.items()}
+        return file_header(
+            base=self.base.name,
+            map=self.map,
+            prompt=MAPS[self.map].prompt,
+            rank=str(self.rank),
+            timestep=str(TIMESTEP),
+            resolution=str(self.data.size),
+            config=self.record(),
+        )
 
 
 @dataclass(frozen=True)

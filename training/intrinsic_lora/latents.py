@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..loop import write_atomically
+from ..atomic import write_atomically
 from ..pairs import IMAGE, PairSource
 
 _LOG = logging.getLogger(__name__)
@@ -40,10 +40,8 @@ class LatentPairs:
         cls, vae: AutoencoderKL, source: PairSource, map_name: str, cache: Path | None = None, on_encoded: OnEncoded | None = None
     ) -> "LatentPairs":
         """Encode every pair of `source` on the VAE's device. `cache`: a folder to keep the latents in, and to find them."""
-        image, _ = encode_kind(vae, source, IMAGE, cache, on_encoded)
-        mean, std = encode_kind(vae, source, map_name, cache, on_encoded)
-        shift = _shift(vae) * vae.config.scaling_factor
-        return cls(image - shift, mean - shift, std)
+        kinds = encode_model_latents(vae, source, (IMAGE, map_name), cache, on_encoded)
+        return cls(kinds[IMAGE][0], *kinds[map_name])
 
     def __len__(self) -> int:
         return len(self.image_bchw)
@@ -53,6 +51,11 @@ class LatentPairs:
         rows = torch.randint(len(self), (batch,), generator=generator)
         mean, std = self.map_mean_bchw[rows], self.map_std_bchw[rows]
         return rows.tolist(), self.image_bchw[rows], mean + std * torch.randn(mean.shape, generator=generator)
+
+
+def downscale(vae: AutoencoderKL) -> int:
+    """Pixels of a picture's side per latent."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def _shift(vae: AutoencoderKL) -> float:
@@ -69,36 +72,59 @@ def vae_latents(vae: AutoencoderKL, latents_bchw: Tensor) -> Tensor:
     return latents_bchw.to(vae.dtype) / vae.config.scaling_factor + _shift(vae)
 
 
+def encode_model_latents(
+    vae: AutoencoderKL, source: PairSource, kinds: Sequence[str], cache: Path | None, on_encoded: OnEncoded | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and deviation of `encode_kinds`, in the model's scale."""
+    shift = _shift(vae) * vae.config.scaling_factor
+    encoded = encode_kinds(vae, source, kinds, cache, on_encoded)
+    return {kind: (encoded[kind][0] - shift, encoded[kind][1]) for kind in kinds}
+
+
 @torch.no_grad()
-def encode_kind(
-    vae: AutoencoderKL, source: PairSource, kind: str, cache: Path | None, on_encoded: OnEncoded | None = None
-) -> tuple[Tensor, Tensor]:
-    """Mean and deviation, `[n, c, h, w]`, of the latents of all of the source's pictures of one kind, scaled but not shifted."""
-    path = None if cache is None else cache / f"latents-{kind}-{_fingerprint(vae, source, kind)}.safetensors"
-    if path is not None and path.exists():
-        try:
-            kept = load_file(path)
-            return kept["mean"], kept["std"]
-        except (SafetensorError, KeyError):
-            _LOG.warning("%s is damaged: encoding again", path)
-    means, deviations = [], []
+def encode_kinds(
+    vae: AutoencoderKL, source: PairSource, kinds: Sequence[str], cache: Path | None, on_encoded: OnEncoded | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and deviation, `[n, c, h, w]`, of the latents of all of the source's pictures of each kind, scaled but not shifted.
+
+    Row by row: a source that makes all kinds of a row at once has to do so once only.
+    """
+    paths = {kind: None if cache is None else cache / f"latents-{kind}-{_fingerprint(vae, source, kind)}.safetensors" for kind in kinds}
+    encoded = {kind: kept for kind, path in paths.items() if (kept := _kept(path)) is not None}
+    missing = [kind for kind in kinds if kind not in encoded]
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {kind: [] for kind in missing}
     factor, start = vae.config.scaling_factor, 0
     step = 1
-    while start < len(source):
-        pictures = source.read(kind, range(start, min(start + step, len(source))))
-        posterior = vae.encode((2 * pictures - 1).to(vae.device, vae.dtype)).latent_dist
-        means.append(posterior.mode().float().cpu() * factor)
-        deviations.append(posterior.std.float().cpu() * factor)
-        start += len(pictures)
-        if on_encoded is not None:
-            on_encoded(kind, start, len(source))
-        step = max(1, _PIXELS // pictures[0, 0].numel())
-        if start // 256 != (start - len(pictures)) // 256 or start == len(source):
-            _LOG.info("encoded %d of %d pictures (%s)", start, len(source), kind)
-    mean, std = torch.cat(means), torch.cat(deviations)
-    if path is not None:
-        write_atomically(path, lambda partial: save_file({"mean": mean, "std": std}, partial))
-    return mean, std
+    while missing and start < len(source):
+        rows = range(start, min(start + step, len(source)))
+        for kind in missing:
+            pictures = source.read(kind, rows)
+            posterior = vae.encode((2 * pictures - 1).to(vae.device, vae.dtype)).latent_dist
+            parts[kind].append((posterior.mode().float().cpu() * factor, posterior.std.float().cpu() * factor))
+            if on_encoded is not None:
+                on_encoded(kind, rows.stop, len(source))
+            if rows.stop // 256 != start // 256 or rows.stop == len(source):
+                _LOG.info("encoded %d of %d pictures (%s)", rows.stop, len(source), kind)
+        start, step = rows.stop, max(1, _PIXELS // pictures[0, 0].numel())
+    for kind in missing:
+        mean, std = (torch.cat(half).contiguous() for half in zip(*parts[kind], strict=True))
+        if (path := paths[kind]) is not None:
+            state = {"mean": mean, "std": std}
+            write_atomically(path, lambda partial, state=state: save_file(state, partial))
+        encoded[kind] = mean, std
+    return encoded
+
+
+def _kept(path: Path | None) -> tuple[Tensor, Tensor] | None:
+    """What was encoded before, if it is there and whole."""
+    if path is None or not path.exists():
+        return None
+    try:
+        kept = load_file(path)
+        return kept["mean"], kept["std"]
+    except (SafetensorError, KeyError):
+        _LOG.warning("%s is damaged: encoding again", path)
+        return None
 
 
 def _fingerprint(vae: AutoencoderKL, source: PairSource, kind: str) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ...methods.maps import MAPS
 from .config import TIMESTEP
-from .latents import model_latents, vae_latents
+from .latents import downscale, model_latents, vae_latents
 
 
 def map_latent(unet: nn.Module, latent_bchw: Tensor, text_1td: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def predict_maps(
     text_1td: embedding of MAPS[map_name].prompt (`Base.embed`). Raises ValueError if the sides are no multiples of the VAE's
     factor: the nodes bring other sizes there and back.
     """
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = downscale(vae)
     height, width = pictures_bchw.shape[-2:]
     if height % factor or width % factor:
         raise ValueError(f"pictures of {width} x {height} pixels came, both sides must be multiples of {factor}: crop or resize them.")

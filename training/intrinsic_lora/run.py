@@ -1,6 +1,5 @@
 """I-LoRA training: one forward pass at t = 999 turns a picture's latent into its map's latent."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +8,15 @@ from accelerate import PartialState
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
+from ...methods.lora.lora_file import read_lora
 from ...methods.maps import MAPS
-from ..loop import History, train
+from ..config import require_size
+from ..loop import History, Report, train
 from ..losses import latent_loss, picture_loss
 from ..pairs import PairSource
-from .adapter import add_adapter, save_lora
+from .adapter import add_adapter, load_adapter, save_lora
 from .config import Base, IntrinsicLoraConfig, load_base
-from .latents import LatentPairs, OnEncoded, vae_latents
+from .latents import LatentPairs, OnEncoded, downscale, vae_latents
 from .predict import map_latent
 
 
@@ -54,27 +55,27 @@ class TrainedIntrinsicLora:
 def train_intrinsic_lora(
     config: IntrinsicLoraConfig,
     *,
+    start: Path | None = None,
     pairs: LatentPairs | None = None,
     cache: Path | None = None,
-    report: Callable[[int, float, float], None] | None = None,
+    report: Report | None = None,
     on_encoded: OnEncoded | None = None,
 ) -> TrainedIntrinsicLora:
     """Train (or resume) one I-LoRA and write it to `config.weights`.
 
-    pairs: latents encoded before, of the same data; else they are encoded and kept in `cache` (the output folder by
-    default), so that a resumed run and runs that share a cache encode nothing twice. report: see `loop.train`. on_encoded: see `latents`.
+    start: a LoRA file of this kind and rank to begin from. pairs: latents encoded before, of the same data; else they are encoded and
+    kept in `cache` (the output folder by default), so that a resumed run and runs that share a cache encode nothing twice. report: see
+    `loop.train`. on_encoded: see `latents`.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
     state = PartialState(cpu=not torch.cuda.is_available())
     source = config.data.source(config.map)
     base = load_base(config.base, config.init, config.loop.seed)
-    factor = 2 ** (len(base.vae.config.block_out_channels) - 1)
-    if config.data.size % factor:
-        raise ValueError(f"the training size is {config.data.size} pixels, this base needs a multiple of {factor}: choose another size.")
+    require_size(config.data.size, downscale(base.vae))
     for module in (base.unet, base.vae, base.text_encoder):
         module.to(state.device)
     add_adapter(base.unet, config.kind, config.rank, config.loop.seed)
+    if start is not None:
+        load_adapter(base.unet, read_lora(start))
     # Convolutions run a fifth faster in this layout; the weights stay the same.
     base.unet.to(memory_format=torch.channels_last)
     if config.gradient_checkpointing:

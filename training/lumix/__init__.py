@@ -1,7 +1,7 @@
 """The LumiX trainer: five aligned maps from a FLUX.1 transformer (LumiX, CVPR 2026), and every cell of its design matrix."""
 
 from .config import LumixConfig
-from .data import MapSource, map_source
+from .data import map_source
 from .network import MapDenoiser, make_adapter
 from .run import LumixTask, MapLatents, TrainedLumix, train_lumix
 from .sample import sample_maps
@@ -11,7 +11,6 @@ __all__ = [
     "LumixTask",
     "MapDenoiser",
     "MapLatents",
-    "MapSource",
     "TrainedLumix",
     "make_adapter",
     "map_source",

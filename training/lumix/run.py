@@ -10,12 +10,16 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ...methods.lumix.tensor_lora.file import file_state
+from ...methods.lumix.design import KINDS
+from ...methods.lumix.tensor_lora.file import file_state, read_adapter
+from ..atomic import write_atomically
+from ..config import require_size
 from ..flux import PATCH, FluxText, draw_times, encode_texts, load_flux_base
-from ..intrinsic_lora.latents import OnEncoded, encode_kind
-from ..loop import History, train, write_atomically
+from ..intrinsic_lora.latents import OnEncoded, downscale, encode_model_latents
+from ..loop import History, Report, train
+from ..pairs import CaptionedSource
 from .config import LumixConfig
-from .data import KINDS, MapSource, map_source
+from .data import map_source
 from .network import MapDenoiser, make_adapter
 
 
@@ -28,12 +32,12 @@ class MapLatents:
 
     @classmethod
     def encode(
-        cls, vae: AutoencoderKL, source: MapSource, maps: Sequence[str], cache: Path, on_encoded: OnEncoded | None = None
+        cls, vae: AutoencoderKL, source: CaptionedSource, maps: Sequence[str], cache: Path, on_encoded: OnEncoded | None = None
     ) -> "MapLatents":
         """Encode all of `source`; `cache`: a folder to keep the latents in, and to find them."""
-        encoded = [encode_kind(vae, source, KINDS[name], cache, on_encoded) for name in maps]
-        shift = (vae.config.shift_factor or 0.0) * vae.config.scaling_factor
-        return cls(torch.stack([mean for mean, _ in encoded]) - shift, torch.stack([deviation for _, deviation in encoded]))
+        encoded = encode_model_latents(vae, source, [KINDS[name] for name in maps], cache, on_encoded)
+        means, deviations = zip(*encoded.values(), strict=True)
+        return cls(torch.stack(means), torch.stack(deviations))
 
     def __len__(self) -> int:
         return self.mean.shape[1]
@@ -99,23 +103,21 @@ class TrainedLumix:
 def train_lumix(
     config: LumixConfig,
     *,
+    start: Path | None = None,
     cache: Path | None = None,
-    report: Callable[[int, float, float], None] | None = None,
+    report: Report | None = None,
     on_encoded: OnEncoded | None = None,
 ) -> TrainedLumix:
     """Train (or resume) one adapter and write it to `config.weights`.
 
-    cache: folder of encoded latents (the output folder by default). report: see `loop.train`. on_encoded: see `intrinsic_lora.latents`.
+    start: an adapter file of the same design to begin from. cache: folder of encoded latents (the output folder by default).
+    report: see `loop.train`. on_encoded: see `intrinsic_lora.latents`.
     Raises ValueError for bases and data that do not fit.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
     state = PartialState(cpu=not torch.cuda.is_available())
     source = map_source(config.data, config.design.maps)
     base = load_flux_base(config.base, getattr(torch, config.base_dtype))
-    factor = 2 ** (len(base.vae.config.block_out_channels) - 1) * PATCH
-    if config.data.size % factor:
-        raise ValueError(f"the training size is {config.data.size} pixels, this base needs a multiple of {factor}: choose another size.")
+    require_size(config.data.size, downscale(base.vae) * PATCH)
     optimizer = make_optimizer(config)
     text = encode_texts(config.base, [*source.captions, ""], config.text_tokens, state.device, on_encoded)
     # Of several processes the first encodes, the others read what it kept.
@@ -124,6 +126,11 @@ def train_lumix(
         latents = MapLatents.encode(base.vae.to(state.device), source, config.design.maps, kept, on_encoded)
     base.vae.to("cpu")
     adapter = make_adapter(base.transformer, config.design, config.rank, config.other_rank, config.loop.seed)
+    if start is not None:
+        begun = read_adapter(start).float()
+        if begun.config != adapter.config:
+            raise ValueError(f"{start.name} is an adapter of another design ({begun.config}, not {adapter.config}): start with its own.")
+        adapter = begun.train()
     denoiser = MapDenoiser(base.transformer.to(state.device), adapter.to(state.device), config.guidance)
     if config.gradient_checkpointing:
         base.transformer.enable_gradient_checkpointing()

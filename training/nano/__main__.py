@@ -1,6 +1,7 @@
-"""`python -m intrinsic_lab.training.nano [PART]`: the parts of `make nano`; all, in their order, by default.
+"""`python -m intrinsic_lab.training.nano further --minutes N`: what is bundled, trained further; what `make nano` does.
 
-Each part resumes where it stopped.
+Its candidate is judged and put in the place of the bundled weights by `python -m intrinsic_lab.benchmarks.nano_gate`. Any other PART
+trains a part of the bundled models from nothing; "all" does so with all of them. Every part resumes where it stopped.
 """
 
 import argparse
@@ -12,14 +13,18 @@ from pathlib import Path
 
 import torch
 
+from ...kernels.machine import machine_and_card
 from ...methods.maps import MAPS
+from ..command_line import console_report
 from ..generators.nano import train_nano_loras, train_nano_vqgan
-from ..loop import LoopConfig, console_report, machine_name, train
+from ..loop import LoopConfig, train
+from ..scene_pictures import BASE_SEEDS, PicturePool
 from .adapters import train_adapters
 from .base import BaseTask, LatentCaptions, build_scheduler, build_unet, encode_pictures, tokenize
-from .data import BASE_SEEDS, PicturePool
 from .flux import train_flux
 from .flux_lumix import train_lumix_adapter
+from .further import PARTS as FURTHER
+from .further import Sitting, open_candidate, train_further
 from .joint import train_joint
 from .text import build_text_encoder, write_tokenizer
 from .vae import VaeTask, build_vae, reconstruction_psnr, save_record, whiten
@@ -34,7 +39,7 @@ BASE_BATCH = 16
 
 def _record(config: LoopConfig, history, **more) -> dict:
     last = history.losses[-100:]
-    spent = {"minutes": history.seconds / 60, "machine": machine_name()}
+    spent = {"minutes": history.seconds / 60, "machine": machine_and_card()}
     return {"config": vars(config)} | spent | {"final_loss": sum(last) / len(last)} | more
 
 
@@ -133,7 +138,11 @@ def run_part(part: str, arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m intrinsic_lab.training.nano", description=__doc__)
-    parser.add_argument("part", nargs="?", choices=("all", *PARTS), default="all")
+    parser.add_argument("part", nargs="?", choices=("further", "all", *PARTS), default="further")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of `further`: time for all its parts together (%(default)s)")
+    parser.add_argument("--parts", nargs="+", choices=list(FURTHER), default=list(FURTHER), help="of `further`: which parts")
+    parser.add_argument("--scenes", type=int, default=3000, help="of `further`: scenes of each kind to learn from (%(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="of `further`: place of the first scene, to see other scenes than before")
     parser.add_argument("--runs", type=Path, default=Path("runs/nano"), help="folder of checkpoints and results")
     parser.add_argument("--assets", type=Path, default=Path("assets"), help="where export writes")
     parser.add_argument("--maps", nargs="+", choices=list(MAPS), default=list(MAPS), help="which adapters")
@@ -142,6 +151,12 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
+    if arguments.part == "further":
+        candidate = open_candidate(arguments.assets, arguments.runs / "further")
+        sitting = Sitting(candidate, arguments.runs / "further", arguments.scenes, arguments.first, tuple(arguments.maps))
+        train_further(sitting, arguments.minutes, tuple(arguments.parts))
+        logging.info("the candidate is in %s: python -m intrinsic_lab.benchmarks.nano_gate judges it", candidate)
+        return
     for part in PARTS if arguments.part == "all" else (arguments.part,):
         run_part(part, arguments)
 

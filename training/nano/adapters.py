@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+from ...kernels.machine import machine_and_card
+from ..atomic import write_atomically
+from ..command_line import console_report
 from ..intrinsic_lora import IntrinsicLoraConfig, train_intrinsic_lora
-from ..loop import LoopConfig, console_report, machine_name, write_atomically
+from ..loop import LoopConfig
 from ..pairs import SceneData
 
 ADAPTER_DATA = SceneData(count=1500, size=128)
@@ -32,7 +35,7 @@ def train_adapters(runs: Path, assets: Path, maps: list[str]) -> None:
         write_atomically(assets / f"nano_{name}.safetensors", lambda path, weights=result.weights: path.write_bytes(weights.read_bytes()))
         last = result.history.losses[-100:]
         loop = {name: value for name, value in vars(config.loop).items() if name != "output"}
-        spent = {"minutes": result.history.seconds / 60, "machine": machine_name()}
+        spent = {"minutes": result.history.seconds / 60, "machine": machine_and_card()}
         record = {"final_loss": sum(last) / len(last)} | spent | {"settings": config.task_settings(), "loop": loop}
         text = json.dumps(record, indent=1)
         write_atomically(assets / f"nano_{name}.json", lambda path, text=text: path.write_text(text))

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..loop import write_atomically
-from .data import PicturePool
+from ..atomic import write_atomically
+from ..scene_pictures import ROOM, PicturePool
 from .vae import LATENT_CHANNELS
 
 EMPTY_PROMPT_SHARE = 0.1
@@ -60,18 +60,18 @@ class LatentCaptions:
 
 
 @torch.no_grad()
-def encode_pictures(vae, seeds: Sequence[int], cache: Path, size: int = 128) -> tuple[Tensor, list[str]]:
+def encode_pictures(vae, seeds: Sequence[int], cache: Path, size: int = 128, kind: str = ROOM) -> tuple[Tensor, list[str]]:
     """Latents (mode) of the pictures of `seeds`, kept in `cache` so that a resumed run does not encode twice."""
     from ...scenes import sample_scenes
 
-    captions = list(sample_scenes(seeds).captions)
+    captions = list(sample_scenes(seeds, kind=kind).captions)
     if cache.exists():
         latents = load_file(cache)["latents"]
         if len(latents) == len(seeds):
             return latents, captions
     parts = []
     for start in range(0, len(seeds), 64):
-        pool = PicturePool.render(seeds[start : start + 64], size, kinds=("image",))
+        pool = PicturePool.render(seeds[start : start + 64], size, ("image",), kind)
         pictures = pool.latents_input(0, slice(None)).contiguous(memory_format=torch.channels_last)
         parts += [vae.encode(part).latent_dist.mode() for part in pictures.split(16)]
     latents = torch.cat(parts).contiguous()
@@ -112,8 +112,10 @@ class BaseTask:
         tokens = torch.where(empty[:, None], self.data.empty_tokens, tokens)
         timestep = torch.randint(self.first_timestep, 1000, (self.batch,), generator=draw)
         noise = torch.randn(latents.shape, generator=draw)
+        device = next(module.parameters()).device
+        latents, tokens, timestep, noise = (values.to(device) for values in (latents, tokens, timestep, noise))
         noisy = self.scheduler.add_noise(latents, noise, timestep)
-        return functional.mse_loss(module(noisy, timestep, tokens), noise)
+        return functional.mse_loss(module(noisy, timestep, tokens).float(), noise)
 
     def save(self, folder: Path) -> None:
         self.module.unet.save_pretrained(folder / "unet")

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..atomic import write_atomically
+from ..command_line import console_report
 from ..flux import PATCH, FluxText, draw_times, predict_velocity
-from ..loop import LoopConfig, console_report, train, write_atomically
+from ..loop import LoopConfig, train
+from ..scene_pictures import BASE_SEEDS
 from .base import EMPTY_PROMPT_SHARE, encode_pictures, tokenize
-from .data import BASE_SEEDS
-from .text import caption_words
+from .text import add_words, caption_words
 from .vae import LATENT_CHANNELS, save_record
 
 TEXT_TOKENS = 48
@@ -149,8 +151,11 @@ class FluxTask:
         texts = torch.where(torch.rand(self.batch, generator=draw) < EMPTY_PROMPT_SHARE, len(self.data.latents), rows)
         latents = self.data.latents[rows]
         time, noise = draw_times(self.batch, draw), torch.randn(latents.shape, generator=draw)
+        device = next(module.parameters()).device
+        tokens, pooled = self.data.tokens[texts].to(device), self.data.pooled[texts].to(device)
+        latents, time, noise = latents.to(device), time.to(device), noise.to(device)
         noisy = torch.lerp(latents, noise, time[:, None, None, None])
-        return functional.mse_loss(module(noisy, time, self.data.tokens[texts], self.data.pooled[texts]), noise - latents)
+        return functional.mse_loss(module(noisy, time, tokens, pooled).float(), noise - latents)
 
     def save(self, folder: Path) -> None:
         self.module.transformer.save_pretrained(folder / "transformer")
@@ -177,6 +182,47 @@ def train_flux(runs: Path, assets: Path, steps: int | None = None) -> None:
     record = {"config": vars(config), "minutes": history.seconds / 60, "final_loss": sum(last) / len(last)}
     save_record(config.output, record | {"batch": BATCH, "scenes": SCENES})
     export(config.output, assets)
+
+
+def extend_t5_tokenizer(folder: Path, target: Path, text_encoder, kinds: Sequence[str]) -> None:
+    """As `text.extend_tokenizer`, for T5's pieces."""
+    from tokenizers import Tokenizer
+
+    described = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    before = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    known = {piece for piece, _ in described["model"]["vocab"]}
+    new = [SPACE + word for word in sorted(caption_words(kinds)) if SPACE + word not in known]
+    add_words(text_encoder, [before.encode(word.removeprefix(SPACE), add_special_tokens=False).ids for word in new])
+    described["model"]["vocab"] += [[piece, WORD_SCORE] for piece in new]
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    text = json.dumps(described, indent=2, ensure_ascii=False)
+    write_atomically(target / "tokenizer.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def further(folder: Path, config: LoopConfig, seeds: Sequence[int], kinds: Sequence[str], batch: int, settings: dict):
+    """Train the transformer and the T5 of a diffusers folder on (FLUX parts of `further`). Returns both and the history.
+
+    The T5's tokenizer, which knows the words of these kinds of scenes, is left in `config.output`.
+    """
+    from diffusers import AutoencoderKL, FluxTransformer2DModel
+    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+    def load(kind, part: str):
+        return kind.from_pretrained(folder, subfolder=part, torch_dtype=torch.float32)
+
+    transformer, t5 = load(FluxTransformer2DModel, "transformer"), load(T5EncoderModel, "text_encoder_2")
+    words = config.output / "tokenizer_2"
+    extend_t5_tokenizer(folder / "tokenizer_2", words, t5, kinds)
+    vae = load(AutoencoderKL, "vae").to(memory_format=torch.channels_last)
+    kept = config.output / f"latents-{seeds[0]}-{len(seeds)}"
+    latents, captions = zip(*(encode_pictures(vae, seeds, kept / f"{kind}.safetensors", kind=kind) for kind in kinds), strict=True)
+    texts = [*(caption for part in captions for caption in part), ""]
+    pooled = pooled_embeddings(load(CLIPTextModel, "text_encoder").eval(), CLIPTokenizer.from_pretrained(folder / "tokenizer"), texts)
+    tokenizer = T5TokenizerFast.from_pretrained(words)
+    tokens = tokenizer(texts, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt").input_ids
+    task = FluxTask(transformer.train(), t5.train(), LatentCaptions(torch.cat(latents), tokens, pooled), batch)
+    history = train(task, config, report=console_report("flux", every=100), settings=settings)
+    return transformer, t5, history
 
 
 def export(base: Path, assets: Path) -> None:

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from ..loop import LoopConfig, console_report, write_atomically
+from ..atomic import write_atomically
+from ..command_line import console_report
+from ..loop import LoopConfig
 from ..lumix import LumixConfig, train_lumix
 from .adapters import ADAPTER_DATA
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from diffusers import AutoencoderKL
 from torch import float16
 
+from ..atomic import write_atomically
+from ..command_line import console_report
 from ..ildm import IntrinsicVaeConfig, JointConfig, JointSceneData, train_intrinsic_vae, train_joint_lora
-from ..loop import LoopConfig, console_report, write_atomically
+from ..loop import LoopConfig
 from ..pairs import SceneData
 from .vae import save_record
 

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...methods.intrinsic_lora.lora_file import LoraLayer, kohya_state_dict, read_lora
+from ...methods.lora.lora_file import LoraLayer, kohya_state_dict, read_lora
 from ...scenes import render_scenes
 from ...scenes.pictures import save_picture
-from ..loop import write_atomically
+from ..atomic import write_atomically
 from .styles import ARCHITECTURE, RANKS, SIZE, STYLES, StyleLora
 
 CHOSEN = ("ember", "lagoon", "forest", "chess", "marble", "noir")

@@ -20,12 +20,13 @@ from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...methods.intrinsic_lora.lora_file import kohya_state_dict, read_lora
+from ...methods.lora.lora_file import kohya_state_dict, read_lora
 from ...scenes import Style, render_scenes
 from ...scenes.parameters import COLOR_WORDS, TEXTURE_WORDS
+from ..atomic import write_atomically
 from ..intrinsic_lora.adapter import add_adapter, lora_layers
 from ..intrinsic_lora.config import Base, load_base
-from ..loop import LoopConfig, train, write_atomically
+from ..loop import LoopConfig, train
 from .base import BaseTask, LatentCaptions, build_scheduler, tokenize
 
 STYLES: dict[str, Style] = {

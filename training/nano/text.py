@@ -1,23 +1,28 @@
 """The nano text encoder: a two-layer CLIP with a vocabulary of its own, made from the captions of `scenes`."""
 
 import json
+import shutil
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import torch
+
 from ...methods.maps import MAPS
 from ...scenes import sample_scenes
-from ..loop import write_atomically
+from ..atomic import write_atomically
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
 
 
-def caption_words() -> Counter:
-    """Every word that captions use, with its count, and the words of the maps' prompts."""
+def caption_words(kinds: Sequence[str] = ("room",)) -> Counter:
+    """Every word that captions of these kinds of scenes use, with its count, and the words of the maps' prompts."""
     words = Counter()
-    for caption in sample_scenes(range(2000)).captions:
-        words.update(caption.replace(",", " ").split())
+    for kind in kinds:
+        for caption in sample_scenes(range(2000), kind=kind).captions:
+            words.update(caption.replace(",", " ").split())
     for kind in MAPS.values():
         words.update({word: 1000 for word in kind.prompt.split()})
     return words
@@ -30,9 +35,11 @@ def byte_alphabet() -> list[str]:
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
 
 
-def learn_merges(words: Counter) -> list[tuple[str, str]]:
-    """Byte-pair encoding until every word is one token."""
+def learn_merges(words: Counter, known: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+    """Byte-pair encoding, from the merges that are `known`, until every word is one token. Returns the new merges."""
     pieces = {word: [*word[:-1], word[-1] + END_OF_WORD] for word in sorted(words)}
+    for pair in known:
+        _merge(pieces, pair)
     merges = []
     while True:
         pairs = Counter()
@@ -43,16 +50,21 @@ def learn_merges(words: Counter) -> list[tuple[str, str]]:
             return merges
         best = max(sorted(pairs), key=pairs.__getitem__)
         merges.append(best)
-        for word, parts in pieces.items():
-            joined, i = [], 0
-            while i < len(parts):
-                if tuple(parts[i : i + 2]) == best:
-                    joined.append(parts[i] + parts[i + 1])
-                    i += 2
-                else:
-                    joined.append(parts[i])
-                    i += 1
-            pieces[word] = joined
+        _merge(pieces, best)
+
+
+def _merge(pieces: dict[str, list[str]], pair: tuple[str, str]) -> None:
+    """Join every neighbouring `pair` in the pieces of all words, in place."""
+    for word, parts in pieces.items():
+        joined, i = [], 0
+        while i < len(parts):
+            if tuple(parts[i : i + 2]) == pair:
+                joined.append(parts[i] + parts[i + 1])
+                i += 2
+            else:
+                joined.append(parts[i])
+                i += 1
+        pieces[word] = joined
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -77,6 +89,41 @@ def write_tokenizer(folder: Path) -> None:
         "tokenizer_config.json": json.dumps(settings, indent=1),
     }.items():
         write_atomically(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+
+
+def extend_tokenizer(folder: Path, target: Path, text_encoder, kinds: Sequence[str]) -> None:
+    """Write to `target` the tokenizer in `folder` with the words of these kinds of scenes added, and add their rows to the encoder.
+
+    What is there keeps its number and its vector; a new word begins as the mean of the pieces that it was read as before.
+    """
+    from transformers import CLIPTokenizer
+
+    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    header, *lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    merges = learn_merges(caption_words(kinds), [tuple(line.split()) for line in lines])
+    new = [token for token in dict.fromkeys("".join(pair) for pair in merges) if token not in vocabulary]
+    before = CLIPTokenizer.from_pretrained(folder)
+    add_words(text_encoder, [before(token.removesuffix(END_OF_WORD), add_special_tokens=False).input_ids for token in new])
+    vocabulary |= {token: len(vocabulary) + place for place, token in enumerate(new)}
+    lines += [" ".join(pair) for pair in merges]
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    write_atomically(target / "merges.txt", lambda path: path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8"))
+    text = json.dumps(vocabulary, ensure_ascii=False)
+    write_atomically(target / "vocab.json", lambda path: path.write_text(text, encoding="utf-8"))
+    # transformers reads this file before the two others: it is made anew from them.
+    (target / "tokenizer.json").unlink(missing_ok=True)
+    whole = CLIPTokenizer.from_pretrained(target).backend_tokenizer
+    write_atomically(target / "tokenizer.json", lambda path: whole.save(str(path)))
+
+
+@torch.no_grad()
+def add_words(text_encoder, pieces: Sequence[Sequence[int]]) -> None:
+    """Append a row to the encoder's token embeddings for each new word: the mean of the rows of its pieces."""
+    table = text_encoder.get_input_embeddings().weight.clone()
+    text_encoder.resize_token_embeddings(len(table) + len(pieces), mean_resizing=False)
+    grown = text_encoder.get_input_embeddings().weight
+    for row, ids in enumerate(pieces, start=len(table)):
+        grown[row] = table[list(ids)].mean(0)
 
 
 def build_text_encoder(vocabulary: int):

@@ -1,14 +1,14 @@
 """The nano VAE: 8 times smaller latents of 16 channels, trained on pictures and on maps."""
 
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ..loop import write_atomically
-from .data import PicturePool
+from ...methods.maps import MAPS
+from ..atomic import write_json
+from ..autoencoder import reconstruction_loss, start_near_linear
+from ..scene_pictures import PicturePool
 
 LATENT_CHANNELS = 16
 
@@ -33,21 +33,6 @@ def build_vae():
     )
     start_near_linear(vae)
     return vae
-
-
-@torch.no_grad()
-def start_near_linear(vae: nn.Module) -> None:
-    """Orthogonal convolutions, and residual branches that begin at zero: what the picture holds reaches the latent from the first step.
-
-    With the default start colour had not come through after 1,150 steps; with this one the same loss took a tenth of the time.
-    """
-    for name, module in vae.named_modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.orthogonal_(module.weight.view(module.weight.shape[0], -1))
-            nn.init.zeros_(module.bias)
-        if name.endswith(("conv2", "to_out.0")):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
 
 
 class VaeTask:
@@ -85,13 +70,6 @@ class VaeTask:
         self.module.save_pretrained(folder / "vae")
 
 
-def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """L1 + 0.5 x L1 of horizontal and vertical differences + L1 of 8 x 8 block means; all `bchw`."""
-    error = output - target
-    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-    return error.abs().mean() + 0.5 * edges + functional.avg_pool2d(error, 8).abs().mean()
-
-
 @torch.no_grad()
 def whiten(vae, pictures_bchw: Tensor) -> None:
     """Give the latents of `pictures_bchw` mean 0 and deviation 1 per channel, exactly undone before decoding.
@@ -116,7 +94,7 @@ def _statistics(vae, pictures_bchw: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def reconstruction_psnr(vae, pool: PicturePool, scenes: int = 32) -> dict[str, float]:
     """Peak signal-to-noise ratio (dB) of the decoded mode, per kind of picture of the pool's first scenes."""
-    names = ("image", "normal", "depth", "albedo", "shading")
+    names = ("image", *MAPS)
     result = {}
     for kind in range(len(pool.pictures)):
         target = pool.latents_input(kind, slice(0, scenes))
@@ -128,4 +106,4 @@ def reconstruction_psnr(vae, pool: PicturePool, scenes: int = 32) -> dict[str, f
 
 def save_record(folder: Path, record: dict) -> None:
     """Write `record.json` beside the weights."""
-    write_atomically(folder / "record.json", lambda path: path.write_text(json.dumps(record, indent=1, default=str)))
+    write_json(folder / "record.json", record)

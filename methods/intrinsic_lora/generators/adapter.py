@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ...lora.lora_file import LoraLayer, read_lora
 from ...maps import MAPS
-from ..lora_file import LoraLayer, read_lora
 
 _ATTENTION = r"attentions\.\d+\.to_(?:q|k|v|out\.0)"
 _CONVOLUTIONS = r"conv_in|conv_out|resnets\.\d+\.(?:conv1|conv2|conv_shortcut)|upsamplers\.\d+\.conv"

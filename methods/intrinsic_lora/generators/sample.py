@@ -7,8 +7,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ...maps import MAPS
-from ..lora_file import LoraLayer
+from ...lora.lora_file import LoraLayer
+from ...maps import map_kind
 from .adapter import run_adapted
 from .style_gan import StyleGanConfig, StyleGenerator
 
@@ -68,4 +68,4 @@ def map_pictures(
     """The picture, under the name None (`bhwc`, 0..1), then each map as data (`methods.maps`), one forward at a time."""
     for name, layers in {None: {}, **layers_of_map}.items():
         picture = rearrange(pictures(generator, draws, truncation, layers, strength).float() / 2 + 0.5, "b c h w -> b h w c")
-        yield name, picture.clamp(0, 1) if name is None else MAPS[name].from_picture(picture)
+        yield name, picture.clamp(0, 1) if name is None else map_kind(name).from_picture(picture)

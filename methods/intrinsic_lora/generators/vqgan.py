@@ -9,8 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ...lora.lora_file import LoraLayer
 from ..extract import Generator
-from ..lora_file import LoraLayer
 from .adapter import run_adapted
 
 _DECODER = "decoder."

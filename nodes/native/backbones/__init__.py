@@ -1,0 +1,1 @@
+"""How each kind of network is held: its attentions, how a patch attaches."""

@@ -1,0 +1,1 @@
+"""Which rows of a batch belong to which map or domain."""

@@ -1,0 +1,162 @@
+"""Batches in which all maps of a picture are sampled together: their rows, the noise they share, and maps that are given.
+
+Rows lie as (condition, map, picture): all pictures' albedo, then all their irradiance, and so on, so that a batch of conditions or hints
+that core repeats over the rows meets every map of its picture. A map is given, and kept clean, where the latent's noise mask is 0 in its
+whole row: the network then sees it without noise at t = 0 while the others are denoised (LumiX, disentangled timesteps).
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from einops import rearrange
+from torch import Tensor, nn
+
+from ....methods.lumix.design import color_row
+from .shared_noise import sharing_noise
+
+KEY = "intrinsic_lab.lumix"
+_CLEAN = "intrinsic_lab.lumix.clean"
+
+
+@dataclass(frozen=True)
+class MapRows:
+    """The rows of one forward of `network`: `conds` conditions x `maps` maps x pictures.
+
+    color: the colour map's place. ran: what ran of the replaced blocks so far.
+    """
+
+    network: nn.Module
+    conds: int
+    maps: int
+    color: int
+    ran: list = field(default_factory=list)
+
+    def split(self, x: Tensor) -> Tensor:
+        """[row, ...] -> [group, map, ...]: a group is the maps of one picture under one condition. A view where there is one picture."""
+        return rearrange(
+            x, "(cond map picture) ... -> (cond picture) map ...", cond=self.conds, map=self.maps, picture=self._pictures(x.shape[0])
+        )
+
+    def join(self, x: Tensor) -> Tensor:
+        """Inverse of `split`."""
+        return rearrange(x, "(cond picture) map ... -> (cond map picture) ...", cond=self.conds)
+
+    def of_color(self, x: Tensor) -> Tensor:
+        """[row, ...] -> [group, ...]: the colour map's rows."""
+        return self.split(x)[:, self.color]
+
+    def _pictures(self, rows: int) -> int:
+        # Patches that cut pictures into windows put the windows of one row next to each other; they count as pictures here.
+        pictures, rest = divmod(rows, self.conds * self.maps)
+        if rest or not pictures:
+            raise ValueError(
+                f"A block ran on {rows} rows, a multiple of {self.conds} x {self.maps} was expected: remove patches that split or merge "
+                "rows."
+            )
+        return pictures
+
+
+@dataclass(frozen=True)
+class CleanRows:
+    """Which rows of the sampled batch are given, and their latents in the model's scale."""
+
+    rows: tuple[int, ...]
+    latent_bchw: Tensor
+
+
+def attach_rows(clone: ModelPatcher, maps: tuple[str, ...]) -> None:
+    """Makes `clone` sample batches of these maps, in this order: it carries their names, shares their noise, keeps given ones clean."""
+    color_row(maps)
+    clone.set_attachments(KEY, maps)
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _sample)
+    clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _remember_clean_rows)
+    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _forward(maps))
+
+
+def maps_of(model: ModelPatcher) -> tuple[str, ...]:
+    """The maps that a MODEL samples together, in the order of rows. Raises ValueError for a MODEL that samples single pictures."""
+    maps = model.get_attachment(KEY)
+    if maps is None:
+        raise ValueError(
+            "This MODEL samples single pictures, not maps together: put Apply Tensor LoRA (FLUX) or Join Maps in Attention (Stable "
+            "Diffusion) before this node."
+        )
+    return maps
+
+
+def require_map_batch(rows: int, maps: int) -> None:
+    """Raises ValueError unless the rows can be `maps` maps of some pictures."""
+    if rows % maps:
+        raise ValueError(
+            f"The latent has {rows} row{'s' * (rows != 1)}, but this MODEL samples {maps} maps together: use Make Map Latents, or connect "
+            "the MODEL from before Apply Tensor LoRA."
+        )
+
+
+def _sample(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
+    maps = len(executor.class_obj.model_patcher.get_attachment(KEY))
+    require_map_batch(noise.shape[0], maps)
+    per_map = noise.chunk(maps)
+    if not all(torch.equal(per_map[0], other) for other in per_map[1:]):
+        raise ValueError(
+            f"The {maps} maps of this latent do not start from the same noise, as they must: use Make Map Latents (it sets batch_index), "
+            "and noise that honours batch_index."
+        )
+    samples = executor(noise, latent_image, sharing_noise(sampler, copies=maps), sigmas, denoise_mask, *args, **kwargs)
+    given = list(_given_rows(denoise_mask))
+    # What went through the sampler and the latent's scale came back rounded.
+    samples[given] = latent_image[given].to(samples)
+    return samples
+
+
+def _given_rows(denoise_mask: Tensor | None) -> tuple[int, ...]:
+    if denoise_mask is None:
+        return ()
+    return tuple((denoise_mask.flatten(1).amax(1) == 0).nonzero().flatten().tolist())
+
+
+def _remember_clean_rows(executor, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, *args, **kwargs):
+    if rows := _given_rows(denoise_mask):
+        # A copy of the options that lives as long as this sampling: nothing to undo.
+        extra_args["model_options"]["transformer_options"][_CLEAN] = CleanRows(rows, latent_image[list(rows)])
+    return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
+
+
+def _forward(maps: tuple[str, ...]):
+    color = color_row(maps)
+
+    def forward(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+        options = dict(transformer_options or {})
+        conds = len(options.get("cond_or_uncond") or (0,))
+        require_map_batch(x.shape[0] // conds, len(maps))
+        if clean := options.get(_CLEAN):
+            x, t = _with_clean_rows(x, t, conds, clean)
+        options[KEY] = rows = MapRows(executor.class_obj.diffusion_model, conds, len(maps), color)
+        denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        # Later steps may be skipped by packs that cache; the first never is.
+        if not rows.ran and _is_first_step(options):
+            raise ValueError(
+                "Another node replaced the blocks in which the maps of this MODEL meet, so nothing would join them: put that node before "
+                "Apply Tensor LoRA or Join Maps in Attention."
+            )
+        return denoised
+
+    return forward
+
+
+def _is_first_step(options: dict) -> bool:
+    sigma, sigmas = options.get("sigmas"), options.get("sample_sigmas")
+    return sigma is not None and sigmas is not None and bool(sigma.flatten()[0] == sigmas[0])
+
+
+def _with_clean_rows(x: Tensor, t: Tensor, conds: int, clean: CleanRows) -> tuple[Tensor, Tensor]:
+    """x and sigma with given rows free of noise, for every condition."""
+    if x.shape[2:] != clean.latent_bchw.shape[2:]:
+        raise ValueError("Given maps and a conditioning area cannot be combined: remove the area (Conditioning Set Area), or use a mask.")
+    x, t = x.clone(memory_format=torch.contiguous_format), t.expand(x.shape[0]).clone()
+    rows = list(clean.rows)
+    x.view(conds, -1, *x.shape[1:])[:, rows] = clean.latent_bchw.to(x)
+    t.view(conds, -1)[:, rows] = 0
+    return x, t

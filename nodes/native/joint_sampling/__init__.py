@@ -1,0 +1,1 @@
+"""Maps and domains sampled together, and the single step."""

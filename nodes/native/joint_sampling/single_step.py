@@ -1,0 +1,185 @@
+"""The single step of Intrinsic LoRA on ComfyUI's own sampling machinery: loading, offloading, interrupts and hooks are core's."""
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import comfy.model_management
+import comfy.model_sampling
+import comfy.samplers
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_patcher import ModelPatcher
+from einops import repeat
+from torch import Tensor
+
+from ....methods.intrinsic_lora.extract import Generator
+from ..batch_rows import row_lora
+
+# Share of a device's memory that activations of one forward may take beside the weights.
+ACTIVATION_SHARE = 0.6
+
+
+class ImageToImage(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.IMG_TO_IMG):
+    """The model's input goes in unscaled, its raw output comes out."""
+
+
+class RawOutput(comfy.samplers.Sampler):
+    """A sampler of one evaluation: each row at its own sigma, its output as it is."""
+
+    def __init__(self, sigma_of_row: Tensor):
+        self.sigma_of_row = sigma_of_row
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+        return model_wrap(latent_image, self.sigma_of_row.to(latent_image.device), **extra_args)
+
+
+def require_sd_unet(model: ModelPatcher) -> UNetModel:
+    """The MODEL's UNet. Raises ValueError for every other architecture and for UNets with extra input channels."""
+    unet = model.get_model_object("diffusion_model")
+    if not isinstance(unet, UNetModel):
+        raise ValueError(
+            f"This MODEL is a {type(model.model).__name__} ({type(unet).__name__}); Intrinsic LoRA works on Stable Diffusion UNets "
+            "(SD 1.x, SD 2.x, SDXL): load one of those."
+        )
+    wanted = model.get_model_object("latent_format").latent_channels
+    if unet.in_channels != wanted:
+        raise ValueError(
+            f"This UNet takes {unet.in_channels} input channels, {wanted} were expected: load a plain text-to-image checkpoint, "
+            "not an inpainting or editing one."
+        )
+    return unet
+
+
+def require_parts(model: ModelPatcher, clip, vae) -> None:
+    """Raises ValueError where CLIP or VAE is missing or cannot belong to the MODEL, in words instead of a size mismatch inside it."""
+    for kind, part in (("CLIP", clip), ("VAE", vae)):
+        if part is None:
+            raise ValueError(f"There is no {kind}: the checkpoint it should come from holds none. Load one with a {kind} loader.")
+    wanted = model.get_model_object("latent_format").latent_channels
+    if vae.latent_channels != wanted:
+        raise ValueError(
+            f"This VAE makes latents of {vae.latent_channels} channels, the MODEL takes {wanted}: connect the VAE that belongs to it."
+        )
+
+
+@dataclass(frozen=True)
+class RowForward:
+    """One UNet forward with a map per row; where memory does not suffice, several.
+
+    names, embeddings, timesteps: of the maps. assign: whether rows get the MODEL's carried LoRAs (not for a merged LoRA).
+    """
+
+    model: ModelPatcher
+    names: tuple[str, ...]
+    embeddings: list[tuple[Tensor, dict]]
+    timesteps: Tensor
+    assign: bool
+
+    def __call__(self, latent_bchw: Tensor, rows: list[int]) -> Tensor:
+        """Raw outputs of the latents; row i belongs to map `rows[i]`."""
+        map_of_row = [self.names[index] for index in rows] if self.assign else None
+        try:
+            return _raw_outputs(self.model, latent_bchw, _join_rows(self.embeddings, rows), self.timesteps[rows], map_of_row)
+        except comfy.model_management.OOM_EXCEPTION:
+            if len(rows) == 1:
+                raise
+        # Outside the except block, which would keep the failed forward's tensors alive.
+        logging.warning("Out of memory with %d rows in one forward, trying half.", len(rows))
+        comfy.model_management.soft_empty_cache()
+        half = len(rows) // 2
+        return torch.cat([self(latent_bchw[:half], rows[:half]), self(latent_bchw[half:], rows[half:])])
+
+
+def make_generator(model: ModelPatcher, clip, vae, carried: Mapping[str, tuple[str, int]], assign: bool) -> Generator:
+    """The Generator of `methods.intrinsic_lora.extract` on native objects.
+
+    carried: prompt and timestep per map, in row order. assign: as in `RowForward`. Nothing in it may refer to itself: a patched clone that
+    waits for the garbage collector makes core collect all garbage at every load.
+    """
+    step_model = model.clone()
+    step_model.add_object_patch("model_sampling", ImageToImage(model.model.model_config))
+    forward = RowForward(
+        step_model,
+        tuple(carried),
+        [_encode_prompt(clip, prompt, model) for prompt, _ in carried.values()],
+        torch.tensor([float(timestep) for _, timestep in carried.values()]),
+        assign,
+    )
+
+    def predict(latent_bchw: Tensor) -> Tensor:
+        pictures = latent_bchw.shape[0] // len(forward.names)
+        map_index_of_row = [index for index in range(len(forward.names)) for _ in range(pictures)]
+        step = rows_per_forward(model, *latent_bchw.shape[2:])
+        starts = range(0, len(map_index_of_row), step)
+        return torch.cat([forward(latent_bchw[start : start + step], map_index_of_row[start : start + step]) for start in starts])
+
+    return Generator(encode=vae.encode, predict=predict, decode=unclamped(vae).decode, downscale=int(vae.downscale_ratio))
+
+
+def _raw_outputs(
+    model: ModelPatcher, latent_bchw: Tensor, conditioning: list, timestep_of_row: Tensor, map_of_row: list[str] | None
+) -> Tensor:
+    guider = comfy.samplers.CFGGuider(model)
+    # Only the positive side: one evaluation, no guidance.
+    guider.inner_set_conds({"positive": conditioning})
+    if map_of_row is not None:
+        guider.model_options = row_lora.options_for_rows(guider.model_options, map_of_row)
+    sigma_of_row = model.get_model_object("model_sampling").sigma(timestep_of_row)
+    sigmas = torch.stack([sigma_of_row.max(), torch.zeros(())])
+    output = guider.sample(torch.zeros_like(latent_bchw), latent_bchw, RawOutput(sigma_of_row), sigmas, disable_pbar=True)
+    return output.to(comfy.model_management.intermediate_device())
+
+
+def _encode_prompt(clip, prompt: str, model: ModelPatcher) -> tuple[Tensor, dict]:
+    # A CLIP with scheduled hooks gives a conditioning for each part of the schedule; the single step is its first moment.
+    embedding, extra = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0]
+    wanted = model.model.model_config.unet_config.get("context_dim", embedding.shape[-1])
+    if embedding.shape[-1] != wanted:
+        raise ValueError(
+            f"This CLIP gives {embedding.shape[-1]} numbers a token, the MODEL takes {wanted}: connect the CLIP that belongs to it."
+        )
+    return embedding, extra
+
+
+def _join_rows(embeddings: list[tuple[Tensor, dict]], rows: list[int]) -> list:
+    """One conditioning whose row i belongs to map `rows[i]`, so that core keeps all rows in one forward."""
+    tokens = math.lcm(*(embedding.shape[1] for embedding, _ in embeddings))
+    # Repeating a prompt's tokens leaves its attention as it is (core pads the same way).
+    padded = [repeat(embedding, "1 token dim -> (times token) dim", times=tokens // embedding.shape[1]) for embedding, _ in embeddings]
+    extra = dict(embeddings[0][1])
+    if extra.get("pooled_output") is not None:
+        extra["pooled_output"] = torch.cat([embeddings[row][1]["pooled_output"] for row in rows])
+    return [[torch.stack([padded[row] for row in rows]), extra]]
+
+
+def rows_per_forward(model: ModelPatcher, latent_height: int, latent_width: int) -> int:
+    """How many rows one forward may take on this machine, at least 1; by core's own estimate of the memory per row."""
+    channels = model.get_model_object("latent_format").latent_channels
+    per_row = model.model.memory_required([1, channels, latent_height, latent_width])
+    budget = ACTIVATION_SHARE * comfy.model_management.get_total_memory(model.load_device)
+    return max(1, int(budget / max(per_row, 1)))
+
+
+def unclamped(vae):
+    """A view of the VAE that decodes without clamping to 0..1; it shares the weights and the memory management."""
+    probe = torch.tensor([-1.0, 1.0, 3.0])
+    if not torch.equal(vae.process_output(probe.clone()), torch.tensor([0.0, 1.0, 1.0])):
+        # Not the usual mapping, so not ours to replace.
+        return vae
+    view = copy.copy(vae)
+    # In place, as core expects, and returned, as older versions expect.
+    view.process_output = lambda image: image.add_(1.0).div_(2.0)
+    return view
+
+
+def interruptible(progress: Callable[[], None]) -> Callable[[], None]:
+    """Reports progress and stops here if the user asked for it."""
+
+    def after_forward() -> None:
+        progress()
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    return after_forward

@@ -1,0 +1,1 @@
+"""A model folder on disk as native MODEL, CLIP and VAE."""

@@ -1,0 +1,147 @@
+"""Generators that are no diffusion models, with their LoRAs, in ComfyUI's memory management: found, loaded and run."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.model_management
+import folder_paths
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import nn
+
+from ....methods.intrinsic_lora.generators.adapter import KIND_NAMES, GeneratorLora, fit, read_generator_lora
+from ....methods.intrinsic_lora.generators.gan_file import CLASS_NAME as GAN_CLASS
+from ....methods.intrinsic_lora.generators.gan_file import load_gan
+from ....methods.maps import MAPS
+from ..paths import BUNDLED, bundled_file
+from .folder_files import ModelFolderError, read_config, read_weights, rename, require_same_weights
+
+NO_LORA = "none"
+CLASSES = {"vqgan": "VQModel", "gan": GAN_CLASS}
+BUNDLED_FOLDERS = {"vqgan": {"nano VQGAN (bundled)": "nano_vqgan"}, "gan": {}}
+# Names of the attention in files older than diffusers 0.12.
+_OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+
+
+@dataclass(frozen=True)
+class LoadedGenerator:
+    """A generator of a kind ("vqgan" or "gan") that core keeps in memory, and the LoRA of each map in the order of MAPS."""
+
+    kind: str
+    patcher: ModelPatcher
+    loras: Mapping[str, GeneratorLora]
+
+    @property
+    def resolution(self) -> int | None:
+        """Pixels the LoRAs were trained at, None where no file says."""
+        return next((lora.resolution for lora in self.loras.values() if lora.resolution is not None), None)
+
+    def layers_of_map(self) -> dict:
+        return {name: lora.layers for name, lora in self.loras.items()}
+
+    def to_device(self, memory_required: float) -> nn.Module:
+        """The generator, on the device core gives it, with room for `memory_required` bytes beside it."""
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=memory_required)
+        return self.patcher.model.generator
+
+
+class _Holder(nn.Module):
+    """What core moves and counts; it sets attributes that diffusers' models do not allow."""
+
+    def __init__(self, generator: nn.Module):
+        super().__init__()
+        self.generator = generator
+
+
+def generator_folders(kind: str) -> dict[str, Path]:
+    """Every folder with a generator of this kind, by the name a node shows: bundled ones, models/diffusers, models/vae."""
+    found = {shown: bundled_file(name) for shown, name in BUNDLED_FOLDERS[kind].items() if (BUNDLED / name / "config.json").is_file()}
+    for category in ("diffusers", "vae"):
+        for search_path in map(Path, folder_paths.get_folder_paths(category)):
+            for config in sorted([*search_path.glob("*/config.json"), *search_path.glob("*/*/config.json")]):
+                if _class_name(config) == CLASSES[kind]:
+                    found.setdefault(f"{category}/{config.parent.relative_to(search_path).as_posix()}", config.parent)
+    return found
+
+
+def _class_name(config: Path) -> str | None:
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # Not a config that anything could be loaded by.
+        return None
+    return content.get("_class_name") if isinstance(content, dict) else None
+
+
+def lora_files(kind: str, map_name: str) -> dict[str, Path | None]:
+    """What a node offers as the LoRA of a map; the path of a file in models/loras is looked up when it is read."""
+    bundled = {
+        f"{shown.removesuffix(' (bundled)')}/{map_name} (bundled)": path
+        for shown, name in BUNDLED_FOLDERS[kind].items()
+        if (path := bundled_file(f"{name}_{map_name}.safetensors")).is_file()
+    }
+    return {NO_LORA: None, **bundled, **dict.fromkeys(folder_paths.get_filename_list("loras"))}
+
+
+def lora_path(kind: str, map_name: str, lora_name: str) -> Path:
+    """The file behind a name of `lora_files`. Raises FileNotFoundError."""
+    bundled = lora_files(kind, map_name).get(lora_name)
+    return bundled or Path(folder_paths.get_full_path_or_raise("loras", lora_name))
+
+
+def load_generator(kind: str, folder_name: str, lora_names: Mapping[str, str]) -> LoadedGenerator:
+    """A generator and its LoRAs by the names nodes show. Raises ValueError for other names, and for files that do not fit."""
+    folders = generator_folders(kind)
+    if folder_name not in folders:
+        raise ValueError(
+            f"There is no {KIND_NAMES[kind]} {folder_name!r} (offered: {', '.join(folders) or 'there is none yet'}). Put a folder whose "
+            f"config.json says {CLASSES[kind]} into models/diffusers or models/vae."
+        )
+    generator = load_gan(folders[folder_name]) if kind == "gan" else load_vqgan(folders[folder_name])
+    loras = {}
+    for name in MAPS:
+        if (chosen := lora_names.get(name, NO_LORA)) != NO_LORA:
+            loras[name] = read_generator_lora(lora_path(kind, name, chosen), kind, name)
+            fit(generator, kind, loras[name].layers, chosen)
+    # A plain patcher also where core uses dynamic ones: these layers are not core's, and move as a whole.
+    patcher = ModelPatcher(
+        _Holder(generator),
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.vae_offload_device(),
+    )
+    return LoadedGenerator(kind, patcher, loras)
+
+
+def load_vqgan(folder: Path) -> nn.Module:
+    """A diffusers VQModel, float32 (looking up codes needs it), safetensors only. Raises ModelFolderError."""
+    from diffusers import VQModel
+
+    config = read_config(folder)
+    if (channels := (config.get("in_channels", 3), config.get("out_channels", 3))) != (3, 3):
+        raise ModelFolderError(f"The VQGAN in {folder.name} takes {channels[0]} channels and gives {channels[1]}, 3 were expected.")
+    vqgan = VQModel.from_config(dict(config))
+    weights = read_weights(folder)
+    weights = rename(weights, {name: _new_name(name) for name in weights}, "VQGAN")
+    expected = vqgan.state_dict()
+    require_same_weights(expected, weights, "VQGAN")
+    if unknown := sorted(weights.keys() - expected.keys()):
+        raise ModelFolderError(
+            f"The VQGAN holds {len(unknown)} weights that its config does not call for (first: {unknown[0]}): config.json and the weights "
+            "do not belong together."
+        )
+    vqgan.load_state_dict({name: weight.float() for name, weight in weights.items()})
+    return vqgan.requires_grad_(False).eval()
+
+
+def _new_name(name: str) -> str:
+    for old, new in _OLD_ATTENTION.items():
+        name = name.replace(old, new)
+    return name
+
+
+def pictures_per_forward(device: torch.device, pixels: int, bytes_per_pixel: float) -> int:
+    """How many pictures one forward may take on a device, at least 1."""
+    budget = 0.6 * comfy.model_management.get_total_memory(device)
+    return max(1, int(budget / (pixels * bytes_per_pixel)))

@@ -1,0 +1,1 @@
+"""Collections of LoRAs as the nodes see them."""

@@ -1,0 +1,144 @@
+"""The LoRA files that nodes may offer: models/loras and the pack's own; their preview pictures; where their index is kept."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+from PIL import Image
+
+# The index itself is imported where it is opened: the pack loads with ComfyUI, whether its nodes are used or not.
+from ....methods.lora.names import SUFFIXES
+from ....methods.lora_space.records import Entry, Progress
+from ..paths import bundled_file
+
+if TYPE_CHECKING:
+    from ....methods.lora_space.index import LoraIndex
+
+LORAS, BUNDLED = "models/loras", "nano styles (bundled)"
+COLLECTIONS = (LORAS, BUNDLED)
+BUNDLED_MARK = " (bundled)"
+PREVIEW_SIDE = 256
+_PREVIEW_ENDINGS = tuple(f"{mark}{ending}" for mark in (".preview", "") for ending in (".png", ".jpg", ".jpeg", ".webp"))
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """What a LORA_INDEX is: one collection's index, narrowed to a base family and a folder (None: all of them).
+
+    state: changes with the files, so that what is computed from the index is computed again.
+    """
+
+    collection: str
+    family: str | None
+    folder: str | None
+    state: str
+
+    def open(self) -> "AbstractContextManager[LoraIndex]":
+        """The index itself, for one thread."""
+        from ....methods.lora_space.index import LoraIndex
+
+        return LoraIndex(database_of(self.collection))
+
+
+def roots_of(collection: str) -> list[Path]:
+    """The folders of a collection. Raises ValueError for any other text, such as a path."""
+    if collection == BUNDLED:
+        return [bundled_file("loras")]
+    if collection == LORAS:
+        return [Path(folder) for folder in folder_paths.get_folder_paths("loras") if os.path.isdir(folder)]
+    raise ValueError(f"There is no LoRA collection {collection!r}: choose {' or '.join(COLLECTIONS)}.")
+
+
+def database_of(collection: str) -> Path:
+    """The index of a collection, in ComfyUI's user folder; the underscores keep it from being served over HTTP."""
+    folder = Path(folder_paths.get_user_directory()) / "__intrinsic_lab"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / ("loras_bundled.sqlite" if collection == BUNDLED else "loras.sqlite")
+
+
+def files_state(collection: str) -> str:
+    """Changes whenever a file of the collection is added, replaced, moved or removed; costs a stat per file."""
+    from ....methods.lora_space.scan import list_files
+
+    files = sorted((file.name, file.root, file.size, file.mtime_ns) for file in list_files(roots_of(collection)).files)
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def bundled_loras() -> dict[str, Path]:
+    """The pack's own style LoRAs, by the names that nodes show."""
+    folder = bundled_file("loras")
+    return {path.relative_to(folder).as_posix() + BUNDLED_MARK: path for path in sorted(folder.rglob("*.safetensors"))}
+
+
+def lora_names() -> list[str]:
+    """Every LoRA by the name that nodes show: the pack's own first, then models/loras as LoraLoader names them."""
+    return [*bundled_loras(), *(name for name in folder_paths.get_filename_list("loras") if name.endswith(SUFFIXES))]
+
+
+def lora_path(name: str) -> Path:
+    """The file behind a name of `lora_names`. Raises ValueError for any other text, such as a path."""
+    if path := bundled_loras().get(name):
+        return path
+    if name not in folder_paths.get_filename_list("loras"):
+        raise ValueError(f"There is no LoRA {name!r}: write a name as LoraLoader lists it; press R in ComfyUI after adding files.")
+    return Path(folder_paths.get_full_path_or_raise("loras", name))
+
+
+def shown_name(entry: Entry, collection: str) -> str:
+    """The name of an indexed file in nodes; without a mark it is what LoraLoader takes."""
+    return Path(entry.name).as_posix() + BUNDLED_MARK if collection == BUNDLED else entry.name
+
+
+def preview_file(lora: Path) -> Path | None:
+    """The picture beside a LoRA: NAME.preview.png, NAME.png, also .jpg, .jpeg, .webp. A link that leads out of the folder is none."""
+    stem = lora.with_suffix("")
+    for ending in _PREVIEW_ENDINGS:
+        picture = stem.with_name(stem.name + ending)
+        if picture.is_file() and picture.resolve().parent == lora.parent.resolve():
+            return picture
+    return None
+
+
+def preview_picture(lora: Path, side: int = PREVIEW_SIDE) -> Image.Image | None:
+    """The picture beside a LoRA, no side above `side`; None if there is none that can be read."""
+    if (picture := preview_file(lora)) is None:
+        return None
+    try:
+        with Image.open(picture) as opened:
+            opened.thumbnail((side, side))
+            return opened.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def preview_jpeg(name: str) -> bytes | None:
+    """The preview of a LoRA by its shown name, for the front end; None if the name or its picture is not there."""
+    try:
+        picture = preview_picture(lora_path(name))
+    except (ValueError, FileNotFoundError):
+        return None
+    if picture is None:
+        return None
+    encoded = BytesIO()
+    picture.save(encoded, "JPEG", quality=88)
+    return encoded.getvalue()
+
+
+def progress_report() -> Callable[[Progress], None]:
+    """A `report` that moves the node's progress bar and ends the work when the prompt is cancelled."""
+    bar = comfy.utils.ProgressBar(1)
+
+    def report(progress: Progress) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(progress.done, max(1, progress.total))
+
+    return report

@@ -1,0 +1,151 @@
+"""Where trainings started from a graph read and write: data folders, run folders, and the places where loader nodes find the results."""
+
+import hashlib
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import folder_paths
+
+from ..loading.diffusers_folder import detect_family
+from ..loading.folder_files import ModelFolderError
+from ..paths import model_folders
+
+SCENES = "rendered scenes"
+SUBFOLDER = "intrinsic_lab"
+# In a run's folder: SHA-256 of every file that it put where loaders look.
+RECORD = "published.json"
+FINISHED = "loss.json"
+_LONGEST_NAME = 100
+_FORBIDDEN = re.compile(r'[\\/:*?"<>|\x00-\x1f\x7f]')
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a result goes: `path`, a file or a folder, and `name`, under which loader nodes know it."""
+
+    name: str
+    path: Path
+
+
+def base_names(*families: str) -> list[str]:
+    """The model folders of some families (keys of `diffusers_folder.FAMILY_NAMES`), by the names of `model_folders`."""
+    found = []
+    for name, folder in model_folders().items():
+        try:
+            family = detect_family(folder)
+        except ModelFolderError:
+            # Load Intrinsic Model says what is wrong with it.
+            continue
+        if family in families:
+            found.append(name)
+    return found
+
+
+def data_folders() -> dict[str, Path]:
+    """The folders in ComfyUI's input directory, by name."""
+    root = Path(folder_paths.get_input_directory())
+    if not root.is_dir():
+        return {}
+    return {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")}
+
+
+def data_folder(name: str) -> Path:
+    """The folder behind a name of `data_folders`. Raises ValueError for any other text, such as a path."""
+    folders = data_folders()
+    if name not in folders:
+        offered = ", ".join(folders) or "there is none yet"
+        raise ValueError(f"There is no data folder {name!r} (offered: {offered}): put a folder of pictures and maps into ComfyUI's input.")
+    return folders[name]
+
+
+def maps_in(folder: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of `names` of which a data folder holds files, in either layout of `training.folder_data`."""
+    return tuple(name for name in names if (folder / name).is_dir() or any(folder.glob(f"*_{name}.*")))
+
+
+def name_problem(name: str) -> str | None:
+    """What is wrong with a run's name, which becomes the name of files; None if nothing is."""
+    if not name.strip() or name != name.strip():
+        return f"The name is {name!r}: write a name without spaces around it."
+    if found := _FORBIDDEN.search(name):
+        return f'The name {name!r} holds {found[0]!r}: use a plain file name, without folders and without \\ / : * ? " < > |.'
+    if name.startswith(".") or name.endswith("."):
+        return f"The name {name!r} starts or ends with a dot: leave it out."
+    if _RESERVED.fullmatch(name):
+        return f"The name {name!r} is reserved by Windows: choose another one."
+    if len(name.encode()) > _LONGEST_NAME:
+        return f"The name is {len(name.encode())} bytes long: {_LONGEST_NAME} are possible."
+    return None
+
+
+def run_folder(name: str) -> Path:
+    """The folder of a run's checkpoints and records. Raises ValueError for names that are no plain file name."""
+    if problem := name_problem(name):
+        raise ValueError(problem)
+    return Path(folder_paths.get_output_directory()) / SUBFOLDER / "training" / name
+
+
+def _first_folder(category: str) -> Path:
+    return Path(folder_paths.get_folder_paths(category)[0])
+
+
+def lora_place(name: str) -> Place:
+    """For a LoRA of this name: a file in the first models/loras folder."""
+    listed = Path(SUBFOLDER) / f"{name}.safetensors"
+    return Place(str(listed), _first_folder("loras") / listed)
+
+
+def intrinsic_vae_place(name: str) -> Place:
+    """For an intrinsic VAE of this name: a folder in the first models/vae folder, where Load Intrinsic VAE looks."""
+    return Place(f"vae/{name}", _first_folder("vae") / name)
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run has come to its last step before."""
+    return (run / FINISHED).is_file()
+
+
+def require_free(run: Path, place: Place) -> None:
+    """Raises ValueError if the place holds anything that this run did not put there itself."""
+    own = _record(run)
+    if any(_sha256(path) not in own for path in _files(place.path)):
+        raise ValueError(f"{place.name} is there already and was not made by this run: choose another name.")
+
+
+def publish(run: Path, result: Path, place: Place) -> None:
+    """Copy a run's result, a file or a flat folder of files, to its place, each file whole or not at all. Raises as `require_free`."""
+    from ....training.atomic import write_atomically, write_json
+
+    require_free(run, place)
+    own = sorted(_record(run) | {_sha256(path) for path in _files(result)})
+    # Before the files: what a crash leaves behind must be known as the run's own.
+    write_json(run / RECORD, own)
+    for source in _files(result):
+        target = place.path if result.is_file() else place.path / source.name
+        write_atomically(target, lambda path, source=source: shutil.copyfile(source, path))
+
+
+def _record(run: Path) -> set[str]:
+    try:
+        return set(json.loads((run / RECORD).read_text()))
+    except (OSError, ValueError):
+        return set()
+
+
+def _files(path: Path) -> list[Path]:
+    """The file, or the files of the folder; config.json, by which loaders know a folder, last."""
+    if path.is_dir():
+        return sorted((file for file in path.iterdir() if file.is_file()), key=lambda file: (file.name == "config.json", file.name))
+    return [path] if path.exists() else []
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
