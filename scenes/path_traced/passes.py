@@ -127,10 +127,19 @@ def path_trace(samples: int, seed: int = 0, denoise: bool = True) -> Maps:
     scene.render.film_transparent = False
     _show_light(bpy.data.materials, False)
 
+    return _maps(middle, seen, light, numpy.array(scene.camera.matrix_world.to_3x3().normalized().inverted(), numpy.float32))
+
+
+def _maps(
+    middle: dict[str, numpy.ndarray], seen: dict[str, numpy.ndarray], light: dict[str, numpy.ndarray], to_camera: numpy.ndarray
+) -> Maps:
+    """Maps from the passes of three renderings: through the pixels' middles, of the picture, of white matte surfaces.
+
+    to_camera: [3, 3], from the world's axes to the camera's.
+    """
     depth = middle["Depth"]
     mask = depth < NOTHING_AT
     world_normal = numpy.where(_length(middle["normal"]) > 0.5, middle["normal"], middle["Normal"])
-    to_camera = numpy.array(scene.camera.matrix_world.to_3x3().normalized().inverted(), numpy.float32)
     normal = _unit(world_normal @ to_camera.T)
 
     weight, cover = seen["weight"], light["Combined"][..., 3:]
