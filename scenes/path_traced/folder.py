@@ -55,7 +55,7 @@ def is_written(folder: Path, name: str, settings: dict[str, Any]) -> bool:
 
 
 def write_sample(folder: Path, name: str, maps: Maps, caption: str, settings: dict[str, Any], about: dict[str, Any]) -> None:
-    """Write a sample; a kill at any moment leaves whole files only, and about/NAME.json only beside all others."""
+    """Write a sample; a kill at any moment leaves only whole files under these names, about/NAME.json only beside all others."""
     for kind, look in looks(maps).items():
         (folder / kind).mkdir(parents=True, exist_ok=True)
         write_file(folder / kind / f"{name}.png", sixteen_bit_png(torch.from_numpy(look)))
