@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def from_blend(options: argparse.Namespace) -> None:
     _make_ready(options)
     for number, view in enumerate(views, start=1):
         settings = {"file": options.file.name, "frame": view.frame, "camera": view.camera, **_quality(options)}
-        _sample(options, view.name, (number, len(views)), settings, {}, lambda view=view: blend.show(view))
+        _sample(options, view.name, (number, len(views)), settings, {}, partial(blend.show, view))
 
 
 def draw_sheet(options: argparse.Namespace) -> None:
@@ -77,7 +78,7 @@ def _sample(
 
     begun = time.monotonic()
     prepare()
-    maps = path_trace(options.samples, seed=settings.get("seed", settings.get("frame")), denoise=not options.noisy)
+    maps = path_trace(options.samples, seed=settings["seed"] if "seed" in settings else settings["frame"], denoise=not options.noisy)
     about = about | _camera_and_version()
     folder.write_sample(options.out, name, maps, about.get("caption", ""), settings, about)
     print(f"{place[0]} of {place[1]}  {options.out / 'image' / name}.png  {time.monotonic() - begun:.1f} s", flush=True)

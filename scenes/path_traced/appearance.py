@@ -141,8 +141,8 @@ def _read(tree: Tree, node: Any) -> Appearance:
     if kind == "BSDF_PRINCIPLED":
         opacity = tree.of(node, "Alpha")
         glass = tree.math("SUBTRACT", one(), tree.of(node, "Transmission Weight"))
-        values = (tree.math("MULTIPLY", tree.of(node, name), opacity) for name in ("Roughness", "Metallic"))
-        return Appearance(tree.scaled(tree.scaled(tree.of(node, "Base Color"), glass), opacity), *values, opacity, normal)
+        roughness, metallic = (tree.math("MULTIPLY", tree.of(node, name), opacity) for name in ("Roughness", "Metallic"))
+        return Appearance(tree.scaled(tree.scaled(tree.of(node, "Base Color"), glass), opacity), roughness, metallic, opacity, normal)
     if kind in ("BSDF_DIFFUSE", "BSDF_TRANSLUCENT", "BSDF_SHEEN", "SUBSURFACE_SCATTERING"):
         return Appearance(tree.of(node, "Color"), one(), zero(), one(), normal)
     if kind in ("BSDF_GLOSSY", "BSDF_METALLIC"):

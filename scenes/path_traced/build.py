@@ -127,7 +127,7 @@ def _part(scene: Any, part: Part, material: Any) -> None:
         mesh.set_sharp_from_angle(angle=SMOOTH_ANGLE)
     thing = link(scene, part.shape, mesh, part.place, part.turn)
     if part.hole:
-        _cut(scene, thing, part)
+        _cut(scene, thing, part, *part.hole)
     if part.bevel:
         bevel = thing.modifiers.new("bevel", "BEVEL")
         bevel.width, bevel.segments, bevel.limit_method = part.bevel, 3, "ANGLE"
@@ -145,10 +145,9 @@ def _part(scene: Any, part: Part, material: Any) -> None:
         array.constant_offset_displace = part.repeat[1]
 
 
-def _cut(scene: Any, thing: Any, part: Part) -> None:
+def _cut(scene: Any, thing: Any, part: Part, centre: Vector, size: Vector) -> None:
     from mathutils import Matrix
 
-    centre, size = part.hole
     mesh = _mesh("cylinder" if part.hole_round else "cube", ())
     if part.hole_round:
         mesh.transform(Matrix.Rotation(radians(90), 4, "X"))

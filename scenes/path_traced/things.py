@@ -4,6 +4,7 @@ from dataclasses import replace
 from math import cos, pi, sin
 from random import Random
 
+from ..world.plan import vector
 from .plan import Material, Part, Vector, placed
 
 COLORS: dict[str, Vector] = {
@@ -25,7 +26,7 @@ METALS: dict[str, Vector] = {"gold": (0.9, 0.62, 0.22), "copper": (0.86, 0.46, 0
 
 def shade(color: Vector, factor: float) -> Vector:
     """A colour made lighter or darker, within what surfaces reflect."""
-    return tuple(min(0.9, max(0.02, value * factor)) for value in color)
+    return vector(min(0.9, max(0.02, value * factor)) for value in color)
 
 
 def wood(rng: Random) -> Material:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from math import cos, hypot, pi, radians, sin
 from random import Random
 
+from ..world.plan import vector
 from . import things
 from .plan import Camera, Light, Material, Part, Plan, Sky, Vector, placed
 
@@ -50,11 +51,11 @@ def on_top(
 
 def described(named: list[tuple[str, Vector]], camera: Camera, where: str) -> str:
     """A caption: "a red ball, a vase and a chair in a room with brick walls", of the things whose middle is in view."""
-    forward = _unit(tuple(there - here for there, here in zip(camera.target, camera.place, strict=True)))
+    forward = _unit(vector(there - here for there, here in zip(camera.target, camera.place, strict=True)))
     inside = cos(camera.fov / 2)
     seen = []
     for name, place in named:
-        towards = _unit(tuple(there - here for there, here in zip(place, camera.place, strict=True)))
+        towards = _unit(vector(there - here for there, here in zip(place, camera.place, strict=True)))
         if sum(a * b for a, b in zip(forward, towards, strict=True)) > inside:
             seen.append(name)
     with_article = [_a(name) for name in dict.fromkeys(seen)][:5]
@@ -66,9 +67,9 @@ def _a(name: str) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def _unit(vector: Vector) -> Vector:
-    length = hypot(*vector)
-    return tuple(value / length for value in vector)
+def _unit(way: Vector) -> Vector:
+    length = hypot(*way)
+    return vector(value / length for value in way)
 
 
 def daylight(rng: Random) -> Sky:
