@@ -53,8 +53,7 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
                 "intrinsic lora",
                 "normal map lora",
                 "depth lora",
-                "albedo",
-                "shading",
+                *MAPS,
                 "load intrinsic lora",
             ],
             inputs=[
@@ -156,8 +155,7 @@ class ExtractIntrinsicMaps(io.ComfyNode):
             search_aliases=[
                 "normal map",
                 "depth map",
-                "albedo",
-                "shading",
+                *MAPS,
                 "delight",
                 "intrinsic decomposition",
                 "i-lora",

@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 from ..methods.ildm.intrinsic_vae import INTRINSICS
 from ..methods.lumix.design import ATTENTIONS, FUSED, QUERY_BROADCAST, SEPARATE, TENSOR, Design
 from ..methods.maps import MAPS
+from ..methods.maps.files import COLOR_FILES, DEPTH_FILES, NORMAL_FILES
 from .native.backbones import families_for
 from .native.backbones.backbone import INTRINSIC_LORA, JOINT_LORA, TENSOR_LORA
 from .native.loading.intrinsic_vae import intrinsic_vae_folder, intrinsic_vae_folders
@@ -91,8 +92,8 @@ def _more_inputs(*own: io.Input, colors: bool = True) -> list[io.Input]:
             advanced=True,
             tooltip="How many scenes are rendered. Not used with a folder.",
         ),
-        _choice("normals", ("opengl", "directx"), "Of a folder's normals: opengl has green up, directx has green down."),
-        _choice("depth", ("near_dark", "near_bright"), "Of a folder's depth pictures: whether near is dark or bright."),
+        _choice("normals", tuple(NORMAL_FILES.readings), "Of a folder's normals: opengl has green up, directx has green down."),
+        _choice("depth", tuple(DEPTH_FILES.readings), "Of a folder's depth pictures: whether near is dark or bright."),
         _choice("mixed_precision", ("no", "bf16", "fp16"), "Number format of the passes. bf16 halves the memory on newer cards."),
         io.Int.Input(
             "checkpoint_every",
@@ -105,7 +106,7 @@ def _more_inputs(*own: io.Input, colors: bool = True) -> list[io.Input]:
         ),
     ]
     if colors:
-        shared.insert(3, _choice("colors", ("srgb", "linear"), "Of a folder's albedo and shading pictures."))
+        shared.insert(3, _choice("colors", tuple(COLOR_FILES.readings), "Of a folder's albedo, shading and specular pictures."))
     return [*own, *shared]
 
 

@@ -37,7 +37,7 @@ def bumpy(form: Tensor, place: Tensor) -> Tensor:
 
 def steepest(form: Tensor, field: Callable) -> Tensor | float:
     """How steep a field usually is at most."""
-    return 1 + 0.9 * form[0] * form[1] if field is bumpy else 1.0
+    return 1 + 0.6 * form[0] * form[1] if field is bumpy else 1.0
 
 
 def hills(waves: Tensor, x: Tensor, z: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def shade(
     for light in range(LIGHTS):
         if not table.light_color[:, light].any():
             continue
-        towards, falloff, seen = _light(table, light, point, normal, row, offset, tiles)
+        towards, falloff, seen = light_at(table, light, point, normal, row, offset, tiles)
         cosine = dot(normal, towards)
         color = table.light_color[:, light].T[..., None]
         received = color * (cosine.clamp(min=0) * falloff * seen)
@@ -107,7 +107,7 @@ def _microfacets(
     return spread * visibility * fresnel
 
 
-def _light(
+def light_at(
     table: Table, light: int, point: Tensor, normal: Tensor, row: Tensor, offset: Tensor, tiles: Tiles
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Unit direction to a light [3, b, p], its falloff and how much of it is seen, [b, p]."""

@@ -12,7 +12,7 @@ from .plan import ROOM_ROWS, Plan, Table, pack
 from .trace import SKY_ROW, cut, first_hit, normals_of
 
 # Shadow rays start this far above a surface: metres, and a share of the distance to the camera.
-OFFSET_METRES, OFFSET_SHARE = 3e-4, 4e-4
+OFFSET_METRES, OFFSET_SHARE = 5e-4, 6e-4
 
 
 def render_plans(
@@ -33,8 +33,9 @@ def render_plans(
     offset = OFFSET_METRES + OFFSET_SHARE * distance
     shading, highlights = shade(table, point, normal, -direction, row, base, surface, offset, tiles)
     albedo = base * (1 - surface[1])
-    # A shoulder as films have: highlights fill what the diffuse light leaves up to white, and nothing clips.
-    specular = (1 - albedo * shading) * (1 - (-highlights).exp())
+    # A shoulder as films have: highlights keep their colour and fill what the diffuse light leaves up to white, so that nothing clips.
+    brightest, room = highlights.amax(0).clamp(min=1e-6), (1 - (albedo * shading).amax(0)).clamp(min=1e-6)
+    specular = highlights * (room * (1 - (-brightest / room).exp()) / brightest)
 
     scene, pixel = (row == SKY_ROW).nonzero(as_tuple=True)
     camera_normal = torch.einsum("baw,wbp->abp", table.camera_axes, normal)

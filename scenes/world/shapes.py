@@ -5,6 +5,7 @@ float32 loses little. form: `[k, n, 1]`; from_ `[n, r]` is the least parameter t
 Where a ray runs exactly within a plane, 0 / 0 compares as false: it misses.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial, reduce
 
@@ -16,16 +17,17 @@ from .fields import BALLS, blend, bumpy, gradient, steepest, torus
 
 TURNED, BOX, BEVELLED, HEXAGON, ROOF, PYRAMID, TORUS, BLEND, BUMPY = range(9)
 INFINITY = float("inf")
-STEPS, STEPS_TOGETHER = 40, 8
-CLOSE = 2e-4  # of the half size: here sphere tracing ends and Newton's method begins
+STEPS, STEPS_TOGETHER = 96, 8
+CLOSE = 1e-3  # of the half size: here sphere tracing ends and Newton's method begins
 
 # Convex solids as slabs: low <= normal . place <= high.
 _CUBE = (((1, 0, 0), -1, 1), ((0, 1, 0), -1, 1), ((0, 0, 1), -1, 1))
 _EDGES = tuple((normal, -1.82, 1.82) for normal in ((1, 1, 0), (1, -1, 0), (1, 0, 1), (1, 0, -1), (0, 1, 1), (0, 1, -1)))
+_APOTHEM = math.sqrt(3) / 2
 SLABS: dict[int, tuple[tuple[tuple[float, float, float], float, float], ...]] = {
     BOX: _CUBE,
     BEVELLED: (*_CUBE, *_EDGES),
-    HEXAGON: (((0, 1, 0), -1, 1), ((1, 0, 0), -0.866, 0.866), ((0.5, 0, 0.866), -0.866, 0.866), ((0.5, 0, -0.866), -0.866, 0.866)),
+    HEXAGON: (((0, 1, 0), -1, 1), *((normal, -_APOTHEM, _APOTHEM) for normal in ((1, 0, 0), (0.5, 0, _APOTHEM), (0.5, 0, -_APOTHEM)))),
     ROOF: (((0, 1, 0), -1, INFINITY), ((0, 0, 1), -1, 1), ((1, 0.5, 0), -INFINITY, 0.5), ((-1, 0.5, 0), -INFINITY, 0.5)),
     PYRAMID: (
         ((0, 1, 0), -1, INFINITY),

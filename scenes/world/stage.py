@@ -53,10 +53,9 @@ class Stage:
         at = self.find(thing.radius, x, z)
         return at is not None and self.add(thing, (at[0], y, at[1]), yaw)
 
-    def listed(self, most: int = 5, colors: bool = True) -> str:
-        """ "a red ball, two wooden chairs and a table": what the picture shows, the nearest first; or the nouns alone."""
-        names = [name for _, name in sorted(self._shown)]
-        return listed(names if colors else [name.rsplit(" ", 1)[-1] for name in names], most)
+    def listed(self, before: str = "", most: int = 5) -> str:
+        """What the picture shows, the nearest first, with `before`; nothing at all if it shows nothing."""
+        return before + listed([name for _, name in sorted(self._shown)], most) if self._shown else ""
 
     def plan(self, around: Around, caption: str) -> Plan:
         return Plan(
@@ -116,8 +115,6 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     said = []
     for name, count in list(counts.items())[:most]:
         said.append(with_article(name) if count == 1 else f"{'two' if count == 2 else 'several'} {_plural(name)}")
-    if not said:
-        return "nothing"
     return said[0] if len(said) == 1 else ", ".join(said[:-1]) + f" and {said[-1]}"
 
 

@@ -15,7 +15,7 @@ from .shapes import FORM_ROWS, HITS, NORMALS, STEPS_TOGETHER
 SKY_DEPTH = 60.0
 SKY_ROW = 1
 TILE = 8  # pixels: rays are compared with parts a square at a time
-HILL_STEPS = 56
+HILL_STEPS = 120
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _hill_hit(waves: Tensor, origin: Tensor, direction: Tensor, farthest: Tensor
     t = start[active]
     before = t
     for _ in range(0, HILL_STEPS, STEPS_TOGETHER):
-        place, towards = origin[:, active], direction[:, active]
+        place, towards, end = origin[:, active], direction[:, active], farthest[active]
         # A wave's phase along a ray is a line.
         first, rate = (waves[1] * of[0] + waves[2] * of[2] for of in (place, towards))
         first = first + waves[3]
@@ -160,23 +160,32 @@ def _hill_hit(waves: Tensor, origin: Tensor, direction: Tensor, farthest: Tensor
             above = y - flattened(waves[0].T @ torch.addcmul(first, rate, t).sin(), x, z)[0]
             ahead = above > 0
             before = torch.where(ahead, t, before)
-            t = torch.where(ahead, t + (above / (1 + slope)).clamp(min=0.01) + 0.006 * t, t)
+            further = t + (above / (1 + slope)).clamp(min=0.01) + 0.006 * t
+            t = torch.where(ahead, torch.minimum(further, end), t)
         met = ~ahead
-        result[active[met]] = _bisect(waves, place[:, met], towards[:, met], before[met], t[met])
-        going = ahead & (t < farthest[active]) & ((y < tallest) | (towards[1] < 0))
+        result[active[met]] = _between(waves, place[:, met], towards[:, met], before[met], t[met])
+        going = ahead & (before < end) & ((y < tallest) | (towards[1] < 0))
         active, t, before = active[going], t[going], before[going]
     return result
 
 
-def _bisect(waves: Tensor, origin: Tensor, direction: Tensor, above: Tensor, below: Tensor) -> Tensor:
-    """Between a parameter above the hills and one below, [n] each."""
+def _between(waves: Tensor, origin: Tensor, direction: Tensor, above: Tensor, below: Tensor) -> Tensor:
+    """Where rays enter the hills, between parameters above and below them, [n] each: regula falsi (Illinois) in float64."""
     waves, origin, direction, above, below = (of.double() for of in (waves, origin, direction, above, below))
-    for _ in range(18):
-        middle = (above + below) / 2
-        x, y, z = origin + direction * middle
-        under = y < hills(waves, x, z)
-        above, below = torch.where(under, above, middle), torch.where(under, middle, below)
-    return ((above + below) / 2).float()
+
+    def height(t: Tensor) -> Tensor:
+        x, y, z = origin + direction * t
+        return y - hills(waves, x, z)
+
+    over, under = height(above), height(below)
+    for _ in range(8):
+        t = above + (below - above) * (over / (over - under).clamp(min=1e-12)).clamp(0, 1)
+        value = height(t)
+        up = value > 0
+        above, below = torch.where(up, t, above), torch.where(up, below, t)
+        # An end that stays counts half, so that it does not stay for ever.
+        over, under = torch.where(up, value, over / 2), torch.where(up, under / 2, value)
+    return t.float()
 
 
 def blocked(table: Table, origin: Tensor, direction: Tensor, reach: Tensor, wanted: Tensor, tiles: Tiles) -> Tensor:

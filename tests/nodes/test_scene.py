@@ -11,6 +11,7 @@ from intrinsic_lab.nodes.scene import Relight, RenderScene
 from intrinsic_lab.scenes import render_scenes
 
 NAMES = ("image", "albedo", "shading", "normal", "depth", "segmentation", "line", "objects", "caption", "vertical_fov")
+NAMES += ("roughness", "metallic", "specular")
 POINT = {
     "x": 0.5,
     "y": 0.7,
@@ -62,6 +63,22 @@ def test_a_rendered_scene_carries_the_renderers_exact_maps_as_images():
     for name in NAMES[:7]:
         assert scene[name].shape == (2, 32, 40, 3), name
     torch.testing.assert_close(scene["image"], srgb_from_linear(scene["albedo"] * scene["shading"]), atol=1e-5, rtol=0)
+
+
+def test_a_scene_of_another_kind_carries_its_materials_too():
+    scene = dict(zip(NAMES, RenderScene.execute(3, 40, 32, 1, "tabletop").result, strict=True))
+    exact = render_scenes([3], 32, 40, kind="tabletop")
+    assert torch.equal(scene["image"], exact.image_bhwc) and scene["caption"] == exact.captions[0]
+    assert torch.equal(scene["roughness"], exact.roughness_bhw1.expand(-1, -1, -1, 3)) and scene["roughness"].min() < 0.9
+    assert torch.equal(scene["metallic"], exact.metallic_bhw1.expand(-1, -1, -1, 3))
+    linear = scene["albedo"] * scene["shading"] + scene["specular"]
+    torch.testing.assert_close(scene["image"], srgb_from_linear(linear), atol=1e-5, rtol=0)
+
+
+def test_a_graph_saved_before_there_were_kinds_renders_a_room():
+    declared = RenderScene.INPUT_TYPES()
+    assert list(declared["optional"]) == ["kind"] and declared["optional"]["kind"][1]["default"] == "room"
+    assert [output.display_name for output in RenderScene.GET_SCHEMA().outputs] == list(NAMES)
 
 
 def test_segmentation_gives_each_surface_one_color():

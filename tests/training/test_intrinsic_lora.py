@@ -360,7 +360,7 @@ def test_the_command_line_tells_errors_without_a_trace_and_knows_every_setting(t
 
 
 _TWO_PROCESSES = """
-import sys, torch
+import os, sys, torch
 from pathlib import Path
 from intrinsic_lab.training.loop import LoopConfig, train
 
@@ -373,8 +373,31 @@ class Task:
         torch.save(list(self.module.parameters()), folder / "weights.pt")
 
 torch.nn.init.ones_(Task.module.weight), torch.nn.init.ones_(Task.module.bias)
-train(Task(), LoopConfig(Path(sys.argv[1]), 5, learning_rate=1e-2, clip_norm=1e9))
+steps, seconds = int(sys.argv[2]), sys.argv[3:]
+# The second process has time enough.
+minutes = float(seconds[0]) / 60 if seconds and os.environ["RANK"] == "0" else 60 if seconds else None
+train(Task(), LoopConfig(Path(sys.argv[1]), steps, learning_rate=1e-2, clip_norm=1e9, minutes=minutes))
 """
+
+
+def train_in_two_processes(folder: Path, *arguments: str) -> dict:
+    """Runs the script above; returns its loss.json."""
+    script = folder / "run.py"
+    script.write_text(_TWO_PROCESSES)
+    # Without a GPU the processes meet over gloo.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*accelerate_launch(), str(script), str(folder / "out"), *arguments]
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        said, _ = process.communicate(timeout=200)
+    finally:
+        # The launcher's children too, should it hang.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, said
+    return json.loads((folder / "out/loss.json").read_text())
 
 
 def accelerate_launch() -> tuple[str, ...]:
@@ -405,21 +428,7 @@ def test_accelerate_launch_trains_one_lora_in_two_processes(tiny_base, pairs, tm
 
 @pytest.mark.slow
 def test_accelerate_launch_averages_the_gradients_of_its_processes(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(_TWO_PROCESSES)
-    # Without a GPU the processes meet over gloo.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*accelerate_launch(), str(script), str(tmp_path / "out")]
-    process = subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        said, _ = process.communicate(timeout=200)
-    finally:
-        # The launcher's children too, should it hang.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, said
+    kept = train_in_two_processes(tmp_path, "5")
     module = torch.nn.Linear(3, 1)
     torch.nn.init.ones_(module.weight), torch.nn.init.ones_(module.bias)
     optimiser = torch.optim.AdamW(module.parameters(), lr=1e-2, weight_decay=1e-2)
@@ -433,4 +442,10 @@ def test_accelerate_launch_averages_the_gradients_of_its_processes(tmp_path):
         losses.append(loss.item())
     for value, wanted in zip(torch.load(tmp_path / "out/weights.pt", weights_only=True), module.parameters(), strict=True):
         torch.testing.assert_close(value, wanted.detach(), rtol=0, atol=1e-6)
-    assert json.loads((tmp_path / "out/loss.json").read_text())["losses"] == pytest.approx(losses, abs=1e-6)
+    assert kept["losses"] == pytest.approx(losses, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_end_together_when_the_time_of_one_is_over(tmp_path):
+    kept = train_in_two_processes(tmp_path, "1000000000", "0.5")
+    assert kept["loss_steps"][-1] == torch.load(tmp_path / "out" / CHECKPOINT, weights_only=True)["step"] and kept["seconds"] < 10

@@ -6,13 +6,13 @@ from ..draw import Draw
 from ..plan import Plan
 from ..stage import Stage
 from ..things.furniture import plant
-from ..things.outdoor import person
+from ..things.outdoor import animal, person
 from ..things.small import bottle, bowl, cup, fruit, sculpture, solid, stone, vase
 from ..weather import surroundings
 
 
 def closeup(draw: Draw) -> Plan:
-    make = draw.pick((sculpture, sculpture, stone, vase, solid, solid, fruit, cup, bowl, bottle, person, person, plant))
+    make = draw.pick((sculpture, sculpture, stone, vase, solid, solid, fruit, cup, bowl, bottle, person, person, animal, animal, plant))
     thing = make(draw, draw.between(1.5, 1.8) if make is person else draw.between(0.3, 0.8))
     radius, middle = max(thing.radius, thing.height / 2), thing.height * 0.5
     if make is person:  # a portrait

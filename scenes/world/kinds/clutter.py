@@ -33,4 +33,4 @@ def clutter(draw: Draw) -> Plan:
             thing = draw.pick(makers)(draw, thing.radius * draw.between(0.9, 1.4))
 
     around = surroundings(draw, eye, azimuth, max(spread, distance), (max(spread, distance), 3.0), outdoors=0.3)
-    return stage.plan(around, f"many small things, {stage.listed(4)} {around.words}")
+    return stage.plan(around, f"many small things{stage.listed(', ', 4)} {around.words}")

@@ -6,7 +6,7 @@ from ..draw import Draw
 from ..plan import Plan
 from ..stage import Stage
 from ..things.furniture import bed, cabinet, chair, floor_lamp, picture, plant, rug, shelf, sofa, stool, table
-from ..things.outdoor import person
+from ..things.outdoor import animal, person
 from ..weather import room
 
 # What stands at a wall, and how far its middle is from it in metres.
@@ -31,7 +31,7 @@ def interior(draw: Draw) -> Plan:
             stage.stand(thing, (-x + thing.radius, x - thing.radius), (-back + away,) * 2)
     if draw.chance(0.75):
         _table_and_chairs(stage, draw, x, back, front)
-    for make in draw.dice.sample((floor_lamp, plant, stool, chair, plant, person), draw.count(1, 3)):
+    for make in draw.dice.sample((floor_lamp, plant, stool, chair, animal, person), draw.count(1, 3)):
         stage.stand(make(draw), (-x + 0.35, x - 0.35), (-back + 0.35, front - 1), draw.between(-1.2, 1.2))
     hung: list[tuple[float, float]] = []
     for _ in range(draw.count(0, 3)):
@@ -43,7 +43,7 @@ def interior(draw: Draw) -> Plan:
         stage.add(rug(draw), (draw.between(-0.4, 0.4), 0, draw.between(-0.6, 0.3)), draw.between(-0.2, 0.2))
 
     around = room(draw, (-x, 0.0, -back), (x, height, front), math.atan2(eye[0], eye[2]))
-    return stage.plan(around, f"a room with {stage.listed()}, {around.floor}, {around.background}, {around.light}")
+    return stage.plan(around, f"a room{stage.listed(' with ')}, {around.floor}, {around.background}, {around.light}")
 
 
 def _table_and_chairs(stage: Stage, draw: Draw, x: float, back: float, front: float) -> None:

@@ -44,7 +44,7 @@ def landscape(draw: Draw) -> Plan:
     land = f"{hill.words.split()[-1]} hills of {noun}"
     words = f"{land} around water" if wet else f"{land} and a plain of {around.floor}"
     return replace(
-        stage.plan(replace(around, faces=tuple(faces)), f"{words}, {stage.listed(3)}, {around.background}, {around.light}"), waves=waves
+        stage.plan(replace(around, faces=tuple(faces)), f"{words}{stage.listed(', ', 3)}, {around.background}, {around.light}"), waves=waves
     )
 
 

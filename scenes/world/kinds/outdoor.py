@@ -3,18 +3,18 @@
 from ..draw import Draw
 from ..plan import Plan
 from ..stage import Stage
-from ..things.outdoor import bench, bush, car, fence, house, person, street_lamp, tree
+from ..things.outdoor import animal, bench, bush, car, fence, house, person, street_lamp, tree
 from ..things.small import solid, stone
 from ..weather import open_air
 
 GROUNDS = {"street": ("road", "square"), "park": ("grass", "grass", "earth", "snow"), "yard": ("grass", "sand", "square", "earth", "snow")}
 FURNITURE = {
     "street": (person, person, street_lamp, tree, solid, bush),
-    "park": (tree, tree, tree, bush, bush, bench, stone, person, fence),
-    "yard": (solid, solid, solid, stone, fence, tree, bush, person, bench),
+    "park": (tree, tree, tree, bush, bush, bench, stone, person, fence, animal),
+    "yard": (solid, solid, solid, stone, fence, tree, bush, person, bench, animal),
 }
 # Metres across or high.
-SIZES = {tree: (2.5, 7), bush: (0.7, 1.8), stone: (0.4, 1.6), solid: (0.4, 1.5), fence: (3, 7), person: (1.5, 1.85)}
+SIZES = {tree: (2.5, 7), bush: (0.7, 1.8), stone: (0.4, 1.6), solid: (0.4, 1.5), fence: (3, 7), person: (1.5, 1.85), animal: (0.5, 1.1)}
 
 
 def outdoor(draw: Draw) -> Plan:
@@ -43,4 +43,4 @@ def outdoor(draw: Draw) -> Plan:
         stage.stand(tree(draw, draw.between(3, 9)), (-22, 22), (-42, -18))
 
     around = open_air(draw, 0.0, GROUNDS[place])
-    return stage.plan(around, f"a {place} with {stage.listed()} {around.words}")
+    return stage.plan(around, f"a {place}{stage.listed(' with ')} {around.words}")

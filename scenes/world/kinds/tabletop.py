@@ -26,7 +26,7 @@ def tabletop(draw: Draw) -> Plan:
         make = draw.pick(THINGS)
         thing = make(draw, draw.between(*SIZES.get(make, (0.08, 0.16))))
         stage.stand(thing, (-limit, limit), (-limit * 0.7, limit * 0.7), draw.between(-0.9, 0.9), board.height)
-    seen = stage.listed()
+    seen = stage.listed() or "nothing"
     stage.add(board, (0, 0, 0), draw.between(-0.3, 0.3))
 
     around = surroundings(draw, eye, azimuth, 1.2, (0.9, 3.0), outdoors=0.12)

@@ -126,3 +126,29 @@ def person(draw: Draw, height: float = 1.7) -> Thing:
         parts.append(ball(h * 0.075, (foot[0], h * 0.025, foot[2] + h * 0.025), shoe, (0.45, 0.4, 1)))
         parts.append(ball(h * 0.008, (side * h * 0.022, h * 0.928, h * 0.049), eye))
     return Thing("person", tuple(parts), h * 0.2, h)
+
+
+def animal(draw: Draw, length: float = 0.6) -> Thing:
+    """A cat or a dog, sideways: body along x, its head at +x turned to +z."""
+    noun = draw.pick(("cat", "dog"))
+    fur = draw.material(("", "", "mottled", "striped", "lined"), ("brown", "black", "white", "gray", "orange", "yellow"), (3, 8), 0)
+    dark = Material((0.02, 0.02, 0.02), roughness=0.3)
+    h = length
+    body = (0.5, 0.12, 0, 0.3, 0.1, 0.05, 0, 0.28, -0.35, 0.05, 0, 0.3, 0.66, 0.4, 0.05, 0.18, -0.6, 0.1, 0, 0.2, 0.2, 0.1, 0, 0.25)
+    muzzle = 0.5 if noun == "dog" else 0.36
+    face = (0, 0.1, 0, 0.5, 0, -0.12, muzzle, 0.24, 0.18, -0.15, 0.2, 0.26, -0.18, -0.15, 0.2, 0.26, *(0, 0, 0, -9) * 2)
+    head = (0.44 * h, 0.72 * h, 0.06 * h)
+    parts = [
+        Part(BLEND, (0, 0.46 * h, 0), (0.55 * h, 0.55 * h, 0.42 * h), fur, form=body),
+        Part(BLEND, head, (0.3 * h,) * 3, fur, form=face),
+        rod((-0.4 * h, 0.52 * h, 0), (-0.62 * h, draw.between(0.5, 0.9) * h, 0.02 * h), 0.035 * h, fur, frustum(0.5)),
+        ball(0.028 * h, (head[0], head[1] - 0.02 * h, head[2] + (0.21 if noun == "dog" else 0.165) * h), dark),
+    ]
+    for side in (-1, 1):
+        ear = (head[0] + side * 0.1 * h, head[1] + 0.1 * h, head[2] - 0.02 * h)
+        tip = (ear[0] + side * (0.06 if noun == "cat" else 0.1) * h, ear[1] + (0.14 if noun == "cat" else -0.06) * h, ear[2])
+        parts.append(rod(ear, tip, 0.06 * h, fur, frustum(0.1 if noun == "cat" else 0.8)))
+        parts.append(ball(0.02 * h, (head[0] + side * 0.065 * h, head[1] + 0.06 * h, head[2] + 0.135 * h), dark))
+        for x in (-0.32, 0.28):
+            parts.append(rod((x * h, 0.42 * h, side * 0.09 * h), (x * h, 0.02 * h, side * 0.09 * h), 0.055 * h, fur, frustum(0.75)))
+    return Thing(noun, tuple(parts), 0.62 * h, 0.95 * h)
