@@ -6,10 +6,14 @@ import comfy.ops
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_patcher import ModelPatcher
 from intrinsic_lab.nodes import ildm
-from intrinsic_lab.nodes.native.backbones import BACKBONES, FAMILIES, LAYOUTS, MAP_ATTENTION, families_for, require
-from intrinsic_lab.nodes.native.backbones.backbone import INTRINSIC_LORA, JOINT_LORA, TENSOR_LORA, TRAINERS
+from intrinsic_lab.nodes.native import backbones
+from intrinsic_lab.nodes.native.backbones import BACKBONES, FAMILIES, LAYOUTS, MAP_ATTENTION, SINGLE_STEP, families_for, require
+from intrinsic_lab.nodes.native.backbones.backbone import INTRINSIC_LORA, JOINT_LORA, TENSOR_LORA, TRAINERS, Backbone, MapAttention
 from intrinsic_lab.nodes.native.backbones.unet.attention import block_addresses
+from intrinsic_lab.nodes.native.batch_rows.lumix_rows import maps_of
+from intrinsic_lab.nodes.native.joint_sampling.lumix import join_maps
 from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
 from intrinsic_lab.nodes.native.paths import bundled_file
 
@@ -83,3 +87,35 @@ def test_a_network_of_no_backbone_is_refused_with_the_names_of_those_that_can():
     model = SimpleNamespace(model=torch.nn.Module(), get_model_object=lambda name: torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match=r"This MODEL is a Module \(Linear\): maps can meet in Stable Diffusion .* and FLUX\.1; load"):
         require(model, MAP_ATTENTION)
+
+
+def test_a_backbone_nobody_has_heard_of_is_used_once_it_is_in_the_table(monkeypatch):
+    class Network(torch.nn.Linear):
+        pass
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.diffusion_model = Network(1, 1)
+
+    cpu = torch.device("cpu")
+    model, attached = ModelPatcher(Model(), load_device=cpu, offload_device=cpu), []
+    with pytest.raises(ValueError, match=r"This MODEL is a Model \(Network\): maps can meet in"):
+        join_maps(model, ("color", "depth"), "separate")
+    unheard_of = Backbone(
+        name="unheard_of",
+        title="Unheard-of",
+        matches=lambda network: isinstance(network, Network),
+        part="transformer",
+        family_of=lambda config: None,
+        families=(),
+        load=lambda request: model,
+        latent_formats=(),
+        layouts={},
+        map_attention=MapAttention(lambda clone, attention: attached.append((clone, attention))),
+    )
+    monkeypatch.setattr(backbones, "BACKBONES", (*BACKBONES, unheard_of))
+    clone = join_maps(model, ("color", "depth"), "separate")
+    assert attached == [(clone, "separate")] and clone is not model and maps_of(clone) == ("color", "depth")
+    with pytest.raises(ValueError, match="Intrinsic LoRA works on Stable Diffusion UNets"):
+        require(model, SINGLE_STEP)

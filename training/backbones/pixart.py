@@ -11,11 +11,13 @@ from .self_attention import PROJECTIONS, exchange_in
 
 
 def encode(pipeline: DiffusionPipeline, texts: list[str]) -> TextEmbeddings:
+    """What the pipeline's own text encoders make of some texts."""
     context, mask, *_ = pipeline.encode_prompt(texts, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False)
     return TextEmbeddings(context, mask=mask)
 
 
 def conditions(transformer: PixArtTransformer2DModel, text: TextEmbeddings, size: int) -> dict:
+    """Keyword arguments of the network's forward for square pictures of `size` pixels."""
     context, config = text.context, transformer.config
     rows = context.shape[0]
     sizes = {"resolution": None, "aspect_ratio": None}

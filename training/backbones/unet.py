@@ -27,11 +27,13 @@ def _is_sdxl(unet: UNet2DConditionModel) -> bool:
 
 
 def encode(pipeline: DiffusionPipeline, texts: list[str]) -> TextEmbeddings:
+    """What the pipeline's own text encoders make of some texts."""
     encoded = pipeline.encode_prompt(texts, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False)
     return TextEmbeddings(encoded[0], pooled=encoded[2] if _is_sdxl(pipeline.unet) else None)
 
 
 def conditions(unet: UNet2DConditionModel, text: TextEmbeddings, size: int) -> dict:
+    """Keyword arguments of the network's forward for square pictures of `size` pixels."""
     if not _is_sdxl(unet):
         return {"encoder_hidden_states": text.context}
     time_ids = text.context.new_tensor([size, size, 0, 0, size, size]).expand(text.context.shape[0], -1)
@@ -39,6 +41,7 @@ def conditions(unet: UNet2DConditionModel, text: TextEmbeddings, size: int) -> d
 
 
 def load_single_step(folder: Path, init: str, seed: int) -> SingleStepBase:
+    """Read an SD 1.x or 2.x folder; init "random" gives the UNet fresh weights drawn with `seed`. Raises ValueError for others."""
     for part in ("unet", "vae", "tokenizer", "text_encoder"):
         if not (folder / part).is_dir():
             raise ValueError(f"{folder} has no {part} folder: give a Stable Diffusion 1.x or 2.x model in diffusers format.")

@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ....methods.lumix.tensor_lora.file import read_adapter
 from ....methods.lumix.tensor_lora.layer import Adapter
-from ..backbones import MAP_ATTENTION, TENSOR_LORA, require
+from ..backbones import MAP_ADAPTER, MAP_ATTENTION, require
 from ..backbones.backbone import TensorLora
 from ..batch_rows.lumix_rows import KEY, attach_rows
 
@@ -43,7 +43,7 @@ def apply_adapter(
     attention: how they meet, None for what the file was trained with. double_blocks, single_blocks: numbers of the blocks to change, None
     for all; the others stay the base model's. Raises ValueError for other networks, widths and depths, and where maps meet already.
     """
-    attach = require(model, TENSOR_LORA)
+    attach = require(model, MAP_ADAPTER)
     _require_single_pictures(model)
     patcher = load_adapter(path)
     adapter: Adapter = patcher.model

@@ -16,6 +16,7 @@ _LATER_VARIANTS = ("global_modulation", "mlp_silu_act", "yak_mlp")
 
 
 def is_flux1(network: nn.Module) -> bool:
+    """Whether a network is a FLUX.1, not one of its successors."""
     return isinstance(network, Flux) and not any(getattr(network.params, variant, False) for variant in _LATER_VARIANTS)
 
 
