@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import tomllib
 import yaml
 from intrinsic_lab.tools.comfyui_source import find_comfyui
@@ -215,3 +216,47 @@ def test_dependencies_have_lower_bounds_only_and_are_the_same_for_comfyui_manage
     assert listed == project["dependencies"]
     for requirement in (*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)):
         assert re.fullmatch(r"[a-z0-9-]+>=[0-9.]+", requirement), requirement
+
+
+PAGES = ["ARCHITECTURE.md", "CONTRIBUTING.md", *(f"{room}/README.md" for room in (*ROOMS, "assets", "benchmarks", "tests", "tools", "web"))]
+
+
+def named_files(text: str, name: str = "*") -> Iterator[tuple[str, list[Path]]]:
+    """(what a page says, the files it means) of every file or folder that a page names by its path; NAME stands for `name`."""
+    for said in re.findall(r"`([\w.*/-]+/[\w.*-]+)/?(?::\w+)?`", text):
+        yield said, list(ROOT.glob(said.replace("NAME", name)))
+
+
+def test_every_file_that_the_pages_for_strangers_name_is_there():
+    missing = [
+        f"{page}: {said}"
+        for page in PAGES
+        for said, files in named_files((ROOT / page).read_text(encoding="utf-8"))
+        if not files and said != "try/except"
+    ]
+    assert not missing, "\n".join(missing)
+
+
+def names_in_code(path: Path) -> Iterator[str]:
+    """Every identifier and every text without spaces: what code goes by, where prose does not count."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name) | ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+                yield name
+            case ast.ImportFrom(module=module, names=aliases):
+                yield from (module or "", *(alias.name for alias in aliases))
+            case ast.Constant(value=str(text)) if not any(character.isspace() for character in text):
+                yield text
+
+
+@pytest.mark.parametrize(("recipe", "example"), [("A map", "metallic"), ("A backbone", "pixart"), ("A LoRA format", "loha")])
+def test_a_recipe_names_every_file_that_knows_its_subject(recipe, example):
+    recipes = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Recipes")[1].split("\n## ")[0]
+    section = recipes.split(f"### {recipe}\n")[1].split("\n### ")[0]
+    named = {file for _, files in named_files(section, example) for file in files}
+    # The kinds of weights share helpers; which families of LoRAs there are is a table of its own, named in the other recipe.
+    named |= {*(ROOT / "methods/lora/formats").glob("*.py"), ROOT / "methods/lora/families.py", ROOT / "nodes/lora_space.py"}
+    code = [path for path in SOURCES if path.relative_to(ROOT).parts[0] != "scenes"]
+    knowing = {path for path in code if any(example in name.lower() for name in names_in_code(path))}
+    assert knowing - named == set()
+    assert knowing, "the example is gone: choose another"
