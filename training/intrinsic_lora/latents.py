@@ -103,8 +103,8 @@ def encode_kinds(
             parts[kind].append((posterior.mode().float().cpu() * factor, posterior.std.float().cpu() * factor))
             if on_encoded is not None:
                 on_encoded(kind, rows.stop, len(source))
-        if rows.stop // 256 != start // 256 or rows.stop == len(source):
-            _LOG.info("encoded %d of %d pictures (%s)", rows.stop, len(source), ", ".join(missing))
+            if rows.stop // 256 != start // 256 or rows.stop == len(source):
+                _LOG.info("encoded %d of %d pictures (%s)", rows.stop, len(source), kind)
         start, step = rows.stop, max(1, _PIXELS // pictures[0, 0].numel())
     for kind in missing:
         mean, std = (torch.cat(half).contiguous() for half in zip(*parts[kind], strict=True))
