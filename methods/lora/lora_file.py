@@ -1,4 +1,4 @@
-"""Any LoRA file for a Stable Diffusion UNet, read safely into one canonical form.
+"""Any LoRA file for a UNet or a transformer, read safely into one canonical form.
 
 Spellings that are read, all with the same meaning (`M` is a diffusers module name such as `mid_block.attentions.0.proj_in`):
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from .formats import ALPHA, label_of, split_key
 from .names import dotted_name
 from .scales import peft_scales
-from .spellings import KOHYA, split_text_encoder
+from .spellings import KOHYA, split_component, split_text_encoder
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
         else:
             unknown.append(key)
     _refuse_unknown(unknown, found=len(halves), ignored=ignored)
-    scale_of = peft_scales(metadata)
+    components = {split_component(key)[0] for key in tensors}
+    scale_of = peft_scales(metadata, "transformer" if "transformer" in components else "unet")
     layers = {}
     for name, pair in halves.items():
         _check_pair(name, pair)

@@ -112,9 +112,10 @@ def test_header_and_text_encoder_tensors_are_reported(layers, tmp_path):
     assert lora.metadata["intrinsic_lab.map"] == "normal" and lora.ignored == 1
 
 
-def test_alpha_of_diffusers_header_sets_the_scale(layers):
-    state = spell(layers, "unet.", ".lora_A.weight", ".lora_B.weight")
-    config = {"unet.r": 4, "unet.lora_alpha": 2, "unet.alpha_pattern": {"conv1": 8}}
+@pytest.mark.parametrize("component", ["unet", "transformer"])
+def test_alpha_of_diffusers_header_sets_the_scale(layers, component):
+    state = spell(layers, f"{component}.", ".lora_A.weight", ".lora_B.weight")
+    config = {f"{component}.r": 4, f"{component}.lora_alpha": 2, f"{component}.alpha_pattern": {"conv1": 8}}
     scales = {name: layer.scale for name, layer in parse_lora(state, {"lora_adapter_metadata": json.dumps(config)}).layers.items()}
     assert scales == {QUERY: 0.5, OUT: 0.5, CONV: 2.0, TIME: 0.5}
 

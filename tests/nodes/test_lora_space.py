@@ -133,7 +133,7 @@ def test_a_lora_with_nothing_to_compare_says_so():
         similar("xl.safetensors")
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "absent.safetensors", "broken", ""])
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "absent.safetensors", "broken", "anime/a1.preview.png", ""])
 def test_only_listed_names_lead_to_files(name):
     with pytest.raises(FileNotFoundError, match="There is no LoRA"):
         lora_collection.lora_path(name)
