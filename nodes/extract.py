@@ -4,12 +4,10 @@ import json
 import logging
 import os
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import torch
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
@@ -21,7 +19,7 @@ from ..methods.lora.lora_file import LoraFile, read_lora
 from ..methods.maps import MAPS, image_from_map, map_from_image
 from .native.batch_rows import row_lora
 from .native.joint_sampling.single_step import interruptible, make_generator, require_parts, require_sd_unet, rows_per_forward
-from .native.paths import bundled_file
+from .native.lora_library.files import lora_names, lora_path
 from .native.schema import schema
 
 FROM_METADATA = "auto"
@@ -32,16 +30,7 @@ DEFAULT_TIMESTEP = 999
 LATENT_OUTPUT = 4
 PREVIEW_PICTURES = 4
 PREVIEW_HEIGHT, PREVIEW_WIDTH = 320, 640
-
-
-def _bundled_adapters() -> dict[str, Path]:
-    """The pack's own adapters, by the name the node shows."""
-    return {f"nano/{name} (bundled)": path for name in MAPS if (path := bundled_file(f"nano_{name}.safetensors")).is_file()}
-
-
-def _lora_path(lora_name: str) -> Path:
-    bundled = _bundled_adapters()
-    return bundled[lora_name] if lora_name in bundled else Path(folder_paths.get_full_path_or_raise("loras", lora_name))
+BUNDLED_LORAS = {f"nano/{name}": f"nano_{name}.safetensors" for name in MAPS}
 
 
 class ApplyIntrinsicLoRA(io.ComfyNode):
@@ -73,7 +62,7 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "lora_name",
-                    options=[*_bundled_adapters(), *folder_paths.get_filename_list("loras")],
+                    options=lora_names(BUNDLED_LORAS),
                     tooltip="A LoRA from models/loras (ours, kohya, diffusers, or the published .bin files), or a bundled one.",
                 ),
                 io.Combo.Input(
@@ -102,7 +91,7 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
             # It comes over a link: then what is there changes with it.
             return "linked"
         try:
-            stat = os.stat(_lora_path(lora_name))
+            stat = os.stat(lora_path(lora_name, BUNDLED_LORAS))
         except FileNotFoundError:
             # execute() reports it in words.
             return "missing"
@@ -111,7 +100,7 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
     @classmethod
     def execute(cls, model, lora_name: str, map: str, strength: float) -> io.NodeOutput:
         unet = require_sd_unet(model)
-        lora = read_lora(_lora_path(lora_name))
+        lora = read_lora(lora_path(lora_name, BUNDLED_LORAS))
         if lora.ignored:
             logging.warning("%s: %d text-encoder tensors are left out, intrinsic maps use the UNet only.", lora_name, lora.ignored)
         map_name, prompt, timestep, resolution = _lora_facts(lora, lora_name, map)

@@ -18,12 +18,12 @@ from .native.joint_sampling.single_step import interruptible
 from .native.loading.generators import (
     NO_LORA,
     LoadedGenerator,
+    bundled_loras,
     generator_folders,
     load_generator,
-    lora_files,
-    lora_path,
     pictures_per_forward,
 )
+from .native.lora_library.files import lora_names, lora_path
 from .native.paths import folder_fingerprint
 from .native.schema import schema
 
@@ -43,7 +43,7 @@ def _lora_inputs(kind: str) -> list:
     """One choice per map: the bundled LoRA first where there is one."""
     inputs = []
     for number, name in enumerate(MAPS):
-        options = list(lora_files(kind, name))
+        options = [NO_LORA, *lora_names(bundled_loras(kind, name))]
         tooltip = f"The LoRA from models/loras with which this generator makes '{name}', or a bundled one. 'none': no such map."
         default = next((option for option in options if option.endswith("(bundled)")), NO_LORA)
         optional = number >= REQUIRED_LORAS
@@ -63,7 +63,7 @@ def _fingerprint(kind: str, folder_name: str, lora_names: dict[str, str]) -> tup
     for name, lora_name in lora_names.items():
         if lora_name != NO_LORA:
             try:
-                state = os.stat(lora_path(kind, name, lora_name))
+                state = os.stat(lora_path(lora_name, bundled_loras(kind, name)))
                 states.append((state.st_mtime_ns, state.st_size))
             except FileNotFoundError:
                 # execute() reports it in words.

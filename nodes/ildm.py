@@ -1,10 +1,8 @@
 """A picture and its intrinsic maps in one sampling: weight schedules, the patched MODEL, and the joint latent."""
 
 import os
-from pathlib import Path
 from typing import Any
 
-import folder_paths
 import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -15,12 +13,13 @@ from ..methods.ildm.joint_forward import INTRINSIC, PICTURE
 from ..methods.ildm.schedules import LAYOUTS, Place, WeightSchedule
 from ..methods.lora.lora_file import read_lora
 from .native.joint_sampling import cross_domain
-from .native.paths import bundled_file
+from .native.lora_library.files import lora_names, lora_path
 from .native.schema import schema
 
 Schedule = io.Custom("WEIGHT_SCHEDULE")
 CATEGORY = "intrinsic lab/joint generation"
 NO_LORA = "none"
+BUNDLED_LORAS = {"nano/ildm": "nano_ildm.safetensors"}
 EVERYWHERE, STAGES, BLOCKS = "everywhere", "stages", "blocks"
 PRODUCT, MAXIMUM = "product", "maximum"
 SCHEDULE_TOOLTIP = "How strongly the picture attends to its intrinsics, by block and noise level: for Cross-Domain Attention or Combine."
@@ -180,22 +179,11 @@ class CombineSchedules(io.ComfyNode):
         return _shown(cls, combined if place is None else schedules.restricted(combined, place), preview_model)
 
 
-def _bundled_loras() -> dict[str, Path]:
-    """The pack's own LoRA of the intrinsic domain, by the name the node shows."""
-    return {"nano/ildm (bundled)": path} if (path := bundled_file("nano_ildm.safetensors")).is_file() else {}
-
-
-def _lora_path(name: str) -> Path:
-    bundled = _bundled_loras()
-    return bundled[name] if name in bundled else Path(folder_paths.get_full_path_or_raise("loras", name))
-
-
 class CrossDomainAttention(io.ComfyNode):
     """The MODEL that samples pictures and intrinsics together."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        loras = folder_paths.get_filename_list("loras")
         return schema(
             node_id="IntrinsicLabCrossDomainAttention",
             display_name="Apply Cross-Domain Attention",
@@ -213,7 +201,7 @@ class CrossDomainAttention(io.ComfyNode):
                 Schedule.Input("schedule", tooltip="How strongly the picture attends to its intrinsics. They always attend to it fully."),
                 io.Combo.Input(
                     "lora_name",
-                    options=[*_bundled_loras(), *loras, NO_LORA],
+                    options=[*lora_names(BUNDLED_LORAS), NO_LORA],
                     tooltip="The LoRA of the intrinsic maps, from models/loras or bundled. 'none' leaves them to the base model.",
                 ),
                 io.Float.Input(
@@ -221,7 +209,7 @@ class CrossDomainAttention(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "picture_lora_name",
-                    options=[NO_LORA, *loras],
+                    options=[NO_LORA, *lora_names({})],
                     default=NO_LORA,
                     optional=True,
                     tooltip="A LoRA for the picture only, such as the paper's hands. LoRAs of core's LoraLoader act on picture and maps "
@@ -257,7 +245,7 @@ class CrossDomainAttention(io.ComfyNode):
     ) -> io.NodeOutput:
         wanted = {INTRINSIC: (lora_name, strength), PICTURE: (picture_lora_name, picture_strength)}
         adapters = {
-            domain: cross_domain.bind_lora(model, read_lora(_lora_path(name)), factor, source=name)
+            domain: cross_domain.bind_lora(model, read_lora(lora_path(name, BUNDLED_LORAS)), factor, source=name)
             for domain, (name, factor) in wanted.items()
             if name != NO_LORA
         }
@@ -269,7 +257,7 @@ def _file_state(name: str | None) -> tuple | None:
     """Changes when a LoRA file is replaced; None without one, which `execute` reports in words."""
     try:
         # A name that comes over a link is not known yet.
-        state = os.stat(_lora_path(name)) if name not in (NO_LORA, None) else None
+        state = os.stat(lora_path(name, BUNDLED_LORAS)) if name not in (NO_LORA, None) else None
     except FileNotFoundError:
         return None
     return state and (name, state.st_size, state.st_mtime_ns)

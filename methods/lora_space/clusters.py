@@ -110,18 +110,18 @@ def _spread(sample: numpy.ndarray, count: int, random: numpy.random.Generator) -
 def name_clusters(entries: Sequence[Entry], labels: Sequence[int]) -> list[str]:
     """A name per cluster: the folder that holds most of it, else the tag that sets it apart, else one of its LoRAs."""
     names: list[str] = []
-    of_shelf = {"folder": Counter(entry.folder for entry in entries), "tag": Counter(tag for entry in entries for tag in entry.tags)}
+    of_all = {"folder": Counter(entry.folder for entry in entries), "tag": Counter(tag for entry in entries for tag in entry.tags)}
     for label in range(max(labels, default=-1) + 1):
         members = [entry for entry, own in zip(entries, labels, strict=True) if own == label]
-        folder = _telling(Counter(entry.folder for entry in members if entry.folder), of_shelf["folder"], len(members), len(entries), 0.5)
-        tag = _telling(Counter(tag for entry in members for tag in entry.tags), of_shelf["tag"], len(members), len(entries), 0.3)
+        folder = _telling(Counter(entry.folder for entry in members if entry.folder), of_all["folder"], len(members), len(entries), 0.5)
+        tag = _telling(Counter(tag for entry in members for tag in entry.tags), of_all["tag"], len(members), len(entries), 0.3)
         name = os.path.basename(folder) if folder else tag or f"like {os.path.splitext(os.path.basename(members[0].name))[0]}"
         names.append(name if name not in names else f"{name} ({names.count(name) + sum(n.startswith(f'{name} (') for n in names) + 1})")
     return names
 
 
 def _telling(inside: Counter, everywhere: Counter, size: int, total: int, least: float) -> str | None:
-    """What most of the cluster has and few others do; None if less than `least` of the cluster has it, or all of the shelf."""
+    """What most of the cluster has and few others do; None if less than `least` of the cluster has it, or all of the collection."""
     scores = {
         value: (many / size) * math.log(total / everywhere[value])
         for value, many in inside.items()

@@ -1,8 +1,7 @@
-"""The index of a shelf of LoRAs: what is where, what it is for, and its sketches. SQLite is the truth; files are only read."""
+"""The index of a collection of LoRAs: what is where, what it is for, and its sketches. SQLite is the truth; files are only read."""
 
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -12,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import torch
 
-from ..lora.layout import forget_layouts
+from ..lora.cache import ReadCache
 from ..lora.names import SUBNETWORKS
-from ..lora.weight_file import Memory
 from .database import connect, snapshot, transaction
 from .records import Entry, Problem, Progress, Report, Summary
 from .scan import Found, Inspection, inspect, list_files
@@ -24,7 +21,7 @@ from .sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, Sketches, packed, unit, 
 from .space import DIMENSIONS, LEAST_FOR_PCA, Pca, Space, fit_pca, pack, unpack
 
 _COLUMNS = "id, path, root, name, size, mtime_ns, family, format, rank_min, rank_max, dtype, modules, approximate, tags, sketch_version"
-# Rows that the PCA is fitted on, at most; drawn evenly from the shelf.
+# Rows that the PCA is fitted on, at most; drawn evenly from the collection.
 _FIT_ROWS = 20_000
 _CHUNK = 2_000
 # Files read at once: one waits for the disk while the others work; more would only wait for each other in Python.
@@ -77,13 +74,11 @@ class LoraIndex:
         batch: list[tuple[Found, Inspection]] = []
         flushed = time.monotonic()
 
-        memories = threading.local()
+        cache = ReadCache()
 
         def job(found: Found) -> tuple[Found, Inspection]:
             twins = () if found.path in known else vanished.get((found.size, found.mtime_ns), ())
-            if not hasattr(memories, "own"):
-                memories.own = Memory()
-            return found, inspect(found.path, embed, twins, memories.own)
+            return found, inspect(found.path, embed, twins, cache)
 
         try:
             for done, result in enumerate(_in_parallel(job, work, workers), 1):
@@ -94,7 +89,6 @@ class LoraIndex:
                 if report:
                     report(Progress("read" if embed else "scan", done, len(work), result[0].path))
         finally:
-            forget_layouts()
             self._write(batch, known, vanished, embed, counts)
         with self._writing():
             # A moved file's row has its new path by now.
@@ -163,7 +157,7 @@ class LoraIndex:
         return {row["part"]: dict(zip(KINDS, unpacked(row["vectors"])[0], strict=True)) for row in found}
 
     def space(self, family: str, subnetwork: str = "all") -> Space:
-        """All embedded LoRAs of a family as vectors; fitted when there is none, or the shelf has grown by a quarter or halved since.
+        """All embedded LoRAs of a family as vectors; fitted when there is none, or the collection has grown by a quarter or halved since.
 
         Kept in memory until the index changes. LoRAs without the sub-network are left out; without any, the space is empty.
         """
@@ -348,9 +342,7 @@ def _below(path: str, folders: Iterable[str]) -> bool:
 def _in_parallel(job: Callable[[Found], Any], work: Sequence[Found], workers: int) -> Iterator[Any]:
     """Results as they come, a few files ahead of the caller; leaving early stops what has not begun."""
     remaining = iter(work)
-    threads = torch.get_num_threads()
-    # A file's products are small: threads of torch's own below the workers' would only wait for each other.
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         running: set[Future] = set()
         try:
             while True:
@@ -363,5 +355,3 @@ def _in_parallel(job: Callable[[Found], Any], work: Sequence[Found], workers: in
         finally:
             for future in running:
                 future.cancel()
-            # Threads that begin later take the number that was set last anywhere.
-            torch.set_num_threads(threads)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy
 
-from ..lora.layout import BadFile
+from ..lora.header import BadFile
 from ..lora.modules import describe
 from ..lora.weight_file import read_header
 from .gram import gram

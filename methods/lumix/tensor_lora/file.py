@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
+from ...lora.lora_file import load_safetensors
 from ..design import HYBRID, LORAS, MAP_NAMES, QUERY_BROADCAST, TENSOR, Design
 from .config import AdapterConfig
 from .layer import Adapter
@@ -32,11 +33,7 @@ def read_adapter(path: str | Path) -> Adapter:
     """A file as an `Adapter` in the file's precision. Raises ValueError, naming the file, what is wrong with it and what to do."""
     path = Path(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            # Cloned, so that the file can be replaced while the weights live on.
-            keys = file.keys()
-            tensors = {key: file.get_tensor(key).clone() for key in keys}
+        tensors, metadata = load_safetensors(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path.name} cannot be read as safetensors ({error}): it is missing, truncated or of another kind.") from None
     try:

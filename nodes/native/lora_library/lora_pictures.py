@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .lora_shelf import preview_picture
+from .lora_collection import preview_picture
 
 SIDE, MARGIN, WIDTH = 96, 8, 720
 BACKGROUND, BAND, EMPTY, INK, FAINT = "#1e1e22", "#2a2a30", "#3a3a42", "#f0f0f0", "#a8a8b0"

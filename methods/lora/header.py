@@ -1,14 +1,11 @@
-"""The header of a safetensors file as text: which tensors there are, and where. What files of one trainer share is made once."""
+"""The header of a safetensors file as text: which tensors there are, and where."""
 
-import gc
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial, wraps
+from functools import lru_cache, wraps
 from math import prod
-from threading import RLock
 from typing import Any, NamedTuple
 
 import numpy
@@ -27,8 +24,6 @@ NUMPY_DTYPES = {torch.float64: "f8", torch.float32: "f4", torch.float16: "f2"}
 _STORED = {dtype: numpy.dtype(NUMPY_DTYPES.get(dtype, f"i{dtype.itemsize}")) for dtype in DTYPES.values()}
 # Where nearly every writer puts the metadata.
 _METADATA_FIRST = re.compile(r'\s*\{\s*"__metadata__"\s*:\s*')
-# Layouts that are remembered, and the text of the longest; some 2 MB of objects each.
-_LAYOUTS, _LAYOUT_CHARACTERS, _MET = 32, 2 << 20, 100_000
 
 
 class BadFile(ValueError):
@@ -47,7 +42,7 @@ class Form(NamedTuple):
     size: int
 
 
-class Place(NamedTuple):
+class TensorInfo(NamedTuple):
     """Where a tensor lies in the data, in bytes, and what it is."""
 
     start: int
@@ -67,18 +62,18 @@ def _form(kind: str, shape: tuple[int, ...]) -> Form:
     return Form(kind, dtype, shape, matrix, _STORED[dtype], prod(shape) * dtype.itemsize)
 
 
-def _place(entry: dict[str, Any]) -> Place | dict[str, Any]:
-    """Of a tensor, from its entry in the header; anything else is left as it is."""
+def _tensor_info(entry: dict[str, Any]) -> TensorInfo | dict[str, Any]:
+    """From a tensor's entry in the header; anything else is left as it is."""
     try:
         (start, stop), form = entry["data_offsets"], _form(entry["dtype"], tuple(entry["shape"]))
         whole = type(start) is type(stop) is int and start >= 0 and stop - start == form.size
     except (LookupError, TypeError, ValueError):
         return entry
-    return Place(start, stop, form) if whole else entry
+    return TensorInfo(start, stop, form) if whole else entry
 
 
 def _what_is_wrong(name: str, entry: dict[str, Any]) -> str:
-    """With an entry that says no place."""
+    """With an entry that `_tensor_info` could not read."""
     kind, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     lists = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
     whole = lists and set(map(type, (*shape, *offsets))) == {int} and min(*shape, *offsets) >= 0 and offsets[0] <= offsets[1]
@@ -91,108 +86,80 @@ def _what_is_wrong(name: str, entry: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """What a file holds, and where. Files that agree in it share one object from the second on, until `forget_layouts`: most of a shelf
-    come from a few trainers, and reading a header of 2,000 tensors takes longer than using it.
+    """What a file holds, and where. Files of one trainer agree in it, and share it by `ReadCache`.
 
-    tensors: name -> place, or the entry as it is where that says none. end: bytes of data. metadata: empty where it came before the
-    tensors. shared: more files of it are to be expected. derived: see `once_per_layout`.
+    tensors: name -> info, or the entry as it is where that says none. end: bytes of data. metadata: empty where it came before the
+    tensors. derived: see `once_per_layout`.
     """
 
-    tensors: dict[str, Place | dict[str, Any]]
+    tensors: dict[str, TensorInfo | dict[str, Any]]
     end: int
     metadata: dict[str, str]
-    shared: bool
     derived: dict[Any, Any] = field(default_factory=dict)
 
-    def place(self, name: str) -> Place:
+    def info(self, name: str) -> TensorInfo:
         """Of a tensor. Raises BadFile."""
         found = self.tensors[name]
-        if isinstance(found, Place):
+        if isinstance(found, TensorInfo):
             return found
         raise BadFile(_what_is_wrong(name, found))
 
-    def places(self, names: Mapping[str, str]) -> dict[str, Place]:
-        """Of the tensors that these keys name, key -> place, without the broken ones: `Reader.tensor` says what is wrong, in its turn."""
-        return {key: place for key, name in names.items() if isinstance(place := self.tensors[name], Place)}
+    def infos(self, names: Mapping[str, str]) -> dict[str, TensorInfo]:
+        """Of the tensors that these keys name, key -> info, without the broken ones: `Reader.tensor` says what is wrong, in its turn."""
+        return {key: info for key, name in names.items() if isinstance(info := self.tensors[name], TensorInfo)}
 
     def shape(self, name: str) -> Any:
-        """What the header says, whether it makes sense or not."""
+        """What the header says: a tuple, or of a broken entry anything that JSON has."""
         found = self.tensors[name]
-        return list(found.form.shape) if isinstance(found, Place) else found.get("shape")
+        return found.form.shape if isinstance(found, TensorInfo) else found.get("shape")
 
     def dtype(self, name: str) -> str:
         """What the header says."""
         found = self.tensors[name]
-        return found.form.kind if isinstance(found, Place) else str(found.get("dtype"))
+        return found.form.kind if isinstance(found, TensorInfo) else str(found.get("dtype"))
 
 
 def once_per_layout(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorates `function(layout, *hashable)`: the result is kept as long as the layout is."""
+    """Decorates `function(layout, *hashable)`: the result is kept as long as the layout is. Threads may make it twice."""
 
     @wraps(function)
     def remembered(layout: Layout, *arguments: Any) -> Any:
         key = function, arguments
         if key not in layout.derived:
-            with _many_objects():
-                # Another thread may have made it meanwhile.
-                if key not in layout.derived:
-                    layout.derived[key] = function(layout, *arguments)
+            layout.derived[key] = function(layout, *arguments)
         return layout.derived[key]
 
     return remembered
 
 
-_one_at_a_time = RLock()
+@dataclass(frozen=True)
+class Header:
+    """What the head of a safetensors file says.
+
+    data_start, size: bytes. fingerprint: 16 bytes over the header and samples of the data, the same for a file under another name.
+    """
+
+    layout: Layout
+    metadata: dict[str, str]
+    data_start: int
+    size: int
+    fingerprint: bytes
 
 
-@contextmanager
-def _many_objects() -> Iterator[None]:
-    """One thread at a time, and no garbage collection while it makes thousands of objects that are no garbage: that would take longer than
-    making them."""
-    with _one_at_a_time:
-        enabled = gc.isenabled()
-        gc.disable()
-        try:
-            yield
-        finally:
-            if enabled:
-                gc.enable()
-
-
-def _parse(text: str, shared: bool) -> Layout:
-    tensors = json.loads(text, object_hook=_place)
+def parse_layout(text: str) -> Layout:
+    """Raises ValueError, TypeError, LookupError, AttributeError or RecursionError where `text` is no header."""
+    tensors = json.loads(text, object_hook=_tensor_info)
     metadata = tensors.pop("__metadata__", None) or {}
-    if not all(isinstance(found, (Place, dict)) for found in tensors.values()):
+    if not all(isinstance(found, (TensorInfo, dict)) for found in tensors.values()):
         raise TypeError
-    ends = (found.stop if isinstance(found, Place) else found["data_offsets"][1] for found in tensors.values())
-    return Layout(tensors, max(ends, default=0), metadata, shared)
+    ends = (found.stop if isinstance(found, TensorInfo) else found["data_offsets"][1] for found in tensors.values())
+    return Layout(tensors, max(ends, default=0), metadata)
 
 
-_remembered = lru_cache(maxsize=_LAYOUTS)(partial(_parse, shared=True))
-# Hashes of texts met so far. One that comes again is remembered; thousands of objects that live on make every garbage collection longer.
-_met: set[int] = set()
-
-
-def _layout(text: str) -> Layout:
-    with _many_objects():
-        if len(text) <= _LAYOUT_CHARACTERS:
-            if hash(text) in _met:
-                return _remembered(text)
-            if len(_met) < _MET:
-                _met.add(hash(text))
-        return _parse(text, shared=False)
-
-
-def forget_layouts() -> None:
-    """Frees what is remembered of the headers read so far."""
-    _remembered.cache_clear()
-    _met.clear()
-
-
-def layout_of(text: str) -> tuple[Layout, dict[str, str]]:
-    """(layout, metadata) of a header. Raises ValueError, TypeError, LookupError, AttributeError or RecursionError where it is none."""
+def parse_header(text: str, parse: Callable[[str], Layout] = parse_layout) -> tuple[Layout, dict[str, str]]:
+    """(layout, metadata) of a header. parse: `parse_layout`, or what remembers its results. Raises as that does."""
     metadata, rest = _split(text)
-    layout = _layout(rest)
+    layout = parse(rest)
     metadata = metadata or layout.metadata
     if not isinstance(metadata, dict) or not isinstance(layout.end, int):
         raise TypeError
@@ -210,3 +177,9 @@ def _split(text: str) -> tuple[dict[str, str], str]:
     if rest[:1] not in (",", "}"):
         raise ValueError
     return metadata or {}, "{" + rest.removeprefix(",")
+
+
+def text_of(metadata: Mapping[str, Any], key: str) -> str:
+    """A value of the header's metadata as text; "" where there is none."""
+    value = metadata.get(key, "")
+    return value if isinstance(value, str) else ""
