@@ -75,13 +75,12 @@ def _tensor_info(entry: dict[str, Any]) -> TensorInfo | dict[str, Any]:
 def _what_is_wrong(name: str, entry: dict[str, Any]) -> str:
     """With an entry that `_tensor_info` could not read."""
     kind, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    lists = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
-    whole = lists and set(map(type, (*shape, *offsets))) == {int} and min(*shape, *offsets) >= 0 and offsets[0] <= offsets[1]
-    if not whole:
+    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2 else []
+    if set(map(type, numbers)) != {int} or min(numbers) < 0 or numbers[-2] > numbers[-1]:
         return f"the place of {name} does not lie inside the file: it is truncated or damaged, download it again."
     if not isinstance(kind, str) or kind not in DTYPES:
         return f"{name} is stored as {kind}, floating point weights were expected: export it as fp16."
-    return f"{name} has {offsets[1] - offsets[0]} bytes for shape {shape} in {kind}: it is damaged, download it again."
+    return f"{name} has {numbers[-1] - numbers[-2]} bytes for shape {shape} in {kind}: it is damaged, download it again."
 
 
 @dataclass(frozen=True, eq=False)

@@ -129,7 +129,7 @@ class Reader:
 
     def _read(self, start: int, data: numpy.ndarray) -> None:
         self._file.seek(self.header.data_start + start)
-        self._fill(memoryview(data))
+        self._fill(data.data)
 
     def _fill(self, view: memoryview) -> None:
         done = 0

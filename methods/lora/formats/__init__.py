@@ -28,7 +28,7 @@ _LABELS = dict.fromkeys(MAGNITUDES, "DoRA") | {role: one.labels.get(role, one.la
 def split_key(key: str) -> tuple[str, str] | None:
     """(module as the file spells it, role of the tensor: "down", "hada_w1_a", "alpha"...); None for a key of no format that is read."""
     match = next((match for pattern in _PATTERNS if (match := pattern.match(key))), None)
-    return match and (match["module"], match.lastgroup)
+    return (match["module"], match.lastgroup) if match and match.lastgroup else None
 
 
 def format_of(roles: Collection[str]) -> Format | None:

@@ -44,7 +44,9 @@ def _plain_sizes(shapes: Mapping[str, Sequence[int]]) -> tuple[int, int, int] | 
         return None
     down, up = shapes["down"], shapes["up"]
     whole = len(down) >= 2 and len(up) >= 2 and up[1] == down[0] and prod(up[2:]) == 1
-    return (up[0], down[0], prod(down[1:])) if whole and prod(down) and prod(up) else None
+    if not whole or 0 in (*down, *up):
+        return None
+    return up[0], down[0], prod(down[1:])
 
 
 LORA = Format(
