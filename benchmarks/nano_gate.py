@@ -122,7 +122,7 @@ class Bundle:
         for name, exact in held_out.maps.items():
             if not (adapter := self.assets / f"nano_{name}.safetensors").exists():
                 continue
-            unet = with_adapter(load_base(self.assets / "nano").unet, adapter)
+            unet = with_adapter(load_base(self.assets / "nano").network, adapter)
             text = self.base.embed(MAPS[name].prompt)
             predicted = torch.cat([map_latent(unet, part, text) for part in latents.split(16)])
             yield name, main_metric(name, decode(self.base.vae, predicted, name), exact, held_out.mask_bhw)
@@ -142,9 +142,9 @@ class Bundle:
         text = torch.cat([self.base.embed(prompt) for prompt in (*prompts, "")])
         conditions = torch.cat([text[:-1], text[-1:].expand(len(prompts), -1, -1)])
         generator = torch.Generator().manual_seed(seed)
-        latent = torch.randn(len(prompts), self.base.unet.config.in_channels, SIZE // 8, SIZE // 8, generator=generator)
+        latent = torch.randn(len(prompts), self.base.network.config.in_channels, SIZE // 8, SIZE // 8, generator=generator)
         for timestep in scheduler.timesteps:
-            told, empty = self.base.unet(torch.cat([latent] * 2), timestep, conditions).sample.chunk(2)
+            told, empty = self.base.network(torch.cat([latent] * 2), timestep, conditions).sample.chunk(2)
             latent = scheduler.step(empty + CFG * (told - empty), timestep, latent).prev_sample
         return latent
 

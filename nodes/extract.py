@@ -17,8 +17,9 @@ from torch import Tensor
 from ..methods.intrinsic_lora.extract import ExtractSettings, extract, plan_extraction, resize
 from ..methods.lora.lora_file import LoraFile, read_lora
 from ..methods.maps import MAPS, image_from_map, map_from_image
+from .native.backbones import SINGLE_STEP, require
 from .native.batch_rows import row_lora
-from .native.joint_sampling.single_step import interruptible, make_generator, require_parts, require_sd_unet, rows_per_forward
+from .native.joint_sampling.single_step import interruptible, make_generator, require_parts, rows_per_forward
 from .native.lora_library.files import lora_names, lora_path
 from .native.schema import schema
 
@@ -99,16 +100,13 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora_name: str, map: str, strength: float) -> io.NodeOutput:
-        unet = require_sd_unet(model)
+        single_step = require(model, SINGLE_STEP)
+        single_step.check(model)
         lora = read_lora(lora_path(lora_name, BUNDLED_LORAS))
         if lora.ignored:
             logging.warning("%s: %d text-encoder tensors are left out, intrinsic maps use the UNet only.", lora_name, lora.ignored)
         map_name, prompt, timestep, resolution = _lora_facts(lora, lora_name, map)
-        native_names = {
-            name.removesuffix(".weight"): native.removesuffix(".weight")
-            for name, native in comfy.utils.unet_to_diffusers(model.model.model_config.unet_config).items()
-        }
-        adapter = row_lora.MapAdapter(lora.layers, unet, native_names, strength, source=lora_name)
+        adapter = single_step.bind_lora(model, lora.layers, strength, lora_name)
         return io.NodeOutput(row_lora.carry(model, map_name, prompt, timestep, resolution, adapter))
 
 
@@ -222,7 +220,7 @@ class ExtractIntrinsicMaps(io.ComfyNode):
     def execute(
         cls, model, clip, vae, image, processing_resolution: int, tile_size: int, tile_overlap: int, mirrored_average: bool, merged_map: str
     ) -> io.NodeOutput:
-        require_sd_unet(model)
+        require(model, SINGLE_STEP).check(model)
         require_parts(model, clip, vae)
         image_bhw3 = map_from_image(image, 3, "image", grey=True)
         carried = row_lora.carried_maps(model)

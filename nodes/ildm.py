@@ -10,8 +10,9 @@ from torch import Tensor
 from ..methods.ildm import schedules
 from ..methods.ildm.heat_map import heat_map
 from ..methods.ildm.joint_forward import INTRINSIC, PICTURE
-from ..methods.ildm.schedules import LAYOUTS, Place, WeightSchedule
+from ..methods.ildm.schedules import BlockFilter, WeightSchedule, stage_blocks
 from ..methods.lora.lora_file import read_lora
+from .native.backbones import LAYOUTS
 from .native.joint_sampling import cross_domain
 from .native.lora_library.files import lora_names, lora_path
 from .native.schema import schema
@@ -22,6 +23,8 @@ NO_LORA = "none"
 BUNDLED_LORAS = {"nano/ildm": "nano_ildm.safetensors"}
 EVERYWHERE, STAGES, BLOCKS = "everywhere", "stages", "blocks"
 PRODUCT, MAXIMUM = "product", "maximum"
+# Networks that previews are drawn for: the published ones, and the bundled one.
+PREVIEWS = {**LAYOUTS, "nano": stage_blocks((1, 1, 1, 1, 2, 2, 2))}
 SCHEDULE_TOOLTIP = "How strongly the picture attends to its intrinsics, by block and noise level: for Cross-Domain Attention or Combine."
 POSITIONS_TOOLTIP = (
     "Numbers and ranges from 0 on, such as '3-7, 9'. Stages count resolutions in order of execution (SD 1.5 and 2.1: 0-8, 4 is the middle; "
@@ -33,13 +36,15 @@ POSITIONS_TOOLTIP = (
 def _preview_input() -> io.Combo.Input:
     return io.Combo.Input(
         "preview_model",
-        options=list(LAYOUTS),
-        default=next(iter(LAYOUTS)),
+        options=list(PREVIEWS),
+        default=next(iter(PREVIEWS)),
         tooltip="For which network the preview draws the schedule. It changes the preview only.",
+        # For web/weight_schedule.js: the stage of every block.
+        extra_dict={"layouts": {name: [block.stage for block in blocks] for name, blocks in PREVIEWS.items()}},
     )
 
 
-def _where(kind: str, positions: str) -> Place | None:
+def _where(kind: str, positions: str) -> BlockFilter | None:
     if kind == EVERYWHERE:
         return None
     numbers = schedules.parse_positions(positions)
@@ -47,7 +52,7 @@ def _where(kind: str, positions: str) -> Place | None:
 
 
 def _shown(cls, schedule: WeightSchedule, preview_model: str) -> io.NodeOutput:
-    picture = ui.PreviewImage(heat_map(schedule, LAYOUTS[preview_model]), cls=cls)
+    picture = ui.PreviewImage(heat_map(schedule, PREVIEWS[preview_model]), cls=cls)
     # Not "images": the front end would draw it a second time, below the one that web/weight_schedule.js keeps in the node.
     return io.NodeOutput(schedule, ui={"heat_map": picture.as_dict()["images"]})
 
@@ -175,8 +180,8 @@ class CombineSchedules(io.ComfyNode):
         if over_time.strip():
             factors.append(schedules.table_schedule(schedules.parse_table(over_time)))
         combined = schedules.product(joined, *factors)
-        place = _where(where, positions)
-        return _shown(cls, combined if place is None else schedules.restricted(combined, place), preview_model)
+        inside = _where(where, positions)
+        return _shown(cls, combined if inside is None else schedules.restricted(combined, inside), preview_model)
 
 
 class CrossDomainAttention(io.ComfyNode):

@@ -8,6 +8,7 @@ from ..methods.ildm.schedules import parse_positions
 from ..methods.lumix import schedule
 from ..methods.lumix.design import ATTENTIONS, KINDS, MAP_NAMES, QUERY_BROADCAST
 from ..methods.maps import image_from_map, map_kind
+from .native.backbones.flux import image_tokens
 from .native.joint_sampling import lumix, lumix_prompts, lumix_sampling
 from .native.lora_library.files import lora_names, lora_path
 from .native.schema import schema
@@ -105,9 +106,9 @@ class ApplyTensorLoRA(io.ComfyNode):
     def execute(
         cls, model, lora_name: str, strength: float, attention: str = AS_TRAINED, double_blocks: str = ALL, single_blocks: str = ALL
     ) -> io.NodeOutput:
-        way = None if attention == AS_TRAINED else attention
-        chosen = _blocks(double_blocks), _blocks(single_blocks)
-        return io.NodeOutput(lumix.apply_adapter(model, lora_path(lora_name, BUNDLED_LORAS), strength, way, *chosen))
+        chosen = None if attention == AS_TRAINED else attention
+        blocks = _blocks(double_blocks), _blocks(single_blocks)
+        return io.NodeOutput(lumix.apply_adapter(model, lora_path(lora_name, BUNDLED_LORAS), strength, chosen, *blocks))
 
 
 class JoinMaps(io.ComfyNode):
@@ -208,7 +209,7 @@ class MapSigmas(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent: dict, steps: int, shift: str, mu: float) -> io.NodeOutput:
-        tokens = lumix_sampling.image_tokens(latent)
+        tokens = image_tokens(latent)
         found = {PUBLISHED: schedule.published_shift(tokens), BY_SIZE: schedule.shift_by_tokens(tokens), FIXED: mu}
         return io.NodeOutput(schedule.shifted_sigmas(steps, found[shift]))
 

@@ -10,6 +10,8 @@ from ..methods.ildm.intrinsic_vae import INTRINSICS
 from ..methods.lumix.design import ATTENTIONS, FUSED, QUERY_BROADCAST, SEPARATE, TENSOR, Design
 from ..methods.maps import MAPS
 from ..methods.maps.files import COLOR_FILES, DEPTH_FILES, NORMAL_FILES
+from .native.backbones import families_for
+from .native.backbones.backbone import INTRINSIC_LORA, JOINT_LORA, TENSOR_LORA
 from .native.loading.intrinsic_vae import intrinsic_vae_folder, intrinsic_vae_folders
 from .native.paths import folder_fingerprint, model_folders
 from .native.schema import schema
@@ -34,12 +36,12 @@ LORAS = (TENSOR, FUSED, SEPARATE)
 LAYOUT = "Rendered scenes with exact maps, or a folder in ComfyUI's input: image/NAME.png with MAP/NAME.png, or NAME.png with NAME_MAP.png."
 
 
-def _first_inputs(families: tuple[str, ...], kinds: str, *own: io.Input, data: str = "") -> list[io.Input]:
-    """What is trained, on what."""
+def _first_inputs(trainer: str, kinds: str, *own: io.Input, data: str = "") -> list[io.Input]:
+    """What is trained, on what. trainer: of `backbone.TRAINERS`, whose families are offered."""
     return [
         io.Combo.Input(
             "base",
-            options=base_names(*families),
+            options=base_names(*families_for(trainer)),
             tooltip=f"A diffusers-format folder in models/diffusers ({kinds}), or the bundled nano model. It is not changed.",
         ),
         *own,
@@ -175,7 +177,7 @@ class TrainLoRA(_Training):
             is_output_node=True,
             inputs=[
                 *_first_inputs(
-                    ("sd15", "sd21"),
+                    INTRINSIC_LORA,
                     "SD 1.x or 2.x",
                     io.Combo.Input("map", options=list(MAPS), tooltip="What the LoRA shall extract."),
                 ),
@@ -223,7 +225,6 @@ def _joint_data(settings: Settings):
     return JointFolderData(pairs, maps_in(pairs.folder, tuple(INTRINSICS))) if isinstance(pairs, FolderData) else JointSceneData(pairs)
 
 
-JOINT_FAMILIES = ("sd15", "sd21", "sdxl", "pixart")
 JOINT_KINDS = "SD 1.x, 2.x, SDXL or PixArt-alpha"
 JOINT_DATA = f" Maps: those of {', '.join(INTRINSICS)} that the folder holds."
 
@@ -246,7 +247,7 @@ class TrainIntrinsicVAE(_Training):
             search_aliases=["i-ldm", "train vae", "training", "intrinsic autoencoder", "loss curve"],
             is_output_node=True,
             inputs=[
-                *_first_inputs(JOINT_FAMILIES, JOINT_KINDS, data=JOINT_DATA),
+                *_first_inputs(JOINT_LORA, JOINT_KINDS, data=JOINT_DATA),
                 *_run_inputs("my_intrinsic_vae", "good maps need 20,000 and more.", 1e-4, 4),
                 *_more_inputs(colors=False),
             ],
@@ -286,7 +287,7 @@ class TrainJointLoRA(_Training):
             is_output_node=True,
             inputs=[
                 *_first_inputs(
-                    JOINT_FAMILIES,
+                    JOINT_LORA,
                     JOINT_KINDS,
                     io.Combo.Input(
                         "intrinsic_vae",
@@ -338,7 +339,9 @@ class TrainTensorLoRA(_Training):
             is_output_node=True,
             inputs=[
                 *_first_inputs(
-                    ("flux",), "FLUX.1", data=" Maps: albedo, shading (irradiance), depth, normal; captions: NAME.txt beside the pictures."
+                    TENSOR_LORA,
+                    "FLUX.1",
+                    data=" Maps: albedo, shading (irradiance), depth, normal; captions: NAME.txt beside the pictures.",
                 ),
                 *_run_inputs("my_lumix", "the paper's 10,000 with 16 pictures each take days.", 1e-4, 1, _rank(8)),
                 *_more_inputs(

@@ -16,6 +16,7 @@ import pytest
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 from intrinsic_lab.nodes import extract as extract_nodes
+from intrinsic_lab.nodes.native.backbones.unet import ImageToImage
 from intrinsic_lab.nodes.native.batch_rows import row_lora
 from intrinsic_lab.nodes.native.joint_sampling import single_step
 from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
@@ -224,7 +225,7 @@ def test_a_stock_sampler_runs_a_single_map_on_every_row_and_refuses_several(tiny
     save_lora(folders, "depth", peft_unet(tiny, ATTENTION, seed=1)[1])
     both = apply(normal_model, "depth")
     clone = both.clone()
-    clone.add_object_patch("model_sampling", single_step.ImageToImage(tiny.model.model.model_config))
+    clone.add_object_patch("model_sampling", ImageToImage(tiny.model.model.model_config))
     conditioning = [[torch.randn(1, 77, 32), {}]]
     with pytest.raises(ValueError, match="a sampler cannot know which row is which"):
         single_step._raw_outputs(clone, torch.randn(2, 4, 2, 2), conditioning, torch.full((2,), 999.0), None)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..atomic import write_tensors
-from ..pairs import IMAGE, PairSource
+from ..pairs import IMAGE, OnEncoded, PairSource
 
 _LOG = logging.getLogger(__name__)
 # Pixels encoded at once: 16 pictures of 128 x 128, one of 512 x 512.
 _PIXELS = 2**18
-
-# Called while data are encoded before the first step: what, how many are done, of how many. May raise `loop.Interrupted`.
-OnEncoded = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

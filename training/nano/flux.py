@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..atomic import write_text
+from ..backbones.backbone import TextEmbeddings
+from ..backbones.flux import PATCH, predict_velocity
 from ..command_line import console_report
-from ..flux import PATCH, FluxText, draw_times, predict_velocity
 from ..loop import LoopConfig, train
+from ..losses import draw_times
 from ..scene_pictures import BASE_SEEDS
 from .base import EMPTY_PROMPT_SHARE, encode_pictures, tokenize
 from .text import add_words, caption_words
@@ -137,7 +139,7 @@ class Velocity(nn.Module):
 
     def forward(self, latent_bchw: Tensor, time_b: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
         context = self.text_encoder(tokens).last_hidden_state
-        return predict_velocity(self.transformer, latent_bchw, time_b, FluxText(context, pooled))
+        return predict_velocity(self.transformer, latent_bchw, time_b, TextEmbeddings(context, pooled=pooled))
 
 
 class FluxTask:

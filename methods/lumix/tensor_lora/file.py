@@ -111,5 +111,5 @@ def file_state(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _file_key(parameter: str, config: AdapterConfig) -> str:
     """`double_blocks.0.input.G1` -> `double_blocks.0.processor.kv_tt_lora.G1`."""
     part, number, layer, name = parameter.split(".")
-    place = layer if layer == "proj" else "qkv" if config.design.adapt_query else "kv"
-    return f"{part}.{number}.processor.{place}_{_KIND_IN_FILE[config.design.lora]}_lora.{name}"
+    projection = layer if layer == "proj" else "qkv" if config.design.adapt_query else "kv"
+    return f"{part}.{number}.processor.{projection}_{_KIND_IN_FILE[config.design.lora]}_lora.{name}"
