@@ -21,7 +21,7 @@ demo:
 serve:
 	@$(WORKBENCH) serve $(if $(PORT),--port $(PORT)) $(if $(ARGS),-- $(ARGS))
 
-test bench workflows export-workflows:
+test lint bench workflows export-workflows:
 	@$(WORKBENCH) $@ $(if $(ARGS),-- $(ARGS))
 
 # In the background of other work: OMP_NUM_THREADS=1 nice -n 10 make nano BUDGET=120
@@ -30,6 +30,3 @@ nano:
 
 format: setup
 	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
-
-lint: setup
-	@.venv/bin/ruff format --check . && .venv/bin/ruff check .

@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..methods.intrinsic_lora.extract import ExtractSettings, extract
+from ..methods.intrinsic_lora.extract import ExtractSettings, extract, plan_extraction
 from ..methods.intrinsic_lora.generators import read_generator_lora, vqgan_generator
 from ..methods.maps import MAPS
 from ..scenes import SceneMaps, render_scenes
@@ -41,7 +41,9 @@ def mean_map(map_name: str, size: int, count: int) -> Tensor:
 def lora_map(vqgan, path: Path, map_name: str, image_bhw3: Tensor) -> Tensor:
     """What the nodes make: map data of pictures."""
     layers = read_generator_lora(path, "vqgan", map_name).layers
-    return extract(image_bhw3, [map_name], vqgan_generator(vqgan, {map_name: layers}), ExtractSettings(0), 16).maps[map_name]
+    generator, settings = vqgan_generator(vqgan, {map_name: layers}), ExtractSettings(0)
+    plan = plan_extraction(image_bhw3, [map_name], settings, generator.downscale, lambda height, width: 16)
+    return extract(image_bhw3, [map_name], generator, settings, plan).maps[map_name]
 
 
 def rows_of(arguments: argparse.Namespace, map_name: str, scenes: SceneMaps) -> dict[str, Tensor]:

@@ -68,7 +68,7 @@ def random_model(family: str):
     import comfy.model_management
     import comfy.model_patcher
 
-    from ..nodes.native.loading.unet import CONFIGS, unet_config
+    from ..nodes.native.backbones.unet.loading import CONFIGS, unet_config
 
     config = CONFIGS[family](unet_config(ARCHITECTURES[family]))
     config.set_inference_dtype(DTYPES[family], None)

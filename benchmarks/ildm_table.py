@@ -141,7 +141,7 @@ class PictureNormals:
         from .scenes_table import with_adapter
 
         self.base = load_base(base)
-        self.unet = with_adapter(load_base(base).unet, adapter)
+        self.unet = with_adapter(load_base(base).network, adapter)
 
     def __call__(self, image_bhwc: Tensor) -> Tensor:
         from ..training.intrinsic_lora import map_latent

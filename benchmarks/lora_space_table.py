@@ -29,7 +29,7 @@ from ..methods.lora_space.index import LoraIndex
 from ..methods.lora_space.search import find_similar
 from ..scenes import render_scenes
 from ..training.atomic import write_atomically
-from ..training.intrinsic_lora.config import Base, load_base
+from ..training.intrinsic_lora import SingleStepBase, load_base
 from ..training.nano.styles import SIZE, content_caption, restyle, with_lora
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -171,7 +171,7 @@ def _unit_embedding(cosines: numpy.ndarray) -> numpy.ndarray:
 
 
 @torch.no_grad()
-def painted(collection: Collection, base: Base, cache: Path) -> Tensor:
+def painted(collection: Collection, base: SingleStepBase, cache: Path) -> Tensor:
     """Pictures [lora, scene, 3, SIZE, SIZE] that each LoRA paints over the same plain scenes from the same noise."""
     if cache.exists() and len(kept := load_file(cache)["pictures"]) == len(collection.paths):
         return kept
@@ -184,15 +184,15 @@ def painted(collection: Collection, base: Base, cache: Path) -> Tensor:
 
 
 @torch.no_grad()
-def of_pictures(pictures: Tensor, base: Base, collection: Collection) -> dict[str, dict[str, float]]:
+def of_pictures(pictures: Tensor, base: SingleStepBase, collection: Collection) -> dict[str, dict[str, float]]:
     """Means and deviations over the picture, per channel, of VAE latents and of the UNet's middle block at t = 100."""
     middle: list[Tensor] = []
-    hook = base.unet.mid_block.register_forward_hook(lambda module, inputs, output: middle.append(output))
+    hook = base.network.mid_block.register_forward_hook(lambda module, inputs, output: middle.append(output))
     text = base.embed("").expand(pictures.shape[1], -1, -1)
     of_vae, of_unet = [], []
     for painted_by_one in pictures:
         latent = base.vae.encode(2 * painted_by_one - 1).latent_dist.mode() * base.vae.config.scaling_factor
-        base.unet(latent, 100, text)
+        base.network(latent, 100, text)
         for features, kept in ((latent, of_vae), (middle.pop(), of_unet)):
             kept.append(torch.cat([features.mean((2, 3)), features.std((2, 3))], 1).flatten().numpy())
     hook.remove()

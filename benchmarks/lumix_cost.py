@@ -34,6 +34,7 @@ from ..kernels.flops import query_broadcast_flops, saved_query_flops, tensor_lor
 from ..methods.lumix.design import QUERY_BROADCAST, Design
 from ..methods.lumix.tensor_lora.config import AdapterConfig
 from ..methods.lumix.tensor_lora.layer import Adapter, TensorLayer
+from ..methods.rows import Rows
 from ..tools.comfyui_source import find_comfyui
 
 WIDTH, HEADS, TEXT, RANK = 3072, 24, 512, 8
@@ -68,8 +69,8 @@ class Pair:
         import comfy.ops
         from comfy.ldm.flux.layers import DoubleStreamBlock, EmbedND, SingleStreamBlock
 
-        from ..nodes.native.backbones.lumix_flux import Attention, double_block, single_block
-        from ..nodes.native.batch_rows.lumix_rows import KEY, MapRows
+        from ..nodes.native.backbones.flux.maps import Attention, double_block, single_block
+        from ..nodes.native.batch_rows.lumix_rows import KEY, MapForward
 
         options = {"dtype": torch.bfloat16, "device": device, "operations": comfy.ops.disable_weight_init}
         torch.manual_seed(0)
@@ -82,8 +83,9 @@ class Pair:
         merged.merge_()
         self.color, maps = config.design.color_row, len(config.design.maps)
         side = pixels // 16
-        self.rows = MapRows(SimpleNamespace(double_blocks=[self.double], single_blocks=[self.single]), 1, maps, self.color)
-        self.options = {KEY: self.rows}
+        network = SimpleNamespace(double_blocks=[self.double], single_blocks=[self.single])
+        self.forward = MapForward(network, Rows(config.design.maps))
+        self.options = {KEY: self.forward}
         normal = {"dtype": torch.bfloat16, "device": device}
         self.img, self.txt = torch.randn(maps, side * side, WIDTH, **normal), torch.randn(maps, TEXT, WIDTH, **normal)
         self.vec = torch.randn(maps, WIDTH, **normal)
@@ -100,7 +102,7 @@ class Pair:
 
     def ours(self) -> Tensor:
         """Both blocks as the node runs them."""
-        self.rows.ran.clear()
+        self.forward.ran.clear()
         out = self.replaced[0](self._arguments(img=self.img, txt=self.txt))
         return self.replaced[1](self._arguments(img=torch.cat([out["txt"], out["img"]], dim=1)))["img"]
 

@@ -48,8 +48,9 @@ from ..methods.lumix.tensor_lora.layer import Adapter
 from ..methods.maps import map_kind, srgb_from_linear
 from ..scenes import SceneMaps, render_scenes
 from ..training.atomic import write_atomically
+from ..training.backbones.backbone import FlowBase, TextEmbeddings
+from ..training.backbones.flux import encode_texts, load_flux_base
 from ..training.command_line import console_report
-from ..training.flux import FluxBase, FluxText, encode_texts, load_flux_base
 from ..training.lumix import LumixConfig, MapDenoiser, sample_maps, train_lumix
 from ..training.nano.flux_lumix import nano_config
 from ..training.scene_pictures import HELD_OUT_SEEDS, scene_data, scene_picture
@@ -113,11 +114,11 @@ class World:
     """What all runs are judged on: held-out scenes, their latents by map, what the base is told of their captions, noise."""
 
     folder: Path
-    base: FluxBase
+    base: FlowBase
     scenes: SceneMaps
     latents: dict[str, Tensor]
-    text: FluxText
-    empty: FluxText
+    text: TextEmbeddings
+    empty: TextEmbeddings
 
     @classmethod
     @torch.no_grad()

@@ -33,6 +33,7 @@ from ..kernels.machine import machine_and_card
 from ..methods.ildm.consistency import frechet_distance
 from ..methods.maps import MAPS
 from ..training.atomic import write_atomically
+from ..training.folder_data import read_picture
 from ..training.intrinsic_lora import load_base, map_latent
 from ..training.scene_pictures import HELD_OUT_SEEDS, render_kind, scene_data
 from . import ildm_table, lumix_table
@@ -45,6 +46,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 VERSION = 1
 SIZE = 128
 COUNTS = {"room": 200, "world": 100}
+# Five kinds of scenes take turns.
+PATH_TRACED = 100
 SAMPLE_SEEDS, PROMPTS, STEPS, CFG = (0, 1, 2, 3), 32, 20, 2.0
 STANDARD_ERRORS = 2.0
 # Pictures that share one value of a row whose measure is a mean.
@@ -57,22 +60,43 @@ HIGHER = ("lines on edges", "segments on edges", "edges")
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Pictures `bchw` in 0..1 and their exact maps `bhwc` as data, depth in metres; captions where there are some."""
+    """Pictures `bchw` in 0..1 and their exact maps `bhwc` as data, depth in metres.
+
+    captions: where pictures are to be made from them; mask_bhw: the pixels that count, None for all.
+    """
 
     name: str
     pictures: Tensor
     maps: dict[str, Tensor]
     captions: tuple[str, ...] = ()
+    mask_bhw: Tensor | None = None
 
 
-def held_out_sets() -> list[HeldOut]:
-    """Everything that adapters are judged on."""
+def held_out_sets(path_traced: Path) -> list[HeldOut]:
+    """Everything that adapters are judged on. path_traced: folder of `scenes.path_traced`, left out where it holds too few."""
     sets = []
     for kind, count in COUNTS.items():
         scenes = render_kind(HELD_OUT_SEEDS[:count], SIZE, kind)
         maps = {name: scene_data(scenes, name) for name in TABLED}
         sets.append(HeldOut(kind, rearrange(scenes.image_bhwc, "b h w c -> b c h w"), maps, scenes.captions))
-    return sets
+    names = sorted(path.stem for path in (path_traced / "about").glob("*.json"))[:PATH_TRACED]
+    if len(names) < PATH_TRACED:
+        logging.warning("%s holds %d of %d pictures: they are left out", path_traced, len(names), PATH_TRACED)
+        return sets
+    return [*sets, read_path_traced(path_traced, names)]
+
+
+def read_path_traced(folder: Path, names: list[str]) -> HeldOut:
+    """Samples of `scenes.path_traced`; the sky does not count."""
+
+    def read(kind: str) -> Tensor:
+        return torch.stack([read_picture(folder / kind / f"{name}.png") for name in names])
+
+    maps = {name: MAPS[name].from_picture(rearrange(read(name), "b c h w -> b h w c")) for name in TABLED}
+    metres = torch.tensor([json.loads((folder / "about" / f"{name}.json").read_text())["depth_metres"] for name in names])
+    nearest, farthest = rearrange(metres, "b ends -> ends b 1 1 1")
+    maps["depth"] = nearest + (farthest - nearest) * maps["depth"]
+    return HeldOut("path traced", read("image"), maps, mask_bhw=read("mask")[:, 0])
 
 
 @dataclass
@@ -89,7 +113,7 @@ class Bundle:
         """What the VAE leaves of exact maps."""
         for name, exact in held_out.maps.items():
             latents = encode(self.base.vae, rearrange(MAPS[name].to_picture(exact), "b h w c -> b c h w"))
-            yield name, main_metric(name, decode(self.base.vae, latents, name), exact)
+            yield name, main_metric(name, decode(self.base.vae, latents, name), exact, held_out.mask_bhw)
 
     @torch.no_grad()
     def errors(self, held_out: HeldOut) -> Iterator[tuple[str, Tensor]]:
@@ -98,10 +122,10 @@ class Bundle:
         for name, exact in held_out.maps.items():
             if not (adapter := self.assets / f"nano_{name}.safetensors").exists():
                 continue
-            unet = with_adapter(load_base(self.assets / "nano").unet, adapter)
+            unet = with_adapter(load_base(self.assets / "nano").network, adapter)
             text = self.base.embed(MAPS[name].prompt)
             predicted = torch.cat([map_latent(unet, part, text) for part in latents.split(16)])
-            yield name, main_metric(name, decode(self.base.vae, predicted, name), exact)
+            yield name, main_metric(name, decode(self.base.vae, predicted, name), exact, held_out.mask_bhw)
 
     @torch.no_grad()
     def distances(self, held_out: HeldOut) -> list[float]:
@@ -118,9 +142,9 @@ class Bundle:
         text = torch.cat([self.base.embed(prompt) for prompt in (*prompts, "")])
         conditions = torch.cat([text[:-1], text[-1:].expand(len(prompts), -1, -1)])
         generator = torch.Generator().manual_seed(seed)
-        latent = torch.randn(len(prompts), self.base.unet.config.in_channels, SIZE // 8, SIZE // 8, generator=generator)
+        latent = torch.randn(len(prompts), self.base.network.config.in_channels, SIZE // 8, SIZE // 8, generator=generator)
         for timestep in scheduler.timesteps:
-            told, empty = self.base.unet(torch.cat([latent] * 2), timestep, conditions).sample.chunk(2)
+            told, empty = self.base.network(torch.cat([latent] * 2), timestep, conditions).sample.chunk(2)
             latent = scheduler.step(empty + CFG * (told - empty), timestep, latent).prev_sample
         return latent
 
@@ -151,10 +175,10 @@ class Bundle:
             yield f"picture: {name}, {MAPS[name].evaluation.main}", values
 
 
-def main_metric(map_name: str, prediction_bhwc: Tensor, exact_bhwc: Tensor) -> Tensor:
+def main_metric(map_name: str, prediction_bhwc: Tensor, exact_bhwc: Tensor, mask_bhw: Tensor | None = None) -> Tensor:
     """What a map is judged by, a value for each picture."""
     evaluation = MAPS[map_name].evaluation
-    return evaluation.metrics(prediction_bhwc, exact_bhwc, None)[evaluation.main]
+    return evaluation.metrics(prediction_bhwc, exact_bhwc, mask_bhw)[evaluation.main]
 
 
 def features(latents_bchw: Tensor) -> Tensor:
@@ -266,6 +290,7 @@ def main() -> int:
     parser.add_argument("--assets", type=Path, default=ROOT / "assets")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "nano")
     parser.add_argument("--candidate", type=Path, help="folder of the candidate (RUNS/further/candidate)")
+    parser.add_argument("--path-traced", type=Path, default=Path.home() / ".cache" / "intrinsic-lab" / "path_traced-128", metavar="DIR")
     parser.add_argument("--install", action="store_true", help="replace the bundled weights if no row is worse")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -273,7 +298,7 @@ def main() -> int:
     if not candidate.is_dir():
         raise SystemExit(f"there is no candidate in {candidate}: python -m intrinsic_lab.training.nano further makes one.")
     start_comfyui()
-    sets, kept = held_out_sets(), arguments.runs / "gate"
+    sets, kept = held_out_sets(arguments.path_traced), arguments.runs / "gate"
     kept.mkdir(parents=True, exist_ok=True)
     # One judge for both: the bundled one.
     judge = ildm_table.PictureNormals(arguments.assets / "nano", arguments.assets / "nano_normal.safetensors")

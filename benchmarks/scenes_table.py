@@ -115,7 +115,7 @@ def trained_unet(run: Run, base: Path, runs: Path):
     config = run_config(run, base, runs)
     if run.kind == "full":
         return UNet2DConditionModel.from_pretrained(config.weights).eval()
-    return with_adapter(load_base(base, run.init, run.seed).unet, config.weights)
+    return with_adapter(load_base(base, run.init, run.seed).network, config.weights)
 
 
 def with_adapter(unet, path: Path):
@@ -168,7 +168,7 @@ def table(base: Path, assets: Path, runs: Path) -> dict:
         rows["mean map"] = [once(score_file(base, f"{name}-mean"), partial(score_mean_map, name, loaded.vae, runs))]
         bundled = assets / f"nano_{name}.safetensors"
         if bundled.exists():
-            unet = with_adapter(load_base(base).unet, bundled)
+            unet = with_adapter(load_base(base).network, bundled)
             kept = score_file(base, f"{name}-bundled-{digest(bundled)}")
             rows["bundled adapter"] = [once(kept, partial(evaluate, loaded, unet, name, latents))]
         for run in (run for run in planned_runs() if run.map == name):

@@ -141,7 +141,7 @@ def _resources(cuobjdump: str, cubin: bytes) -> tuple[int, int]:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
         report = subprocess.run([cuobjdump, "-res-usage", str(path)], capture_output=True, text=True, check=True).stdout
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", report).groups()
+    registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", report)[0]
     return int(registers), int(stack)
 
 

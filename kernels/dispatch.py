@@ -22,6 +22,9 @@ from .operands import any_requires_grad
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TABLE_FILE = Path(__file__).with_name("dispatch_table.json")
 
+# The spellings of an operation by backend: each takes the operation's tensors, then its settings.
+Paths = Mapping[str, Callable[..., Tensor]]
+
 logger = logging.getLogger(__name__)
 
 # Operations whose measured path failed in this process: they stay on torch, and the failure is logged once.
@@ -92,9 +95,7 @@ def _table_backend(operation: str, sample: Tensor, head_dim: int, tokens: int) -
     return "torch"
 
 
-def run_backend(
-    backend: str, operation: str, paths: Mapping[str, Callable[..., Tensor]], operands: Sequence[Tensor | None], *settings: object
-) -> Tensor:
+def run_backend(backend: str, operation: str, paths: Paths, operands: Sequence[Tensor | None], *settings: object) -> Tensor:
     """paths[backend](*operands, *settings), or for "auto" the path that was measured as the fastest.
 
     operands: the call's tensors, the first of which gives device, dtype, tokens and head dim. When one of them needs a gradient, `auto`

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+Given = TypeVar("Given", Tensor, Tensor | None)
 
 
 def _cpu_product_dtypes() -> frozenset[torch.dtype]:
@@ -38,7 +41,7 @@ def check_same_kind(**tensors: Tensor | None) -> None:
         raise ValueError(f"Expected floating-point tensors of one dtype on one device, got {found}.")
 
 
-def as_under_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def as_under_autocast(*tensors: Given) -> tuple[Given, ...]:
     """The tensors as `scaled_dot_product_attention` would take them: under autocast in its dtype (norms leave float32 behind, projections
     do not), float64 as it is; outside autocast unchanged."""
     device = next(tensor for tensor in tensors if tensor is not None).device.type
@@ -66,12 +69,12 @@ class _TorchBackward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output: Tensor):
-        operands = [None if t is None else t.detach().requires_grad_(t.requires_grad) for t in ctx.saved_tensors]
+        operands: list[Any] = [None if t is None else t.detach().requires_grad_(t.requires_grad) for t in ctx.saved_tensors]
         wanted = [index for index, tensor in enumerate(operands) if tensor is not None and tensor.requires_grad]
         with torch.enable_grad():
             output = ctx.differentiable(*operands)
         gradients = torch.autograd.grad(output, [operands[index] for index in wanted], grad_output)
-        result = [None] * len(operands)
+        result: list[Tensor | None] = [None] * len(operands)
         for index, gradient in zip(wanted, gradients, strict=True):
             result[index] = gradient
         return None, None, *result

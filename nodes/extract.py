@@ -2,26 +2,25 @@
 
 import json
 import logging
-import math
 import os
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import torch
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 from einops import rearrange
 from torch import Tensor
 
-from ..methods.intrinsic_lora.extract import ExtractSettings, count_forwards, extract, resize, working_grid
+from ..methods.intrinsic_lora.extract import ExtractSettings, extract, plan_extraction, resize
 from ..methods.lora.lora_file import LoraFile, read_lora
 from ..methods.maps import MAPS, image_from_map, map_from_image
+from .native.backbones import SINGLE_STEP, require
 from .native.batch_rows import row_lora
-from .native.joint_sampling.single_step import interruptible, make_generator, require_parts, require_sd_unet, rows_per_forward
-from .native.paths import bundled_file
+from .native.joint_sampling.single_step import interruptible, make_generator, require_parts, rows_per_forward
+from .native.lora_library.files import lora_names, lora_path
 from .native.schema import schema
 
 FROM_METADATA = "auto"
@@ -32,16 +31,7 @@ DEFAULT_TIMESTEP = 999
 LATENT_OUTPUT = 4
 PREVIEW_PICTURES = 4
 PREVIEW_HEIGHT, PREVIEW_WIDTH = 320, 640
-
-
-def _bundled_adapters() -> dict[str, Path]:
-    """The pack's own adapters, by the name the node shows."""
-    return {f"nano/{name} (bundled)": path for name in MAPS if (path := bundled_file(f"nano_{name}.safetensors")).is_file()}
-
-
-def _lora_path(lora_name: str) -> Path:
-    bundled = _bundled_adapters()
-    return bundled[lora_name] if lora_name in bundled else Path(folder_paths.get_full_path_or_raise("loras", lora_name))
+BUNDLED_LORAS = {f"nano/{name}": f"nano_{name}.safetensors" for name in MAPS}
 
 
 class ApplyIntrinsicLoRA(io.ComfyNode):
@@ -63,8 +53,7 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
                 "intrinsic lora",
                 "normal map lora",
                 "depth lora",
-                "albedo",
-                "shading",
+                *MAPS,
                 "load intrinsic lora",
             ],
             inputs=[
@@ -74,7 +63,7 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "lora_name",
-                    options=[*_bundled_adapters(), *folder_paths.get_filename_list("loras")],
+                    options=lora_names(BUNDLED_LORAS),
                     tooltip="A LoRA from models/loras (ours, kohya, diffusers, or the published .bin files), or a bundled one.",
                 ),
                 io.Combo.Input(
@@ -103,7 +92,7 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
             # It comes over a link: then what is there changes with it.
             return "linked"
         try:
-            stat = os.stat(_lora_path(lora_name))
+            stat = os.stat(lora_path(lora_name, BUNDLED_LORAS))
         except FileNotFoundError:
             # execute() reports it in words.
             return "missing"
@@ -111,16 +100,13 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora_name: str, map: str, strength: float) -> io.NodeOutput:
-        unet = require_sd_unet(model)
-        lora = read_lora(_lora_path(lora_name))
+        single_step = require(model, SINGLE_STEP)
+        single_step.check(model)
+        lora = read_lora(lora_path(lora_name, BUNDLED_LORAS))
         if lora.ignored:
             logging.warning("%s: %d text-encoder tensors are left out, intrinsic maps use the UNet only.", lora_name, lora.ignored)
         map_name, prompt, timestep, resolution = _lora_facts(lora, lora_name, map)
-        native_names = {
-            name.removesuffix(".weight"): native.removesuffix(".weight")
-            for name, native in comfy.utils.unet_to_diffusers(model.model.model_config.unet_config).items()
-        }
-        adapter = row_lora.MapAdapter(lora.layers, unet, native_names, strength, source=lora_name)
+        adapter = single_step.bind_lora(model, lora.layers, strength, lora_name)
         return io.NodeOutput(row_lora.carry(model, map_name, prompt, timestep, resolution, adapter))
 
 
@@ -169,8 +155,7 @@ class ExtractIntrinsicMaps(io.ComfyNode):
             search_aliases=[
                 "normal map",
                 "depth map",
-                "albedo",
-                "shading",
+                *MAPS,
                 "delight",
                 "intrinsic decomposition",
                 "i-lora",
@@ -235,7 +220,7 @@ class ExtractIntrinsicMaps(io.ComfyNode):
     def execute(
         cls, model, clip, vae, image, processing_resolution: int, tile_size: int, tile_overlap: int, mirrored_average: bool, merged_map: str
     ) -> io.NodeOutput:
-        require_sd_unet(model)
+        require(model, SINGLE_STEP).check(model)
         require_parts(model, clip, vae)
         image_bhw3 = map_from_image(image, 3, "image", grey=True)
         carried = row_lora.carried_maps(model)
@@ -246,11 +231,9 @@ class ExtractIntrinsicMaps(io.ComfyNode):
             )
         settings = ExtractSettings(processing_resolution, tile_size, tile_overlap, mirrored_average)
         generator = make_generator(model, clip, vae, recipe, assign=bool(carried))
-        grid = working_grid(*image_bhw3.shape[1:3], settings, generator.downscale)
-        rows = rows_per_forward(model, grid.tile_height // generator.downscale, grid.tile_width // generator.downscale)
-        pictures = max(1, rows // (len(recipe) * (2 if mirrored_average else 1)))
-        progress = comfy.utils.ProgressBar(count_forwards(grid, list(recipe), groups=math.ceil(len(image_bhw3) / pictures)))
-        extraction = extract(image_bhw3, list(recipe), generator, settings, pictures, interruptible(lambda: progress.update(1)))
+        plan = plan_extraction(image_bhw3, list(recipe), settings, generator.downscale, partial(rows_per_forward, model))
+        progress = comfy.utils.ProgressBar(plan.forwards)
+        extraction = extract(image_bhw3, list(recipe), generator, settings, plan, interruptible(lambda: progress.update(1)))
         maps = {name: image_from_map(values) for name, values in extraction.maps.items()}
         outputs = [maps.get(name) if name in maps else ExecutionBlocker(_missing(name, recipe)) for name in MAPS]
         preview = ui.PreviewImage(contact_sheet(image_bhw3, extraction.maps), cls=cls)

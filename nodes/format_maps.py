@@ -223,7 +223,8 @@ class FormatDepth(io.ComfyNode):
 
 
 def _range_rule(choice: dict | None) -> formats.RangeRule:
-    kind = (choice or {}).get("range")
+    choice = choice or {}
+    kind = choice.get("range")
     if kind == PER_PICTURE:
         return formats.range_per_picture(choice["low_percentile"], choice["high_percentile"])
     if kind == PER_SEQUENCE:

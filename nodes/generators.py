@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..methods.intrinsic_lora.extract import ExtractSettings, count_forwards, extract, working_grid
+from ..methods.intrinsic_lora.extract import ExtractSettings, extract, plan_extraction
 from ..methods.intrinsic_lora.generators.sample import draw, map_pictures
 from ..methods.intrinsic_lora.generators.vqgan import downscale, vqgan_generator
 from ..methods.maps import MAPS, image_from_map, map_from_image
@@ -18,12 +18,12 @@ from .native.joint_sampling.single_step import interruptible
 from .native.loading.generators import (
     NO_LORA,
     LoadedGenerator,
+    bundled_loras,
     generator_folders,
     load_generator,
-    lora_files,
-    lora_path,
     pictures_per_forward,
 )
+from .native.lora_library.files import lora_names, lora_path
 from .native.paths import folder_fingerprint
 from .native.schema import schema
 
@@ -43,7 +43,7 @@ def _lora_inputs(kind: str) -> list:
     """One choice per map: the bundled LoRA first where there is one."""
     inputs = []
     for number, name in enumerate(MAPS):
-        options = list(lora_files(kind, name))
+        options = [NO_LORA, *lora_names(bundled_loras(kind, name))]
         tooltip = f"The LoRA from models/loras with which this generator makes '{name}', or a bundled one. 'none': no such map."
         default = next((option for option in options if option.endswith("(bundled)")), NO_LORA)
         optional = number >= REQUIRED_LORAS
@@ -59,11 +59,11 @@ def _chosen(loras: dict[str, str]) -> dict[str, str]:
 def _fingerprint(kind: str, folder_name: str, lora_names: dict[str, str]) -> tuple:
     """A replaced file is loaded anew."""
     folder = generator_folders(kind).get(folder_name)
-    states = []
+    states: list[tuple[int, int] | None] = []
     for name, lora_name in lora_names.items():
         if lora_name != NO_LORA:
             try:
-                state = os.stat(lora_path(kind, name, lora_name))
+                state = os.stat(lora_path(lora_name, bundled_loras(kind, name)))
                 states.append((state.st_mtime_ns, state.st_size))
             except FileNotFoundError:
                 # execute() reports it in words.
@@ -157,13 +157,19 @@ class ExtractMapsVQGAN(io.ComfyNode):
         if processing_resolution < 0:
             processing_resolution = vqgan.resolution or DEFAULT_RESOLUTION
         settings = ExtractSettings(processing_resolution, mirrored_average=mirrored_average)
-        grid = working_grid(*image_bhw3.shape[1:3], settings, downscale(vqgan.patcher.model.generator))
-        pixels = grid.tile_height * grid.tile_width * (2 if mirrored_average else 1)
-        pictures = min(len(image_bhw3), pictures_per_forward(vqgan.patcher.load_device, pixels, VQGAN_BYTES_PER_PIXEL))
-        module = vqgan.to_device(pictures * pixels * VQGAN_BYTES_PER_PIXEL)
+        cell = downscale(vqgan.patcher.model.generator)
+
+        def rows_that_fit(height: int, width: int) -> int:
+            # The maps of a picture are decoded one after the other: only pictures take memory.
+            pixels = height * width * cell**2
+            return len(vqgan.loras) * pictures_per_forward(vqgan.patcher.load_device, pixels, VQGAN_BYTES_PER_PIXEL)
+
+        plan = plan_extraction(image_bhw3, list(vqgan.loras), settings, cell, rows_that_fit)
+        pixels = plan.pictures * plan.grid.tile_height * plan.grid.tile_width * (2 if mirrored_average else 1)
+        module = vqgan.to_device(pixels * VQGAN_BYTES_PER_PIXEL)
         generator = vqgan_generator(module, vqgan.layers_of_map(), strength)
-        progress = comfy.utils.ProgressBar(count_forwards(grid, list(vqgan.loras), groups=math.ceil(len(image_bhw3) / pictures)))
-        maps = extract(image_bhw3, list(vqgan.loras), generator, settings, pictures, interruptible(lambda: progress.update(1))).maps
+        progress = comfy.utils.ProgressBar(plan.forwards)
+        maps = extract(image_bhw3, list(vqgan.loras), generator, settings, plan, interruptible(lambda: progress.update(1))).maps
         maps = {name: values.to(image.device) for name, values in maps.items()}
         preview = ui.PreviewImage(contact_sheet(image_bhw3, maps), cls=cls)
         return io.NodeOutput(*_outputs(vqgan, maps), ui=preview)
@@ -274,13 +280,13 @@ class SampleGAN(io.ComfyNode):
         forwards = (1 + len(gan.loras)) * math.ceil(batch_size / pictures)
         progress = comfy.utils.ProgressBar(forwards)
         after_forward = interruptible(lambda: progress.update(1))
-        made = {name: [] for name in (None, *gan.loras)}
+        made: dict[str | None, list[torch.Tensor]] = {name: [] for name in (None, *gan.loras)}
         for draws in draw(config, seed, batch_size).split(pictures):
             for name, values in map_pictures(generator, draws, gan.layers_of_map(), truncation, strength):
                 made[name].append(values.to(comfy.model_management.intermediate_device()))
                 after_forward()
-        maps = {name: torch.cat(parts) for name, parts in made.items()}
-        image = maps.pop(None)
+        image = torch.cat(made[None])
+        maps = {name: torch.cat(made[name]) for name in gan.loras}
         return io.NodeOutput(image, *_outputs(gan, maps), ui=ui.PreviewImage(contact_sheet(image, maps), cls=cls))
 
 

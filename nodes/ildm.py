@@ -1,9 +1,8 @@
 """A picture and its intrinsic maps in one sampling: weight schedules, the patched MODEL, and the joint latent."""
 
 import os
-from pathlib import Path
+from typing import Any
 
-import folder_paths
 import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -11,17 +10,21 @@ from torch import Tensor
 from ..methods.ildm import schedules
 from ..methods.ildm.heat_map import heat_map
 from ..methods.ildm.joint_forward import INTRINSIC, PICTURE
-from ..methods.ildm.schedules import LAYOUTS, Place, WeightSchedule
+from ..methods.ildm.schedules import BlockFilter, WeightSchedule, stage_blocks
 from ..methods.lora.lora_file import read_lora
+from .native.backbones import LAYOUTS
 from .native.joint_sampling import cross_domain
-from .native.paths import bundled_file
+from .native.lora_library.files import lora_names, lora_path
 from .native.schema import schema
 
 Schedule = io.Custom("WEIGHT_SCHEDULE")
 CATEGORY = "intrinsic lab/joint generation"
 NO_LORA = "none"
+BUNDLED_LORAS = {"nano/ildm": "nano_ildm.safetensors"}
 EVERYWHERE, STAGES, BLOCKS = "everywhere", "stages", "blocks"
 PRODUCT, MAXIMUM = "product", "maximum"
+# Networks that previews are drawn for: the published ones, and the bundled one.
+PREVIEWS = {**LAYOUTS, "nano": stage_blocks((1, 1, 1, 1, 2, 2, 2))}
 SCHEDULE_TOOLTIP = "How strongly the picture attends to its intrinsics, by block and noise level: for Cross-Domain Attention or Combine."
 POSITIONS_TOOLTIP = (
     "Numbers and ranges from 0 on, such as '3-7, 9'. Stages count resolutions in order of execution (SD 1.5 and 2.1: 0-8, 4 is the middle; "
@@ -33,13 +36,15 @@ POSITIONS_TOOLTIP = (
 def _preview_input() -> io.Combo.Input:
     return io.Combo.Input(
         "preview_model",
-        options=list(LAYOUTS),
-        default=next(iter(LAYOUTS)),
+        options=list(PREVIEWS),
+        default=next(iter(PREVIEWS)),
         tooltip="For which network the preview draws the schedule. It changes the preview only.",
+        # For web/weight_schedule.js: the stage of every block.
+        extra_dict={"layouts": {name: [block.stage for block in blocks] for name, blocks in PREVIEWS.items()}},
     )
 
 
-def _where(kind: str, positions: str) -> Place | None:
+def _where(kind: str, positions: str) -> BlockFilter | None:
     if kind == EVERYWHERE:
         return None
     numbers = schedules.parse_positions(positions)
@@ -47,7 +52,7 @@ def _where(kind: str, positions: str) -> Place | None:
 
 
 def _shown(cls, schedule: WeightSchedule, preview_model: str) -> io.NodeOutput:
-    picture = ui.PreviewImage(heat_map(schedule, LAYOUTS[preview_model]), cls=cls)
+    picture = ui.PreviewImage(heat_map(schedule, PREVIEWS[preview_model]), cls=cls)
     # Not "images": the front end would draw it a second time, below the one that web/weight_schedule.js keeps in the node.
     return io.NodeOutput(schedule, ui={"heat_map": picture.as_dict()["images"]})
 
@@ -175,18 +180,8 @@ class CombineSchedules(io.ComfyNode):
         if over_time.strip():
             factors.append(schedules.table_schedule(schedules.parse_table(over_time)))
         combined = schedules.product(joined, *factors)
-        place = _where(where, positions)
-        return _shown(cls, combined if place is None else schedules.restricted(combined, place), preview_model)
-
-
-def _bundled_loras() -> dict[str, Path]:
-    """The pack's own LoRA of the intrinsic domain, by the name the node shows."""
-    return {"nano/ildm (bundled)": path} if (path := bundled_file("nano_ildm.safetensors")).is_file() else {}
-
-
-def _lora_path(name: str) -> Path:
-    bundled = _bundled_loras()
-    return bundled[name] if name in bundled else Path(folder_paths.get_full_path_or_raise("loras", name))
+        inside = _where(where, positions)
+        return _shown(cls, combined if inside is None else schedules.restricted(combined, inside), preview_model)
 
 
 class CrossDomainAttention(io.ComfyNode):
@@ -194,7 +189,6 @@ class CrossDomainAttention(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        loras = folder_paths.get_filename_list("loras")
         return schema(
             node_id="IntrinsicLabCrossDomainAttention",
             display_name="Apply Cross-Domain Attention",
@@ -212,7 +206,7 @@ class CrossDomainAttention(io.ComfyNode):
                 Schedule.Input("schedule", tooltip="How strongly the picture attends to its intrinsics. They always attend to it fully."),
                 io.Combo.Input(
                     "lora_name",
-                    options=[*_bundled_loras(), *loras, NO_LORA],
+                    options=[*lora_names(BUNDLED_LORAS), NO_LORA],
                     tooltip="The LoRA of the intrinsic maps, from models/loras or bundled. 'none' leaves them to the base model.",
                 ),
                 io.Float.Input(
@@ -220,7 +214,7 @@ class CrossDomainAttention(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "picture_lora_name",
-                    options=[NO_LORA, *loras],
+                    options=[NO_LORA, *lora_names({})],
                     default=NO_LORA,
                     optional=True,
                     tooltip="A LoRA for the picture only, such as the paper's hands. LoRAs of core's LoraLoader act on picture and maps "
@@ -256,7 +250,7 @@ class CrossDomainAttention(io.ComfyNode):
     ) -> io.NodeOutput:
         wanted = {INTRINSIC: (lora_name, strength), PICTURE: (picture_lora_name, picture_strength)}
         adapters = {
-            domain: cross_domain.bind_lora(model, read_lora(_lora_path(name)), factor, source=name)
+            domain: cross_domain.bind_lora(model, read_lora(lora_path(name, BUNDLED_LORAS)), factor, source=name)
             for domain, (name, factor) in wanted.items()
             if name != NO_LORA
         }
@@ -268,7 +262,7 @@ def _file_state(name: str | None) -> tuple | None:
     """Changes when a LoRA file is replaced; None without one, which `execute` reports in words."""
     try:
         # A name that comes over a link is not known yet.
-        state = os.stat(_lora_path(name)) if name not in (NO_LORA, None) else None
+        state = os.stat(lora_path(name, BUNDLED_LORAS)) if name not in (NO_LORA, None) else None
     except FileNotFoundError:
         return None
     return state and (name, state.st_size, state.st_mtime_ns)
@@ -377,7 +371,7 @@ class SplitDomains(io.ComfyNode):
         common = {name: value for name, value in joint_latent.items() if name not in ("samples", "batch_index", "noise_mask")}
         halves = []
         for half in (slice(None, pairs), slice(pairs, None)):
-            parts = {"samples": samples[half]}
+            parts: dict[str, Any] = {"samples": samples[half]}
             if numbers is not None:
                 parts["batch_index"] = list(numbers[half])
             mask = joint_latent.get("noise_mask")

@@ -51,7 +51,7 @@ class LoadIntrinsicVAE(io.ComfyNode):
     def fingerprint_inputs(cls, intrinsic_vae: str) -> tuple | None:
         """A replaced file is loaded anew."""
         folder = intrinsic_vae_folders().get(intrinsic_vae)
-        return folder and folder_fingerprint(folder)
+        return None if folder is None else folder_fingerprint(folder)
 
     @classmethod
     def execute(cls, intrinsic_vae: str) -> io.NodeOutput:

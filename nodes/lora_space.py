@@ -11,9 +11,10 @@ from comfy_api.latest import io, ui
 # What only an execution needs is imported there: the pack loads with ComfyUI, whether its nodes are used or not.
 from ..methods.lora.names import SUBNETWORKS
 from ..methods.lora_space.records import Entry
-from .native.lora_library import lora_shelf
+from .native.lora_library import lora_collection
+from .native.lora_library.files import BUNDLED_MARK
+from .native.lora_library.lora_collection import LoraCollection, lora_path, shown_name
 from .native.lora_library.lora_pictures import Row, table_picture
-from .native.lora_library.lora_shelf import Shelf, lora_path, shown_name
 from .native.schema import schema
 
 Index = io.Custom("LORA_INDEX")
@@ -54,7 +55,7 @@ class IndexLoRAs(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "collection",
-                    options=list(lora_shelf.COLLECTIONS),
+                    options=list(lora_collection.COLLECTIONS),
                     tooltip="models/loras (with extra_model_paths), or the small style LoRAs that come with the pack, to try things on.",
                 ),
                 io.Combo.Input(
@@ -79,19 +80,19 @@ class IndexLoRAs(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, collection: str, family: str = ANY, folder: str = "") -> str:
-        return lora_shelf.files_state(collection)
+        return lora_collection.files_state(collection)
 
     @classmethod
     def execute(cls, collection: str, family: str = ANY, folder: str = "") -> io.NodeOutput:
         folder = folder.strip().strip("/\\")
         chosen = None if family == ANY else family
-        shelf = Shelf(collection, chosen, folder or None, lora_shelf.files_state(collection))
-        roots = lora_shelf.roots_of(collection)
-        with shelf.open() as index:
-            summary = index.update(roots, report=lora_shelf.progress_report())
-            entries = index.entries(family=chosen, folder=shelf.folder)
+        chosen_loras = LoraCollection(collection, chosen, folder or None, lora_collection.files_state(collection))
+        roots = lora_collection.roots_of(collection)
+        with chosen_loras.open() as index:
+            summary = index.update(roots, report=lora_collection.progress_report())
+            entries = index.entries(family=chosen, folder=chosen_loras.folder)
             counted = ", ".join(f"{name} {count}" for name, count in index.families().items())
-        if not entries and (chosen or shelf.folder):
+        if not entries and (chosen or chosen_loras.folder):
             raise ValueError(
                 f"No LoRA of {collection} is {f'for {chosen}' if chosen else 'readable'}{f' below {folder!r}' if folder else ''} "
                 f"(base models found: {counted or 'none'}): choose '{ANY}', or another folder."
@@ -101,7 +102,7 @@ class IndexLoRAs(io.ComfyNode):
         for root in roots:
             text = text.replace(f"{root}/", "")
         text += f"\nBase models: {counted or 'none'}. {len(entries)} LoRAs are in this index."
-        return io.NodeOutput(shelf, text, ui=ui.PreviewText(text))
+        return io.NodeOutput(chosen_loras, text, ui=ui.PreviewText(text))
 
 
 def _listed(text: str) -> list[str]:
@@ -126,7 +127,7 @@ class FindSimilarLoRAs(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 Index.Input("lora_index", tooltip=INDEX_TOOLTIP),
-                io.Combo.Input("query", options=lora_shelf.lora_names(), tooltip="The LoRA that others shall resemble."),
+                io.Combo.Input("query", options=lora_collection.lora_names(), tooltip="The LoRA that others shall resemble."),
                 io.Int.Input("k", default=5, min=1, max=100, tooltip="How many to find."),
                 _parts_input(),
                 io.String.Input(
@@ -171,7 +172,7 @@ class FindSimilarLoRAs(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        lora_index: Shelf,
+        lora_index: LoraCollection,
         query: str,
         k: int,
         subnetwork: str,
@@ -194,7 +195,7 @@ class FindSimilarLoRAs(io.ComfyNode):
                 family=lora_index.family,
                 folder=folder.strip().strip("/\\") or lora_index.folder,
                 rerank=exact_candidates,
-                report=lora_shelf.progress_report(),
+                report=lora_collection.progress_report(),
             )
         if not matches:
             raise ValueError(
@@ -222,7 +223,7 @@ class FindSimilarLoRAs(io.ComfyNode):
 
 
 class LoRAMap(io.ComfyNode):
-    """The shelf as a map on which similar LoRAs lie together."""
+    """The collection as a map on which similar LoRAs lie together."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -243,7 +244,7 @@ class LoRAMap(io.ComfyNode):
                 io.Int.Input("size", default=1024, min=256, max=4096, step=64, tooltip="Sides of the picture in pixels."),
                 io.Combo.Input(
                     "selected",
-                    options=[NONE, *lora_shelf.lora_names()],
+                    options=[NONE, *lora_collection.lora_names()],
                     default=NONE,
                     tooltip="The LoRA that is marked and put out. A click on the map sets it.",
                 ),
@@ -259,30 +260,30 @@ class LoRAMap(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, lora_index: Shelf, subnetwork: str, clusters: int, size: int, selected: str = NONE, layout_seed: int = 0
+        cls, lora_index: LoraCollection, subnetwork: str, clusters: int, size: int, selected: str = NONE, layout_seed: int = 0
     ) -> io.NodeOutput:
-        from ..methods.lora_space import shelf_map
+        from ..methods.lora_space import lora_map
 
         with lora_index.open() as index:
-            shelf = shelf_map.map_shelf(
+            drawn = lora_map.map_loras(
                 index,
                 family=lora_index.family,
                 subnetwork=subnetwork,
                 folder=lora_index.folder,
                 clusters=clusters or None,
                 seed=layout_seed,
-                report=lora_shelf.progress_report(),
+                report=lora_collection.progress_report(),
             )
         # The map's own names have no mark.
-        marked = [] if selected == NONE else [selected.removesuffix(lora_shelf.BUNDLED_MARK)]
-        image = torch.tensor(shelf_map.draw_map(shelf, size, marked)).float().unsqueeze(0) / 255
+        marked = [] if selected == NONE else [selected.removesuffix(BUNDLED_MARK)]
+        image = torch.tensor(lora_map.draw_map(drawn, size, marked)).float().unsqueeze(0) / 255
         places = {
-            "family": shelf.family,
+            "family": drawn.family,
             "points": [
                 {"name": shown_name(point.entry, lora_index.collection), "x": point.x, "y": point.y, "cluster": point.cluster}
-                for point in shelf.points
+                for point in drawn.points
             ],
-            "clusters": [{"label": c.label, "size": c.size, "x": c.x, "y": c.y, "color": c.color} for c in shelf.clusters],
+            "clusters": [{"label": c.label, "size": c.size, "x": c.x, "y": c.y, "color": c.color} for c in drawn.clusters],
         }
         return io.NodeOutput(image, selected, json.dumps(places, ensure_ascii=False), ui={"lora_map": [places]})
 
@@ -326,12 +327,12 @@ class FindDuplicateLoRAs(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, lora_index: Shelf, threshold: float) -> io.NodeOutput:
+    def execute(cls, lora_index: LoraCollection, threshold: float) -> io.NodeOutput:
         from ..methods.lora_space.duplicates import find_duplicates
 
         with lora_index.open() as index:
             groups = find_duplicates(
-                index, family=lora_index.family, folder=lora_index.folder, threshold=threshold, report=lora_shelf.progress_report()
+                index, family=lora_index.family, folder=lora_index.folder, threshold=threshold, report=lora_collection.progress_report()
             )
         rows, lines, names = [], [], []
         for number, group in enumerate(groups, 1):
@@ -340,10 +341,10 @@ class FindDuplicateLoRAs(io.ComfyNode):
             lines.append(original)
             for copy in group.copies:
                 name = shown_name(copy.entry, lora_index.collection)
-                told = "; ".join(copy.differences) or "the same in every way"
+                differences = "; ".join(copy.differences) or "the same in every way"
                 same = f"cosine {copy.cosine:.5f}, strength {copy.strength:.3g}"
-                rows.append(Row(Path(copy.entry.path), name, (told, same)))
-                lines.append(f"  = {name}: {told} ({same})")
+                rows.append(Row(Path(copy.entry.path), name, (differences, same)))
+                lines.append(f"  = {name}: {differences} ({same})")
                 names.append(name)
         if not groups:
             lines, rows = ["No duplicates."], [Row(None, "No duplicates")]

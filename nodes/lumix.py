@@ -1,9 +1,6 @@
 """All maps of a scene from one sampling of FLUX (LumiX): the adapter, the latents, the noise levels, the sampler."""
 
-from pathlib import Path
-
 import comfy.samplers
-import folder_paths
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
@@ -11,14 +8,16 @@ from ..methods.ildm.schedules import parse_positions
 from ..methods.lumix import schedule
 from ..methods.lumix.design import ATTENTIONS, KINDS, MAP_NAMES, QUERY_BROADCAST
 from ..methods.maps import image_from_map, map_kind
+from .native.backbones.flux import image_tokens
 from .native.joint_sampling import lumix, lumix_prompts, lumix_sampling
-from .native.paths import bundled_file
+from .native.lora_library.files import lora_names, lora_path
 from .native.schema import schema
 
 CATEGORY = "intrinsic lab/text to maps"
 AS_TRAINED, ALL = "as trained", "all"
 PUBLISHED, BY_SIZE, FIXED = "LumiX", "by size (FLUX)", "fixed"
 MAP_TOOLTIPS = {name: map_kind(kind).meaning for name, kind in KINDS.items()}
+BUNDLED_LORAS = {"nano/lumix": "nano_lumix.safetensors"}
 BATCH_TOOLTIP = "All maps in one batch, map by map: for Split Maps, Decode Maps, or another sampling."
 ATTENTION_TOOLTIP = (
     "How maps meet. query-broadcast: every map reads with the colour map's queries (LumiX). cross-intrinsic: every map reads all maps "
@@ -26,21 +25,11 @@ ATTENTION_TOOLTIP = (
 )
 
 
-def _bundled_adapters() -> dict[str, Path]:
-    """The pack's own adapter, by the name the node shows."""
-    return {"nano/lumix (bundled)": path} if (path := bundled_file("nano_lumix.safetensors")).is_file() else {}
-
-
-def _adapter_path(name: str) -> Path:
-    bundled = _bundled_adapters()
-    return bundled[name] if name in bundled else Path(folder_paths.get_full_path_or_raise("loras", name))
-
-
 def _blocks(text: str) -> tuple[int, ...] | None:
     return None if text.strip().lower() == ALL else parse_positions(text)
 
 
-def _map_outputs(output: type, what: str) -> list:
+def _map_outputs(output: type[io.Image] | type[io.Latent], what: str) -> list:
     return [output.Output(name.upper(), display_name=name, tooltip=f"{text} {what}") for name, text in MAP_TOOLTIPS.items()]
 
 
@@ -68,7 +57,7 @@ class ApplyTensorLoRA(io.ComfyNode):
                 io.Model.Input("model", tooltip="FLUX.1-dev from any loader, also fp8 or with LoRAs. It is not changed."),
                 io.Combo.Input(
                     "lora_name",
-                    options=[*_bundled_adapters(), *folder_paths.get_filename_list("loras")],
+                    options=lora_names(BUNDLED_LORAS),
                     tooltip="A LumiX file (lumix.safetensors, or one you trained) in models/loras, or the bundled one for the nano model.",
                 ),
                 io.Float.Input(
@@ -108,7 +97,7 @@ class ApplyTensorLoRA(io.ComfyNode):
         if lora_name is None:
             return None
         try:
-            state = _adapter_path(lora_name).stat()
+            state = lora_path(lora_name, BUNDLED_LORAS).stat()
         except FileNotFoundError:
             return None
         return lora_name, state.st_size, state.st_mtime_ns
@@ -117,9 +106,9 @@ class ApplyTensorLoRA(io.ComfyNode):
     def execute(
         cls, model, lora_name: str, strength: float, attention: str = AS_TRAINED, double_blocks: str = ALL, single_blocks: str = ALL
     ) -> io.NodeOutput:
-        way = None if attention == AS_TRAINED else attention
-        chosen = _blocks(double_blocks), _blocks(single_blocks)
-        return io.NodeOutput(lumix.apply_adapter(model, _adapter_path(lora_name), strength, way, *chosen))
+        chosen = None if attention == AS_TRAINED else attention
+        blocks = _blocks(double_blocks), _blocks(single_blocks)
+        return io.NodeOutput(lumix.apply_adapter(model, lora_path(lora_name, BUNDLED_LORAS), strength, chosen, *blocks))
 
 
 class JoinMaps(io.ComfyNode):
@@ -220,7 +209,7 @@ class MapSigmas(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent: dict, steps: int, shift: str, mu: float) -> io.NodeOutput:
-        tokens = lumix_sampling.image_tokens(latent)
+        tokens = image_tokens(latent)
         found = {PUBLISHED: schedule.published_shift(tokens), BY_SIZE: schedule.shift_by_tokens(tokens), FIXED: mu}
         return io.NodeOutput(schedule.shifted_sigmas(steps, found[shift]))
 

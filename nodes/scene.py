@@ -235,8 +235,8 @@ class Relight(io.ComfyNode):
             "depth": None if depth is None else map_from_image(depth, 1, "depth"),
         }
         maps = _of_one_size({name: values for name, values in given.items() if values is not None})
-        linear_color = tuple(intensity * channel for channel in _linear_color(color))
-        shine, place = _light_and_places(light, linear_color, maps.get("depth"))
+        red, green, blue = (intensity * channel for channel in _linear_color(color))
+        shine, place = _light_and_places(light, (red, green, blue), maps.get("depth"))
         new_shading = ambient + shine(unit_normals(maps["normal"]), place)
         if original_light > 0:
             new_shading = new_shading + original_light * maps["shading"]
@@ -244,9 +244,10 @@ class Relight(io.ComfyNode):
 
 
 def _light_and_places(
-    choice: dict | None, color: tuple[float, ...], depth: torch.Tensor | None
+    choice: dict | None, color: tuple[float, float, float], depth: torch.Tensor | None
 ) -> tuple[relight.Light, torch.Tensor | None]:
-    kind = (choice or {}).get("light")
+    choice = choice or {}
+    kind = choice.get("light")
     if kind == DIRECTIONAL:
         return relight.directional_light(relight.direction_from_angles(choice["azimuth"], choice["elevation"]), color), None
     if kind != POINT:

@@ -1,6 +1,7 @@
 """Training from the graph: an Intrinsic LoRA, I-LDM's VAE and LoRA, LumiX's adapter."""
 
 from collections.abc import Callable
+from typing import Any
 
 from comfy_api.latest import io, ui
 
@@ -8,6 +9,9 @@ from comfy_api.latest import io, ui
 from ..methods.ildm.intrinsic_vae import INTRINSICS
 from ..methods.lumix.design import ATTENTIONS, FUSED, QUERY_BROADCAST, SEPARATE, TENSOR, Design
 from ..methods.maps import MAPS
+from ..methods.maps.files import COLOR_FILES, DEPTH_FILES, NORMAL_FILES
+from .native.backbones import families_for
+from .native.backbones.backbone import INTRINSIC_LORA, JOINT_LORA, TENSOR_LORA
 from .native.loading.intrinsic_vae import intrinsic_vae_folder, intrinsic_vae_folders
 from .native.paths import folder_fingerprint, model_folders
 from .native.schema import schema
@@ -32,12 +36,12 @@ LORAS = (TENSOR, FUSED, SEPARATE)
 LAYOUT = "Rendered scenes with exact maps, or a folder in ComfyUI's input: image/NAME.png with MAP/NAME.png, or NAME.png with NAME_MAP.png."
 
 
-def _first_inputs(families: tuple[str, ...], kinds: str, *own: io.Input, data: str = "") -> list[io.Input]:
-    """What is trained, on what."""
+def _first_inputs(trainer: str, kinds: str, *own: io.Input, data: str = "") -> list[io.Input]:
+    """What is trained, on what. trainer: of `backbone.TRAINERS`, whose families are offered."""
     return [
         io.Combo.Input(
             "base",
-            options=base_names(*families),
+            options=base_names(*families_for(trainer)),
             tooltip=f"A diffusers-format folder in models/diffusers ({kinds}), or the bundled nano model. It is not changed.",
         ),
         *own,
@@ -88,8 +92,8 @@ def _more_inputs(*own: io.Input, colors: bool = True) -> list[io.Input]:
             advanced=True,
             tooltip="How many scenes are rendered. Not used with a folder.",
         ),
-        _choice("normals", ("opengl", "directx"), "Of a folder's normals: opengl has green up, directx has green down."),
-        _choice("depth", ("near_dark", "near_bright"), "Of a folder's depth pictures: whether near is dark or bright."),
+        _choice("normals", tuple(NORMAL_FILES.readings), "Of a folder's normals: opengl has green up, directx has green down."),
+        _choice("depth", tuple(DEPTH_FILES.readings), "Of a folder's depth pictures: whether near is dark or bright."),
         _choice("mixed_precision", ("no", "bf16", "fp16"), "Number format of the passes. bf16 halves the memory on newer cards."),
         io.Int.Input(
             "checkpoint_every",
@@ -102,7 +106,7 @@ def _more_inputs(*own: io.Input, colors: bool = True) -> list[io.Input]:
         ),
     ]
     if colors:
-        shared.insert(3, _choice("colors", ("srgb", "linear"), "Of a folder's albedo and shading pictures."))
+        shared.insert(3, _choice("colors", tuple(COLOR_FILES.readings), "Of a folder's albedo, shading and specular pictures."))
     return [*own, *shared]
 
 
@@ -145,7 +149,8 @@ class _Training(io.ComfyNode):
         """Changes with the base's and the data's files; a result that was deleted is made again."""
         if name is not None and name_problem(name) is None and is_finished(run_folder(name)) and not cls.place(name).path.exists():
             return float("nan")
-        folders = (model_folders().get(base), data_folders().get(data), intrinsic_vae_folders().get(intrinsic_vae))
+        chosen = ((model_folders(), base), (data_folders(), data), (intrinsic_vae_folders(), intrinsic_vae))
+        folders = (offered.get(choice) if choice else None for offered, choice in chosen)
         return tuple(folder and folder_fingerprint(folder) for folder in folders)
 
     @classmethod
@@ -172,7 +177,7 @@ class TrainLoRA(_Training):
             is_output_node=True,
             inputs=[
                 *_first_inputs(
-                    ("sd15", "sd21"),
+                    INTRINSIC_LORA,
                     "SD 1.x or 2.x",
                     io.Combo.Input("map", options=list(MAPS), tooltip="What the LoRA shall extract."),
                 ),
@@ -192,9 +197,7 @@ class TrainLoRA(_Training):
         )
 
     @classmethod
-    def execute(
-        cls, map: str, rank: int, kind: str = ADAPTERS[0], gradient_checkpointing: bool = False, **shared: str | float
-    ) -> io.NodeOutput:
+    def execute(cls, map: str, rank: int, kind: str = ADAPTERS[0], gradient_checkpointing: bool = False, **shared: Any) -> io.NodeOutput:
         def trainer(settings: Settings) -> tuple:
             from ..training.intrinsic_lora import IntrinsicLoraConfig, train_intrinsic_lora
 
@@ -215,13 +218,13 @@ class TrainLoRA(_Training):
 
 def _joint_data(settings: Settings):
     """Pictures with all their intrinsics; of a folder, those that it holds."""
+    from ..training.folder_data import FolderData
     from ..training.ildm import JointFolderData, JointSceneData
 
     pairs = settings.pairs()
-    return JointSceneData(pairs) if settings.data == SCENES else JointFolderData(pairs, maps_in(pairs.folder, tuple(INTRINSICS)))
+    return JointFolderData(pairs, maps_in(pairs.folder, tuple(INTRINSICS))) if isinstance(pairs, FolderData) else JointSceneData(pairs)
 
 
-JOINT_FAMILIES = ("sd15", "sd21", "sdxl", "pixart")
 JOINT_KINDS = "SD 1.x, 2.x, SDXL or PixArt-alpha"
 JOINT_DATA = f" Maps: those of {', '.join(INTRINSICS)} that the folder holds."
 
@@ -244,7 +247,7 @@ class TrainIntrinsicVAE(_Training):
             search_aliases=["i-ldm", "train vae", "training", "intrinsic autoencoder", "loss curve"],
             is_output_node=True,
             inputs=[
-                *_first_inputs(JOINT_FAMILIES, JOINT_KINDS, data=JOINT_DATA),
+                *_first_inputs(JOINT_LORA, JOINT_KINDS, data=JOINT_DATA),
                 *_run_inputs("my_intrinsic_vae", "good maps need 20,000 and more.", 1e-4, 4),
                 *_more_inputs(colors=False),
             ],
@@ -257,7 +260,7 @@ class TrainIntrinsicVAE(_Training):
         )
 
     @classmethod
-    def execute(cls, **shared: str | float) -> io.NodeOutput:
+    def execute(cls, **shared: Any) -> io.NodeOutput:
         def trainer(settings: Settings) -> tuple:
             from ..training.ildm import IntrinsicVaeConfig, train_intrinsic_vae
 
@@ -284,7 +287,7 @@ class TrainJointLoRA(_Training):
             is_output_node=True,
             inputs=[
                 *_first_inputs(
-                    JOINT_FAMILIES,
+                    JOINT_LORA,
                     JOINT_KINDS,
                     io.Combo.Input(
                         "intrinsic_vae",
@@ -301,7 +304,7 @@ class TrainJointLoRA(_Training):
         )
 
     @classmethod
-    def execute(cls, intrinsic_vae: str, rank: int, gradient_checkpointing: bool = False, **shared: str | float) -> io.NodeOutput:
+    def execute(cls, intrinsic_vae: str, rank: int, gradient_checkpointing: bool = False, **shared: Any) -> io.NodeOutput:
         def trainer(settings: Settings) -> tuple:
             from ..training.ildm import JointConfig, train_joint_lora
 
@@ -336,7 +339,9 @@ class TrainTensorLoRA(_Training):
             is_output_node=True,
             inputs=[
                 *_first_inputs(
-                    ("flux",), "FLUX.1", data=" Maps: albedo, shading (irradiance), depth, normal; captions: NAME.txt beside the pictures."
+                    TENSOR_LORA,
+                    "FLUX.1",
+                    data=" Maps: albedo, shading (irradiance), depth, normal; captions: NAME.txt beside the pictures.",
                 ),
                 *_run_inputs("my_lumix", "the paper's 10,000 with 16 pictures each take days.", 1e-4, 1, _rank(8)),
                 *_more_inputs(
@@ -366,7 +371,7 @@ class TrainTensorLoRA(_Training):
         lora: str = TENSOR,
         base_dtype: str = "float32",
         gradient_checkpointing: bool = False,
-        **shared: str | float,
+        **shared: Any,
     ) -> io.NodeOutput:
         def trainer(settings: Settings) -> tuple:
             from ..training.lumix import LumixConfig, train_lumix

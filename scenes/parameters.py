@@ -237,7 +237,7 @@ def sample_rooms(seeds: Sequence[int], style: Style = FREE_STYLE) -> Scenes:
 
 def _captions(present: Tensor, color: Tensor, texture: Tensor, words: Sequence[str], azimuth: Tensor, elevation: Tensor) -> list[str]:
     def described(scene: int, surface: int, noun: str) -> str:
-        adjectives = (TEXTURE_WORDS[texture[scene, surface]], words[color[scene, surface]])
+        adjectives = (TEXTURE_WORDS[int(texture[scene, surface])], words[int(color[scene, surface])])
         return " ".join(word for word in (*adjectives, noun) if word)
 
     captions = []

@@ -71,7 +71,7 @@ def save_scene(seed: int, size: int, folder: Path, kind: str = ROOM) -> list[Pat
     written = []
     for look, picture in map_looks(maps).items():
         path = folder / (f"{name}.png" if look == "image" else f"{name}_{look}.png")
-        write_file(path, _sixteen_bit_png(picture[0]))
+        write_file(path, sixteen_bit_png(picture[0]))
         written.append(path)
     about = {
         "seed": seed,
@@ -115,7 +115,7 @@ def _eight_bit(picture_hwc: Tensor) -> Image.Image:
     return Image.fromarray((picture.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
-def _sixteen_bit_png(picture_hwc: Tensor) -> bytes:
+def sixteen_bit_png(picture_hwc: Tensor) -> bytes:
     """PNG with 16 bits a channel, grey or colour. Pillow has no 16-bit colour; PyAV, which ComfyUI needs too, has."""
     import av
 

@@ -11,7 +11,7 @@ from .camera import photographed
 from .intersect import dot, object_hits, reciprocal, turn
 from .parameters import FREE_STYLE, ROOM_SURFACES, Scenes, Style
 from .sampling import ROOM, Worlds, sample_scenes
-from .world.plan import Table
+from .world.plan import Plan, Table
 from .world.render import render_plans
 
 # Rays leave a surface this far above it, in metres, so that it does not shadow itself.
@@ -90,9 +90,12 @@ def render(scenes: Scenes | Worlds, height: int, width: int, camera: bool = Fals
         for start in range(0, len(scenes), step):
             _render_rooms(maps, slice(start, start + step), scenes[start : start + step])
     else:
-        planned = [row for row, of in enumerate(scenes.drawn) if not isinstance(of, Scenes)]
-        for row in sorted({*range(len(scenes))} - {*planned}):
-            _render_rooms(maps, slice(row, row + 1), scenes.drawn[row])
+        planned: list[tuple[int, Plan]] = []
+        for row, drawn in enumerate(scenes.drawn):
+            if isinstance(drawn, Plan):
+                planned.append((row, drawn))
+            else:
+                _render_rooms(maps, slice(row, row + 1), drawn)
         for start in range(0, len(planned), step):
             _render_plans(maps, planned[start : start + step])
     if camera:
@@ -131,11 +134,11 @@ def _render_rooms(maps: SceneMaps, rows: slice, scenes: Scenes) -> None:
     _fill(maps, rows, planes, surface)
 
 
-def _render_plans(maps: SceneMaps, rows: list[int]) -> None:
-    """Render some of the other scenes into their places."""
+def _render_plans(maps: SceneMaps, planned: Sequence[tuple[int, Plan]]) -> None:
+    """Render some of the other scenes into their places (rows)."""
     height, width = maps.segmentation_bhw.shape[1:]
-    planes, surface = render_plans([maps.scenes.drawn[row] for row in rows], height, width, _camera_rays)
-    _fill(maps, rows, planes, surface)
+    planes, surface = render_plans([plan for _, plan in planned], height, width, _camera_rays)
+    _fill(maps, [row for row, _ in planned], planes, surface)
 
 
 def _fill(maps: SceneMaps, rows: slice | list[int], planes: dict[str, Tensor], surface: Tensor) -> None:

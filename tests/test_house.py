@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import tomllib
+import yaml
 from intrinsic_lab.tools.comfyui_source import find_comfyui
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,8 +171,46 @@ def test_the_root_imports_nothing_when_it_is_imported():
     assert not [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
 
 
+def pyproject() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_the_oldest_python_is_the_same_wherever_it_is_named():
+    settings = pyproject()
+    oldest = settings["project"]["requires-python"].removeprefix(">=")
+    assert settings["tool"]["ruff"]["target-version"] == "py" + oldest.replace(".", "")
+    # mypy refuses what the standard library of that version does not have.
+    assert settings["tool"]["mypy"]["python_version"] == oldest
+    for file in ("README.md", "tools/environment.py"):
+        assert f"Python {oldest} or newer" in (ROOT / file).read_text(encoding="utf-8"), file
+
+
+def test_packaged_files_exist():
+    for pattern in pyproject()["tool"]["setuptools"]["package-data"]["intrinsic_lab"]:
+        assert next(ROOT.glob(pattern), None), pattern
+
+
+def test_every_room_is_type_checked():
+    packages = {name.removeprefix("intrinsic_lab.") for name in pyproject()["tool"]["mypy"]["packages"]}
+    assert packages == {*ROOMS, "tools"}
+    assert not [path for path in SOURCES if re.search(r"#\s*(type:\s*ignore(?!\[)|mypy:)", path.read_text(encoding="utf-8"))]
+
+
+def test_hooks_and_workflows_run_what_the_makefile_and_the_environment_have():
+    targets = set(re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)[1].split())
+    workflows = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in (ROOT / ".github/workflows").glob("*.yml")}
+    steps = {name: [step for job in flow["jobs"].values() for step in job["steps"]] for name, flow in workflows.items()}
+    assert [step["run"] for step in steps["test.yml"] if "run" in step] == ["make lint", "make test"]
+    assert {"lint", "test"} <= targets
+    # YAML 1.1 reads the key `on` as true.
+    assert workflows["publish.yml"][True] == {"push": {"tags": ["v*"]}}
+    assert all("@v" in step["uses"] for listed in steps.values() for step in listed if "uses" in step)
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    assert [hook["entry"].split()[0] for hook in hooks] == [".venv/bin/ruff", ".venv/bin/ruff", ".venv/bin/mypy"]
+
+
 def test_dependencies_have_lower_bounds_only_and_are_the_same_for_comfyui_manager():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = pyproject()["project"]
     listed = [line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     assert listed == project["dependencies"]
     for requirement in (*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)):

@@ -81,8 +81,10 @@ def collect_jobs(inputs: Sequence[Path], out: Path) -> list[Job]:
 
 
 def _record_of(job: Job, graph: str) -> dict:
-    about = job.picture.stat() if job.picture else None
-    return {"graph": graph, "picture": about and {"name": job.picture.name, "bytes": about.st_size, "modified_ns": about.st_mtime_ns}}
+    if job.picture is None:
+        return {"graph": graph, "picture": None}
+    about = job.picture.stat()
+    return {"graph": graph, "picture": {"name": job.picture.name, "bytes": about.st_size, "modified_ns": about.st_mtime_ns}}
 
 
 def is_done(job: Job, graph: str) -> bool:

@@ -89,7 +89,9 @@ class Server:
             raise PictureFailed(_refusal(reply))
         return reply["prompt_id"]
 
-    async def _wait(self, events: aiohttp.ClientWebSocketResponse, prompt_id: str, prompt: Prompt, progress: Callable[[str], None]) -> None:
+    async def _wait(
+        self, events: aiohttp.ClientWebSocketResponse[bool], prompt_id: str, prompt: Prompt, progress: Callable[[str], None]
+    ) -> None:
         while True:
             try:
                 message = await events.receive(timeout=15)

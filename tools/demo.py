@@ -111,7 +111,7 @@ def run(image: Path | None, out: Path) -> int:
         ) from error
     prompt = load_prompt(GRAPH)
     with started_server() as server:
-        maps = extracted_maps(prompt, node_info(server.url, EXTRACT)["output_name"])
+        maps = extracted_maps(prompt, (node_info(server.url, EXTRACT) or {})["output_name"])
         prompt = with_float_files(prompt, maps) if node_info(server.url, "SaveImageAdvanced") else with_plain_files(prompt)
         with step(f"Extracting the maps of {picture.name}") as notes:
             try:
@@ -135,7 +135,10 @@ def started_server() -> Iterator[RunningServer]:
     """A ComfyUI in the workbench's own base directory, announced as a step."""
     say("- Starting ComfyUI")
     start = time.monotonic()
-    with comfyui_server(Path(sys.executable), find_comfyui(), link_pack(WORKSPACE), device_arguments()) as server:
+    comfyui = find_comfyui()
+    if comfyui is None:
+        raise WorkbenchError("There is no ComfyUI on this machine.", "run `make setup` first.")
+    with comfyui_server(Path(sys.executable), comfyui, link_pack(WORKSPACE), device_arguments()) as server:
         say(f"    {server.url} ({time.monotonic() - start:.1f} s)")
         yield server
 

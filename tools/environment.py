@@ -23,7 +23,7 @@ OLDEST_PYTHON = (3, 11)
 
 PACKAGES = [
     *("torch", "torchvision", "diffusers", "peft", "accelerate", "einops", "prodigyopt", "rich"),
-    *("pytest", "ruff", "playwright", "scikit-image", "websocket-client", "qdrant-client"),
+    *("pytest", "ruff", "mypy", "playwright", "scikit-image", "websocket-client", "qdrant-client"),
 ]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -69,6 +69,7 @@ def set_up(browser: bool = True) -> Path:
                 STAMP.write_text(json.dumps({"fingerprint": fingerprint}), encoding="utf-8")
                 notes.append(f"details in {LOG.relative_to(ROOT)}")
         link_pack(WORKSPACE)
+        _link_here(WORKSPACE / "packages" / "intrinsic_lab")
         if browser:
             _provide_chromium()
     return comfyui
@@ -83,9 +84,14 @@ def link_pack(base: Path) -> Path:
         (base / folder).mkdir(parents=True, exist_ok=True)
     # ComfyUI's own input folder always holds a picture of this name; the examples' Load Image shows it.
     shutil.copy(ROOT / "assets" / "demo_scene.png", base / "input" / "example.png")
-    link = base / "custom_nodes" / "intrinsic-lab"
+    _link_here(base / "custom_nodes" / "intrinsic-lab")
+    return base
+
+
+def _link_here(link: Path) -> None:
     if link.is_symlink() and link.resolve() == ROOT:
-        return base
+        return
+    link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
     try:
         link.symlink_to(ROOT, target_is_directory=True)
@@ -94,7 +100,6 @@ def link_pack(base: Path) -> Path:
             f"The pack could not be linked into {link.parent}: {error}",
             "use a file system with symbolic links (on Windows: turn on developer mode).",
         ) from error
-    return base
 
 
 @contextmanager
@@ -132,7 +137,7 @@ def _make_venv() -> None:
     if python is None:
         raise WorkbenchError(
             f"The development environment wants Python {wanted} or newer, this is {sys.version.split()[0]}.",
-            f"install a newer Python, or run `make setup PYTHON=/path/to/python{wanted}`. (The pack itself runs on Python 3.10.)",
+            f"install a newer Python, or run `make setup PYTHON=/path/to/python{wanted}`. (The pack itself runs on Python 3.10 or newer.)",
         )
     remedy = "install Python's venv module (Debian, Ubuntu: apt-get install python3-venv) and run `make setup` again."
     try:
@@ -161,7 +166,16 @@ def _install_packages(comfyui: Path) -> None:
     requirements.write_text(
         "\n".join(line for line in wanted if not re.match(r"torch(vision|audio)?\b(?!sde)", line)) + "\n", encoding="utf-8"
     )
-    pip = [venv_python(), "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--constraint", CONSTRAINTS]
+    pip: list[str | Path] = [
+        venv_python(),
+        "-m",
+        "pip",
+        "install",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--constraint",
+        CONSTRAINTS,
+    ]
     run_logged([*pip, *PACKAGES, "--requirement", requirements], LOG, remedy)
     run_logged([*pip, "--no-deps", "torchaudio"], LOG, remedy)
     run_logged([*pip, "--no-deps", "--editable", ROOT], LOG, remedy)

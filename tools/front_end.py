@@ -126,7 +126,8 @@ def picture_of(page: Page) -> bytes:
     page.wait_for_timeout(1500)
     large = Image.open(io.BytesIO(page.screenshot()))
     style.evaluate("element => element.remove()")
-    page.set_viewport_size(window)
+    if window:
+        page.set_viewport_size(window)
     small = io.BytesIO()
     large.convert("RGB").resize((1200, 675), Image.Resampling.LANCZOS).save(small, "JPEG", quality=85)
     return small.getvalue()

@@ -26,7 +26,7 @@ def run(names: list[str]) -> int:
     known = [example.name for example in example_workflows()]
     if unknown := [name for name in names if name not in known]:
         raise WorkbenchError(f"There is no workflow {', '.join(unknown)}.", f"choose among {', '.join(known)}.")
-    rows = []
+    rows, failed = [], False
     with started_server() as server:
         for example in example_workflows():
             if names and example.name not in names:
@@ -39,10 +39,10 @@ def run(names: list[str]) -> int:
                 try:
                     files = asyncio.run(run_one(server.url, example))
                 except (PictureFailed, ServerLost, aiohttp.ClientError, asyncio.TimeoutError) as error:
-                    result = f"FAILED: {error or type(error).__name__}"
+                    result, failed = f"FAILED: {error or type(error).__name__}", True
             rows.append({"workflow": example.name, "seconds": round(time.monotonic() - start, 1), "files": files, "result": result})
     say(f"\n{format_table(rows)}")
-    return 1 if any(row["result"].startswith("FAILED") for row in rows) else 0
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,13 @@ def test(options: argparse.Namespace) -> int:
     return in_environment(comfyui, "-m", "pytest", *options.arguments, OLDEST_COMFYUI_PATH=str(oldest))
 
 
+def lint(_options: argparse.Namespace) -> int:
+    """check style and types"""
+    comfyui = set_up(browser=False)
+    checks = (("ruff", "format", "--check", "."), ("ruff", "check", "."), ("mypy",))
+    return int(any([in_environment(comfyui, "-m", *check) for check in checks]))
+
+
 def bench(options: argparse.Namespace) -> int:
     """run every benchmark: tables to the terminal, JSON to benchmarks/results"""
     return in_environment(set_up(browser=False), "-m", "intrinsic_lab.tools.bench", *options.arguments)
@@ -122,7 +129,7 @@ def main() -> int:
     """Runs one command; the exit code is the command's own, or 2 if a step failed."""
     parser = argparse.ArgumentParser(prog="workbench.py", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (setup, demo, test, bench, serve, workflows, export_workflows, nano):
+    for command in (setup, demo, test, lint, bench, serve, workflows, export_workflows, nano):
         entry = commands.add_parser(command.__name__.replace("_", "-"), help=command.__doc__)
         entry.set_defaults(command=command)
         if command is demo:

@@ -2,14 +2,17 @@
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """`write` a temporary file beside `path`, flush it to disk, then rename: a kill leaves the old file or the new one.
 
     Raises OSError, which names the file, where it cannot be written.
@@ -33,7 +36,21 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """A text file in UTF-8, atomically."""
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: Path, content: Any) -> None:
-    """A readable JSON file; what JSON has no type for, such as a path, is written as text. Raises as `write_atomically`."""
-    text = json.dumps(content, indent=1, default=str)
-    write_atomically(path, lambda partial: partial.write_text(text))
+    """A readable JSON file, atomically; what JSON has no type for, such as a path, is written as text."""
+    write_text(path, json.dumps(content, indent=1, default=str))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file, atomically."""
+    write_atomically(path, lambda partial: save_file(dict(tensors), partial, dict(metadata) if metadata else None))
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy what a file holds, atomically."""
+    write_atomically(target, lambda partial: shutil.copyfile(source, partial))

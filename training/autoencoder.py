@@ -14,7 +14,8 @@ def start_near_linear(vae: nn.Module) -> None:
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d):
             nn.init.orthogonal_(module.weight.view(module.weight.shape[0], -1))
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         if name.endswith(("conv2", "to_out.0")):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)

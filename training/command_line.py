@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from ..methods.maps.files import COLOR_FILES, DEPTH_FILES, NORMAL_FILES
 from .folder_data import FolderData
 from .loop import Diverged, Interrupted, LoopConfig, Report
 from .pairs import SceneData
@@ -37,11 +38,13 @@ def add_data_options(
     group.add_argument("--data", type=Path, help=layout)
     group.add_argument("--size", type=int, help=f"side of the square training pictures ({sizes[0]} for a folder, {sizes[1]} for scenes)")
     group.add_argument(
-        "--normals", choices=("opengl", "directx"), default=FolderData.normals, help="green up or down in the folder's normals"
+        "--normals", choices=tuple(NORMAL_FILES.readings), default=FolderData.normals, help="green up or down in the folder's normals"
     )
-    group.add_argument("--depth", choices=("near_dark", "near_bright"), default=FolderData.depth, help="convention of the folder's depth")
+    group.add_argument("--depth", choices=tuple(DEPTH_FILES.readings), default=FolderData.depth, help="convention of the folder's depth")
     if colors:
-        group.add_argument("--colors", choices=("srgb", "linear"), default=FolderData.colors, help="of the folder's albedo and shading")
+        group.add_argument(
+            "--colors", choices=tuple(COLOR_FILES.readings), default=FolderData.colors, help="of the folder's albedo and shading"
+        )
     group.add_argument("--scenes", type=int, default=SceneData.count, help="number of rendered scenes")
     group.add_argument("--first-scene", type=int, default=SceneData.first_seed, help="seed of the first scene")
     return group

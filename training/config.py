@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .folder_data import FolderData
 from .history import History
@@ -31,7 +31,8 @@ class TrainerConfig(ABC):
 
     def task_settings(self) -> dict[str, Any]:
         """What the weights depend on besides the loop's settings, in JSON's types."""
-        return {name: value for name, value in json.loads(json.dumps(asdict(self), default=str)).items() if name not in _NOT_OF_THE_TASK}
+        every = json.loads(json.dumps(asdict(cast(Any, self)), default=str))
+        return {name: value for name, value in every.items() if name not in _NOT_OF_THE_TASK}
 
     def kept_history(self) -> History:
         """What the run has done so far, see `Checkpoint.history`."""

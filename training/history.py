@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .atomic import write_atomically
+from .atomic import write_atomically, write_text
 
 # So many numbers of a run of any length; the later half of them belongs to consecutive steps.
 MOST_LOSSES = 20_000
@@ -29,6 +29,11 @@ class History:
         """Optimiser steps done."""
         return self.loss_steps[-1] if self.loss_steps else 0
 
+    def final_loss(self, steps: int = 100) -> float:
+        """Mean of the last losses; of all if there are fewer."""
+        last = self.losses[-steps:]
+        return sum(last) / len(last)
+
     def add(self, loss: float, seconds: float) -> None:
         """Count one more step."""
         self.loss_steps.append(self.steps + 1)
@@ -41,8 +46,7 @@ class History:
 
 def save_history(history: History, folder: Path) -> None:
     """Write loss.json and loss.png."""
-    text = json.dumps(asdict(history))
-    write_atomically(folder / "loss.json", lambda path: path.write_text(text))
+    write_text(folder / "loss.json", json.dumps(asdict(history)))
     write_atomically(folder / "loss.png", lambda path: loss_curve(history).save(path, format="PNG"))
 
 

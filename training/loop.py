@@ -83,9 +83,11 @@ class LoopConfig:
 
 
 class Task(Protocol):
-    """What is trained: `module` holds the parameters (those that require a gradient learn)."""
+    """What is trained."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module:
+        """Holds the parameters; those that require a gradient learn."""
 
     def loss(self, module: nn.Module, draw: torch.Generator) -> Tensor:
         """Mean loss of one batch drawn with `draw`; `module` is `self.module`, wrapped for the devices in use."""

@@ -1,6 +1,6 @@
 """Where training pairs come from: the rendered `scenes`, with exact maps. (A folder of pictures: `folder_data`.)"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -14,6 +14,8 @@ from ..scenes import ROOM, SceneMaps, sample_scenes
 from .scene_pictures import ADAPTER_SEEDS, HELD_OUT_SEEDS, render_kind, scene_picture
 
 IMAGE = "image"
+# Called while data are encoded before the first step: what, how many are done, of how many. May raise `loop.Interrupted`.
+OnEncoded = Callable[[str, int, int], None]
 
 
 class PairSource(Protocol):

@@ -58,7 +58,8 @@ class PicturePool:
     @classmethod
     def render(cls, seeds: Sequence[int], size: int, kinds: Sequence[str] = ("image", *MAPS), scenes: str = ROOM) -> "PicturePool":
         """scenes: the kind of scenes; other kinds than rooms are seen as by a camera."""
-        parts, captions = [], []
+        parts: list[Tensor] = []
+        captions: list[str] = []
         for start in range(0, len(seeds), 64):
             maps = render_kind(seeds[start : start + 64], size, scenes)
             stacked = torch.stack([scene_picture(maps, kind) for kind in kinds])
@@ -66,6 +67,6 @@ class PicturePool:
             captions += maps.captions
         return cls(torch.cat(parts, 1), tuple(captions))
 
-    def latents_input(self, kind: int, rows: Sequence[int] | slice) -> Tensor:
+    def latents_input(self, kind: int, rows: Sequence[int] | Tensor | slice) -> Tensor:
         """`[b, 3, h, w]` in -1..1."""
         return self.pictures[kind, rows].float() / 127.5 - 1

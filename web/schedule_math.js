@@ -3,25 +3,13 @@
 export const COLUMNS = 250;
 const PICTURE_ROWS = 160;
 const LAST_TIMESTEP = 999;
-const TRANSFORMER_STAGES = 9;
 const RAMP = [[13, 17, 35], [45, 52, 120], [32, 128, 141], [94, 201, 97], [253, 231, 36]];
 const STAGE_GAP = [96, 96, 96];
 
-function stageBlocks(blocksPerStage) {
-    const stages = blocksPerStage.flatMap((count, stage) => Array(count).fill(stage));
+// A network's self-attentions, from the stage of each in order of execution.
+export function blocksOf(stages) {
     return stages.map((stage, index) => ({ index, stage }));
 }
-
-function transformerBlocks(depth) {
-    return Array.from({ length: depth }, (_, index) => ({ index, stage: Math.floor((index * TRANSFORMER_STAGES) / depth) }));
-}
-
-export const LAYOUTS = {
-    "SD 1.5 / SD 2.1": stageBlocks([2, 2, 2, 0, 1, 0, 3, 3, 3]),
-    "SDXL": stageBlocks([0, 4, 20, 10, 30, 6, 0]),
-    "PixArt-alpha": transformerBlocks(28),
-    "nano": stageBlocks([1, 1, 1, 1, 2, 2, 2]),
-};
 
 // "3-7, 9" to a set of numbers; null for text that Python would refuse.
 export function parsePositions(text) {
@@ -49,14 +37,14 @@ export function parseTable(text) {
     return points.length && points.every(([t], i) => i === 0 || t > points[i - 1][0]) ? points : null;
 }
 
-function placeOf(where, positions) {
+function blockFilter(where, positions) {
     if (where === "everywhere") return () => true;
     const numbers = parsePositions(positions);
     return numbers && ((block) => numbers.has(where === "stages" ? block.stage : block.index));
 }
 
 export function dropSchedule(where, positions, tau) {
-    const inside = placeOf(where, positions);
+    const inside = blockFilter(where, positions);
     return inside && ((block, t) => (inside(block) && t <= tau ? 1 : 0));
 }
 
@@ -77,7 +65,7 @@ function tableSchedule(points) {
 
 // connected: the schedules of `first` and `second`, those that are connected.
 export function combinedSchedule(connected, operation, factor, where, positions, overTime) {
-    const inside = placeOf(where, positions);
+    const inside = blockFilter(where, positions);
     const points = overTime.trim() ? parseTable(overTime) : null;
     if (!inside || (overTime.trim() && !points)) return null;
     const table = points ? tableSchedule(points) : () => 1;
@@ -97,9 +85,9 @@ export function heatMap(schedule, blocks) {
         if (block.index && blocks[block.index - 1].stage !== block.stage) rows.push(Array(COLUMNS).fill(STAGE_GAP));
         const colors = [];
         for (let column = 0; column < COLUMNS; column++) {
-            const place = schedule(block, LAST_TIMESTEP * (1 - column / (COLUMNS - 1))) * (RAMP.length - 1);
-            const low = Math.min(Math.floor(place), RAMP.length - 2);
-            colors.push(RAMP[low].map((value, i) => Math.round(value + (RAMP[low + 1][i] - value) * (place - low))));
+            const position = schedule(block, LAST_TIMESTEP * (1 - column / (COLUMNS - 1))) * (RAMP.length - 1);
+            const low = Math.min(Math.floor(position), RAMP.length - 2);
+            colors.push(RAMP[low].map((value, i) => Math.round(value + (RAMP[low + 1][i] - value) * (position - low))));
         }
         for (let i = 0; i < cell; i++) rows.push(colors);
     }

@@ -1,13 +1,16 @@
 // Draws a weight schedule's heat map inside its node while a widget is dragged, before anything runs.
 
 import { app } from "/scripts/app.js";
-import { LAYOUTS, combinedSchedule, dropSchedule, gaussianSchedule, heatMap } from "./schedule_math.js";
+import { blocksOf, combinedSchedule, dropSchedule, gaussianSchedule, heatMap } from "./schedule_math.js";
 
 const WIDGET = "schedule_preview";
 const LEGEND = "left: noise, right: clean · top: first block · yellow: 1, dark: 0";
 const ONLY_RUNNING_TELLS = "What is connected is known when the graph runs.";
 const AS_IT_RAN = "As it last ran: what is connected is known when the graph runs.";
 const UNREADABLE = "Write positions like 3-7, 9 and a table like 999: 0, 0: 1.";
+
+// The stages of each network's self-attentions, by the names that preview_model offers: from the nodes' declarations.
+let layouts = {};
 
 function values(node) {
     return Object.fromEntries(node.widgets.map((widget) => [widget.name, widget.value]));
@@ -43,7 +46,7 @@ function draw(node) {
     const context = canvas.getContext("2d");
     const drawn = typeof schedule === "function";
     if (drawn) {
-        const picture = heatMap(schedule, LAYOUTS[values(node).preview_model]);
+        const picture = heatMap(schedule, blocksOf(layouts[values(node).preview_model]));
         Object.assign(canvas, { width: picture.width, height: picture.height });
         context.putImageData(new ImageData(picture.data, picture.width, picture.height), 0, 0);
     } else {
@@ -97,6 +100,9 @@ function previewOf(node) {
 
 app.registerExtension({
     name: "intrinsic_lab.weight_schedule",
+    beforeRegisterNodeDef(nodeType, nodeData) {
+        if (KINDS[nodeData.name]) layouts = nodeData.input.required.preview_model[1].layouts;
+    },
     nodeCreated(node) {
         if (!KINDS[node.comfyClass]) return;
         const redraw = () => draw(node);

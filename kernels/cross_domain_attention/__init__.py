@@ -42,15 +42,15 @@ def cross_domain_attention(
     for PyTorch's own. Raises ValueError for shapes, dtypes or weights that do not fit, RuntimeError where a backend asked for by name
     cannot run.
     """
-    tensors = as_under_autocast(query, key, value, other_key, other_value)
-    _check_operands(*tensors)
+    query, key, value, other_key, other_value = as_under_autocast(query, key, value, other_key, other_value)
+    _check_operands(query, key, value, other_key, other_value)
     rows = query.shape[0]
     if rows != other_key.shape[0]:
         raise ValueError(f"other_key has {other_key.shape[0]} rows and query has {rows}: give one row of the other domain per row.")
     segments = weight if isinstance(weight, Sequence) else [Segment(slice(None), slice(None), weight)]
     active = active_segments(segments, rows)
-    reads_other = other_key.shape[-2] > 0
-    return run_backend(backend, OPERATION, PATHS, tensors, active if reads_other else (), positive_scale(scale, query.shape[-1]))
+    operands = (query, key, value, other_key, other_value)
+    return run_backend(backend, OPERATION, PATHS, operands, active if other_key.shape[-2] else (), positive_scale(scale, query.shape[-1]))
 
 
 def joint_attention(

@@ -48,11 +48,13 @@ CUDA_SHAPES = (
 )
 
 
-def operands(shape: Shape, dtype: torch.dtype, device: str) -> list[Tensor]:
+def operands(shape: Shape, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Query, key, value, other key, other value as a model hands them over: views of [rows, tokens, heads, dim]."""
     generator = torch.Generator().manual_seed(0)
     sizes = (shape.rows, shape.tokens, shape.heads, shape.dim)
-    return [torch.randn(sizes, generator=generator).to(device, dtype).transpose(1, 2) for _ in range(5)]
+    draws = (torch.randn(sizes, generator=generator).to(device, dtype).transpose(1, 2) for _ in range(5))
+    query, key, value, other_key, other_value = draws
+    return query, key, value, other_key, other_value
 
 
 def sdpa_kernels(device: str) -> dict[str, AbstractContextManager]:
@@ -83,7 +85,8 @@ def flex_attention_of(query: Tensor, keys: Tensor, values: Tensor, own: int, wei
 def candidates_of(shape: Shape, dtype: torch.dtype, weight: float, device: str, flex: bool) -> tuple[dict[str, Callable], Tensor]:
     """What is timed, the unbiased baseline first, and the expected values."""
     query, key, value, other_key, other_value = tensors = operands(shape, dtype, device)
-    expected = cross_domain_attention(*[t.double() for t in tensors], weight, backend="torch" if device == "cpu" else "reference")
+    wide = (query.double(), key.double(), value.double(), other_key.double(), other_value.double())
+    expected = cross_domain_attention(*wide, weight, backend="torch" if device == "cpu" else "reference")
     keys, values = torch.cat([key, other_key], 2), torch.cat([value, other_value], 2)
     row = torch.zeros(1, 1, 1, keys.shape[2], device=device)
     row[..., shape.tokens :] = torch.tensor(weight).log()
@@ -91,8 +94,8 @@ def candidates_of(shape: Shape, dtype: torch.dtype, weight: float, device: str, 
     full = row.expand(1, 1, shape.tokens, -1).contiguous()
 
     def concatenating() -> Tensor:
-        both = (torch.cat(pair, 2) for pair in ((key, other_key), (value, other_value)))
-        return F.scaled_dot_product_attention(query, *both, attn_mask=row)
+        keys, values = torch.cat([key, other_key], 2), torch.cat([value, other_value], 2)
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=row)
 
     def sdpa(kernel, bias=None):
         def run():

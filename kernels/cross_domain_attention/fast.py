@@ -146,7 +146,8 @@ def _chunked_backward(grad_output, query, key, value, output, lse, scale, _state
 
 def _concatenated(query, key, value, other_key, other_value, segments: tuple[Segment, ...], scale: float) -> Tensor:
     """For devices whose fused attention gives no log-sum-exp: concatenated keys and one bias per key, differentiable anywhere."""
-    pieces, order = [], []
+    pieces: list[Tensor] = []
+    order: list[int] = []
     for segment in segments:
         keys = torch.cat([key[segment.rows], other_key[segment.others]], dim=-2)
         values = torch.cat([value[segment.rows], other_value[segment.others]], dim=-2)

@@ -212,14 +212,14 @@ def launch(
     """
     rows, heads, own_tokens, head_dim = key.shape
     tokens = query.shape[-2]
-    has_other = other_key is not None and other_key.shape[-2] > 0
     if output is None:
         # Tokens before heads: the layout in which every caller folds the heads back.
         output = query.new_empty(rows, tokens, heads, head_dim).transpose(1, 2)
     lse = query.new_empty(rows, heads, tokens, dtype=torch.float32)
     if tokens == 0 or rows == 0:
         return output, lse
-    if not has_other:
+    has_other = other_key is not None and other_key.shape[-2] > 0
+    if other_key is None or other_value is None or not has_other:
         other_key, other_value, weights = key, value, None
     weight_tensor = lse if weights is None else torch.tensor(weights, dtype=torch.float32, device=query.device)
     partner_tensor = lse if partner is None else torch.tensor(partner, dtype=torch.int32, device=query.device)

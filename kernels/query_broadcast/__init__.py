@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..dispatch import run_backend
+from ..dispatch import Paths, run_backend
 from ..operands import as_under_autocast, check_same_kind, forward_only, positive_scale
 from . import fast, reference
 
@@ -23,7 +23,7 @@ def _cross_intrinsic_triton(*arguments) -> Tensor:
     return cross_intrinsic_triton(*arguments)
 
 
-PATHS = {
+PATHS: dict[str, Paths] = {
     OPERATION: {
         "reference": reference.query_broadcast_reference,
         "torch": fast.query_broadcast_torch,
@@ -63,7 +63,9 @@ def query_broadcast_attention(
             f"Expected text_query [group, maps, heads, text, dim] = [{key.shape[0]}, {key.shape[1]}, {key.shape[2]}, *, {key.shape[4]}], "
             f"got {tuple(text_query.shape)}."
         )
-    query, key, value, text_query = as_under_autocast(query, key, value, text_query)
+    query, key, value = as_under_autocast(query, key, value)
+    if text_query is not None:
+        (text_query,) = as_under_autocast(text_query)
     check_same_kind(query=query, key=key, value=value, text_query=text_query)
     return run_backend(backend, OPERATION, PATHS[OPERATION], (query, key, value, text_query), positive_scale(scale, query.shape[-1]))
 

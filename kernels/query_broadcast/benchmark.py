@@ -26,13 +26,15 @@ TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 1.2e-2, torch.float16: 2e-3}
 
 def separate_projection(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key, value of every map: x [maps, tokens, width], weight [3 * width, width]."""
-    return F.linear(x, weight).chunk(3, dim=-1)
+    query, key, value = F.linear(x, weight).chunk(3, dim=-1)
+    return query, key, value
 
 
 def broadcast_projection(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Query of the colour map alone, key and value of every map; both weights are views of the fused one."""
     width = x.shape[-1]
-    return F.linear(x[COLOUR], weight[:width]), *F.linear(x, weight[width:]).chunk(2, dim=-1)
+    key, value = F.linear(x, weight[width:]).chunk(2, dim=-1)
+    return F.linear(x[COLOUR], weight[:width]), key, value
 
 
 def split_heads(tensor: Tensor) -> Tensor:
@@ -122,7 +124,9 @@ def main() -> None:
     settings = bench.settings_from(options)
     counts = options.tokens or ([1536] if settings.device == "cuda" else [256, 1024])
     dtypes = (torch.float16 if settings.device == "cuda" else torch.float32, torch.bfloat16)
-    projection, attention, records = [], [], []
+    projection: list[tuple] = []
+    attention: list[tuple] = []
+    records: list[dict] = []
     with torch.inference_mode():
         for dtype, tokens in product(dtypes, counts):
             for rows, measure in ((projection, measure_projection), (attention, measure_attention)):

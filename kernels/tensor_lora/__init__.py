@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dispatch import run_backend
+from ..dispatch import Paths, run_backend
 from ..operands import any_requires_grad, check_same_kind, forward_only
 from . import fast, reference
 
@@ -37,7 +37,7 @@ def _norm_lora_rotary_triton(*arguments) -> Tensor:
     return norm_lora_rotary_triton(*arguments)
 
 
-PATHS = {
+PATHS: dict[str, Paths] = {
     SHRINK: {
         "reference": reference.shrink_reference,
         "torch": fast.shrink_torch,

@@ -130,6 +130,7 @@ def measure_parts(tokens: int, dtype: torch.dtype, settings: bench.Settings) -> 
     angle = torch.arange(tokens * WIDTH // HEADS // 2, device=settings.device).view(tokens, -1) * 0.1
     rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).unflatten(-1, (2, 2))
     for_keys = (key, norm_weight, hidden, given.g3, rotation)
+    wide_for_keys = (key.double(), norm_weight.double(), hidden.double(), given.g3.double(), rotation.double())
 
     def add(backend: str) -> Tensor:
         return expand_(target, hidden, given.g3, SCALE, backend=backend)
@@ -144,7 +145,7 @@ def measure_parts(tokens: int, dtype: torch.dtype, settings: bench.Settings) -> 
         (NORM_LORA_ROTARY, WIDTH // HEADS, half_bytes + rotation.nbytes,
          {"norm, delta, rotation apart": lambda: separate_key_passes(*for_keys),
           **_ours(lambda backend: norm_lora_rotary(*for_keys, SCALE, backend=backend), settings.device)},
-         lambda: norm_lora_rotary(*(t.double() for t in for_keys), SCALE, backend="reference")),
+         lambda: norm_lora_rotary(*wide_for_keys, SCALE, backend="reference")),
     )  # fmt: skip
     kind = str(dtype).removeprefix("torch.")
     rows, records = [], []
@@ -182,9 +183,10 @@ def _peak(run: Callable[[], Tensor], settings: bench.Settings) -> int:
 
 def choices(records: list[dict]) -> list[MeasuredChoice]:
     """The faster of our two paths for each part and dtype."""
-    times = {(r["part"], r["dtype"], r["head_dim"], r["tokens"], r["way"]): r["ms"] for r in records}
-    classes = dict.fromkeys(key[:-1] for key in times)
-    return [bench.faster_path(*part, *(times[(*part, f"ours, {path}")] for path in ("torch", "Triton"))) for part in classes]
+    times: dict[tuple, dict[str, float]] = {}
+    for r in records:
+        times.setdefault((r["part"], r["dtype"], r["head_dim"], r["tokens"]), {})[r["way"]] = r["ms"]
+    return [bench.faster_path(*part, *(ways[f"ours, {path}"] for path in ("torch", "Triton"))) for part, ways in times.items()]
 
 
 def main() -> None:

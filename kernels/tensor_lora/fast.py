@@ -51,7 +51,7 @@ def _expand_converting_(out: Tensor, hidden: Tensor, rows: Tensor) -> Tensor:
     rows = rows.contiguous()
     for place in product(*(range(size) for size in out.shape[:-2])):
         for start in range(0, out.shape[-2], TOKENS_PER_CONVERSION):
-            part = (*place, slice(start, start + TOKENS_PER_CONVERSION))
+            part: tuple[int | slice, ...] = (*place, slice(start, start + TOKENS_PER_CONVERSION))
             out[part] += hidden[part] @ rows[place[-1]]
     return out
 
@@ -95,7 +95,7 @@ def _key_pass_in_parts(key: Tensor, norm_weight: Tensor, hidden: Tensor, g3: Ten
     for place in product(*(range(size) for size in key.shape[:-3])):
         for start in range(0, key.shape[-3], TOKENS_IN_CACHE):
             tokens = slice(start, start + TOKENS_IN_CACHE)
-            part = (*place, tokens)
+            part: tuple[int | slice, ...] = (*place, tokens)
             x = key[part].to(wide, copy=True, memory_format=torch.contiguous_format)
             x *= torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(dim).add_(eps).rsqrt_()
             x *= norm_weight

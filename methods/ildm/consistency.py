@@ -49,11 +49,12 @@ def edge_strength(picture_bhwc: Tensor) -> Tensor:
 def edge_agreement(one_bhw: Tensor, other_bhw: Tensor, tolerance: int = 1) -> Tensor:
     """Pearson's correlation of two edge maps, `[b]`, -1..1, each widened by `tolerance` pixels first; 0 for a map without edges."""
     size = 2 * tolerance + 1
-    flat = []
-    for edges in (one_bhw, other_bhw):
-        wide = functional.max_pool2d(rearrange(edges, "b h w -> b 1 h w"), size, stride=1, padding=tolerance).flatten(1)
-        flat.append(wide - wide.mean(1, keepdim=True))
-    return functional.cosine_similarity(*flat, dim=1)
+
+    def centred(edges_bhw: Tensor) -> Tensor:
+        wide = functional.max_pool2d(rearrange(edges_bhw, "b h w -> b 1 h w"), size, stride=1, padding=tolerance).flatten(1)
+        return wide - wide.mean(1, keepdim=True)
+
+    return functional.cosine_similarity(centred(one_bhw), centred(other_bhw), dim=1)
 
 
 def frechet_distance(one_nd: Tensor, other_nd: Tensor) -> float:

@@ -27,9 +27,9 @@ def heat_map(schedule: WeightSchedule, blocks: Sequence[Block]) -> Tensor:
     """The schedule as an sRGB picture [1, height, COLUMNS, 3] in 0..1; a grey line separates resolution stages."""
     weights = weight_table(schedule, blocks)
     ramp = torch.tensor(RAMP, dtype=torch.float64)
-    place = weights * (len(RAMP) - 1)
-    low = place.floor().clamp(max=len(RAMP) - 2).long()
-    colors = torch.lerp(ramp[low], ramp[low + 1], (place - low).unsqueeze(-1))
+    position = weights * (len(RAMP) - 1)
+    low = position.floor().clamp(max=len(RAMP) - 2).long()
+    colors = torch.lerp(ramp[low], ramp[low + 1], (position - low).unsqueeze(-1))
     cell = max(1, PICTURE_ROWS // len(blocks))
     rows: list[Tensor] = []
     for block, color in zip(blocks, colors, strict=True):

@@ -28,16 +28,16 @@ class Block:
 
 
 WeightSchedule = Callable[[Block, float], float]
-Place = Callable[[Block], bool]
+BlockFilter = Callable[[Block], bool]
 
 
-def at_blocks(indices: Sequence[int]) -> Place:
+def at_blocks(indices: Sequence[int]) -> BlockFilter:
     """Self-attentions by their number, in order of execution."""
     wanted = _positions(indices)
     return lambda block: block.index in wanted
 
 
-def at_stages(stages: Sequence[int]) -> Place:
+def at_stages(stages: Sequence[int]) -> BlockFilter:
     """Every self-attention of some resolution stages."""
     wanted = _positions(stages)
     return lambda block: block.stage in wanted
@@ -49,14 +49,14 @@ def _positions(numbers: Sequence[int]) -> frozenset[int]:
     return frozenset(numbers)
 
 
-def drop_schedule(blocks: Place | None = None, tau: float = 900.0) -> WeightSchedule:
+def drop_schedule(blocks: BlockFilter | None = None, tau: float = 900.0) -> WeightSchedule:
     """1 inside `blocks` from timestep tau down, else 0 (I-LDM, eq. 2). `blocks` defaults to the paper's L = {3..7}, read as stages.
 
     tau: timestep, 0..999. Raises ValueError for another one.
     """
     _require_timestep("tau", tau)
-    place = at_stages(PAPER_STAGES) if blocks is None else blocks
-    return lambda block, t: 1.0 if place(block) and t <= tau else 0.0
+    inside = at_stages(PAPER_STAGES) if blocks is None else blocks
+    return lambda block, t: 1.0 if inside(block) and t <= tau else 0.0
 
 
 def gaussian_schedule(alpha: float = 1.0, tau: float = 800.0, sigma: float = 100.0) -> WeightSchedule:
@@ -102,7 +102,7 @@ def table_schedule(points: Sequence[tuple[float, float]]) -> WeightSchedule:
     return weight_at
 
 
-def restricted(schedule: WeightSchedule, blocks: Place) -> WeightSchedule:
+def restricted(schedule: WeightSchedule, blocks: BlockFilter) -> WeightSchedule:
     """`schedule` inside `blocks`, 0 elsewhere."""
     return lambda block, t: schedule(block, t) if blocks(block) else 0.0
 
@@ -126,14 +126,6 @@ def stage_blocks(blocks_per_stage: Sequence[int]) -> tuple[Block, ...]:
 def transformer_blocks(depth: int) -> tuple[Block, ...]:
     """All self-attentions of a transformer of one resolution."""
     return tuple(Block(index, index * TRANSFORMER_STAGES // depth) for index in range(depth))
-
-
-LAYOUTS: dict[str, tuple[Block, ...]] = {
-    "SD 1.5 / SD 2.1": stage_blocks((2, 2, 2, 0, 1, 0, 3, 3, 3)),
-    "SDXL": stage_blocks((0, 4, 20, 10, 30, 6, 0)),
-    "PixArt-alpha": transformer_blocks(28),
-    "nano": stage_blocks((1, 1, 1, 1, 2, 2, 2)),
-}
 
 
 def parse_positions(text: str) -> tuple[int, ...]:

@@ -27,13 +27,13 @@ class Generator:
     """The model as three callables.
 
     encode: pictures bhw3 in 0..1 -> image latents bchw (the VAE's mode).
-    predict: image latents, repeated per map as `(map b) c h w` -> map latents of the same shape.
+    predict: image latents bchw, and for each the index of the map to make of it -> map latents of the same shape.
     decode: map latents -> pictures bhw3, nominally 0..1, not clamped.
     downscale: pixels per latent cell.
     """
 
     encode: Callable[[Tensor], Tensor]
-    predict: Callable[[Tensor], Tensor]
+    predict: Callable[[Tensor, list[int]], Tensor]
     decode: Callable[[Tensor], Tensor]
     downscale: int = 8
 
@@ -105,22 +105,65 @@ def pad_to_cells(picture_bhwc: Tensor, downscale: int) -> Tensor:
     return rearrange(padded, "b c h w -> b h w c")
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How a batch goes through the model.
+
+    grid: the tiles (often one) of every picture, in pixels of the processed, padded one. pictures: in one forward. rows: latents in one
+    prediction; a forward with more of them (one picture, more maps than fit) makes several. forwards: of the whole batch, one per group of
+    pictures and tile, and one more per group where relative maps are aligned.
+    """
+
+    grid: TileGrid
+    pictures: int
+    rows: int
+    forwards: int
+
+
+def plan_extraction(
+    image_bhw3: Tensor,
+    map_names: Sequence[str],
+    settings: ExtractSettings,
+    downscale: int,
+    rows_that_fit: Callable[[int, int], int] | None = None,
+) -> Plan:
+    """Cuts a batch of pictures into what fits.
+
+    rows_that_fit: latents of this height and width that one prediction may take, a row per picture, map and mirror image (None: all).
+    """
+    batch, height, width = image_bhw3.shape[:3]
+    height, width = (padded_side(side, downscale) for side in processed_size(height, width, settings.processing_resolution))
+    grid = tile_grid(height, width, settings.tile_size, settings.tile_overlap, downscale)
+    rows_of_picture = len(map_names) * (2 if settings.mirrored_average else 1)
+    rows = batch * rows_of_picture
+    if rows_that_fit is not None:
+        rows = min(rows, rows_that_fit(grid.tile_height // downscale, grid.tile_width // downscale))
+    pictures = max(1, rows // rows_of_picture)
+    guided = len(grid) > 1 and bool(_relative_rows(map_names))
+    return Plan(grid, pictures, rows, math.ceil(batch / pictures) * (len(grid) + guided))
+
+
 def extract(
     image_bhw3: Tensor,
     map_names: Sequence[str],
     generator: Generator,
     settings: ExtractSettings,
-    pictures_per_forward: int | None = None,
+    plan: Plan | None = None,
     on_forward: Callable[[], None] = lambda: None,
 ) -> Extraction:
     """All maps of all pictures.
 
-    pictures_per_forward: groups of this many pictures run one after the other (None: all together). `on_forward` is called after each
-    forward of a group (or of a tile of it); `count_forwards` says how often. A tile of a relative map (depth) has a scale and shift of its
-    own, so each is brought to those of the whole picture seen at a tile's number of pixels.
+    plan: from `plan_extraction` (None: all pictures together). `on_forward` is called after each of its forwards. A tile of a relative map
+    (depth) has a scale and shift of its own, so each is brought to those of the whole picture seen at a tile's number of pixels.
     """
-    groups = image_bhw3.split(pictures_per_forward or len(image_bhw3))
-    results = [_extract_group(group, map_names, generator, settings, on_forward) for group in groups]
+    plan = plan or plan_extraction(image_bhw3, map_names, settings, generator.downscale)
+
+    def run(picture_bhw3: Tensor) -> tuple[Tensor, Tensor]:
+        result = _forward(picture_bhw3, map_names, generator, settings.mirrored_average, plan.rows)
+        on_forward()
+        return result
+
+    results = [_extract_group(group, map_names, generator.downscale, settings, plan.grid, run) for group in image_bhw3.split(plan.pictures)]
     maps = {name: torch.cat([maps[index] for maps, _ in results]) for index, name in enumerate(map_names)}
     # Groups follow each other within each map.
     latents = torch.cat([rearrange(latents, "(map b) c h w -> map b c h w", map=len(map_names)) for _, latents in results], dim=1)
@@ -128,43 +171,34 @@ def extract(
 
 
 def _extract_group(
-    image_bhw3: Tensor, map_names: Sequence[str], generator: Generator, settings: ExtractSettings, on_forward: Callable[[], None]
+    image_bhw3: Tensor,
+    map_names: Sequence[str],
+    downscale: int,
+    settings: ExtractSettings,
+    grid: TileGrid,
+    run: Callable[[Tensor], tuple[Tensor, Tensor]],
 ) -> tuple[list[Tensor], Tensor]:
-    size = image_bhw3.shape[1:3]
-    small = resize(image_bhw3, *processed_size(*size, settings.processing_resolution))
-    padded = pad_to_cells(small, generator.downscale)
-    grid = working_grid(*size, settings, generator.downscale)
-
-    def run(picture_bhw3: Tensor) -> tuple[Tensor, Tensor]:
-        result = _forward(picture_bhw3, map_names, generator, settings.mirrored_average)
-        on_forward()
-        return result
-
-    pictures, latents = run(padded) if len(grid) == 1 else _tiled(padded, grid, map_names, generator.downscale, run)
+    _, height, width, _ = image_bhw3.shape
+    small = resize(image_bhw3, *processed_size(height, width, settings.processing_resolution))
+    padded = pad_to_cells(small, downscale)
+    pictures, latents = run(padded) if len(grid) == 1 else _tiled(padded, grid, map_names, downscale, run)
     unpadded = pictures[:, :, : small.shape[1], : small.shape[2]]
-    return [map_kind(name).from_picture(resize(picture, *size)) for name, picture in zip(map_names, unpadded, strict=True)], latents
-
-
-def working_grid(height: int, width: int, settings: ExtractSettings, downscale: int) -> TileGrid:
-    """The tiles (often one) in which a picture of this size is processed, in pixels of the processed, padded picture."""
-    height, width = (padded_side(side, downscale) for side in processed_size(height, width, settings.processing_resolution))
-    return tile_grid(height, width, settings.tile_size, settings.tile_overlap, downscale)
-
-
-def count_forwards(grid: TileGrid, map_names: Sequence[str], groups: int = 1) -> int:
-    """Forwards that `extract` makes: one per tile and group, and one more where relative maps are aligned."""
-    return groups * (len(grid) + (len(grid) > 1 and bool(_relative_rows(map_names))))
+    return [map_kind(name).from_picture(resize(picture, height, width)) for name, picture in zip(map_names, unpadded, strict=True)], latents
 
 
 def _relative_rows(map_names: Sequence[str]) -> list[int]:
     return [row for row, name in enumerate(map_names) if map_kind(name).relative]
 
 
-def _forward(picture_bhw3: Tensor, map_names: Sequence[str], generator: Generator, mirrored_average: bool) -> tuple[Tensor, Tensor]:
-    """Pictures `map b h w c` and raw latents `(map b) c h w` of one forward."""
+def _forward(
+    picture_bhw3: Tensor, map_names: Sequence[str], generator: Generator, mirrored_average: bool, rows: int
+) -> tuple[Tensor, Tensor]:
+    """Pictures `map b h w c` and raw latents `(map b) c h w` of one forward; `rows`: of one prediction."""
     maps = len(map_names)
     seen = torch.cat([picture_bhw3, picture_bhw3.flip(2)]) if mirrored_average else picture_bhw3
-    latents = generator.predict(repeat(generator.encode(seen), "b c h w -> (map b) c h w", map=maps))
+    repeated = repeat(generator.encode(seen), "b c h w -> (map b) c h w", map=maps)
+    parts = zip(repeated.split(rows), torch.arange(maps).repeat_interleave(len(seen)).split(rows), strict=True)
+    latents = torch.cat([generator.predict(part, map_of_row.tolist()) for part, map_of_row in parts])
     pictures = rearrange(generator.decode(latents), "(map b) h w c -> map b h w c", map=maps)
     if mirrored_average:
         plain, mirrored = pictures.chunk(2, dim=1)

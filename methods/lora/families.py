@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 
-from .weight_file import text_of
+from .header import text_of
 
 _NAMED = (
     (r"stable-diffusion-xl|sdxl|kohaku-xl|pony|illustrious", "sdxl"),

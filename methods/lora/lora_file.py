@@ -11,16 +11,19 @@ attention processor `M.attn1.processor.to_q_lora.down.weight` (diffusers 0.20, t
 Files are safetensors, or what `torch.load(weights_only=True)` accepts: a pickle that calls code is refused.
 """
 
-import json
 import pickle
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from .formats import ALPHA, label_of, split_key
+from .names import dotted_name
+from .scales import peft_scales
+from .spellings import KOHYA, split_text_encoder
 
 
 @dataclass(frozen=True)
@@ -72,15 +75,19 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if head[8:] != b"{" and head.startswith((b"\x80", b"PK")):
         return _load_pickled(path), {}
     try:
-        with safe_open(path, framework="pt") as file:
-            keys = file.keys()
-            # Cloned, so that the file can be replaced while the weights live on.
-            return {key: file.get_tensor(key).clone() for key in keys}, dict(file.metadata() or {})
+        return load_safetensors(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path.name} is neither a whole safetensors file nor a PyTorch weight file ({error}): it is truncated or of another kind. "
             "Download or export it again."
         ) from None
+
+
+def load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header; cloned, so that the file can be replaced while the weights live on. Raises SafetensorError or OSError."""
+    with safe_open(path, framework="pt") as file:
+        keys = file.keys()
+        return {key: file.get_tensor(key).clone() for key in keys}, dict(file.metadata() or {})
 
 
 def _load_pickled(path: Path) -> dict[str, Tensor]:
@@ -100,30 +107,6 @@ def _load_pickled(path: Path) -> dict[str, Tensor]:
     return dict(loaded)
 
 
-_PART = re.compile(
-    r"^(?P<module>.+?)(?:\.lora_(?P<kohya>down|up)|[._]lora\.(?P<old>down|up)|\.lora_linear_layer\.(?P<linear>down|up)"
-    r"|\.lora_(?P<peft>[AB])(?:\.(?!weight$)[^.]+)?)(?:\.weight)?$"
-)
-_TEXT_ENCODER = ("text_encoder", "lora_te")
-_OTHER_KINDS = {
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "hada_": "LoHa",
-    "lokr_": "LoKr",
-    "oft_": "OFT",
-    "lora_mid": "Tucker-decomposed LoRA",
-    "lora_embedding": "LoRA on embeddings",
-}
-_PREFIXES = ("base_model.model.", "unet.", "model.diffusion_model.", "diffusion_model.")
-
-
-def split_key(key: str) -> tuple[str, str] | None:
-    """(module as the file spells it, "down" or "up") of a weight's name in any of the spellings above; None for other names."""
-    if match := _PART.match(key):
-        return match["module"], match["kohya"] or match["old"] or match["linear"] or {"A": "down", "B": "up"}[match["peft"]]
-    return None
-
-
 def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> LoraFile:
     """State dict to canonical form. Raises ValueError for other adapter kinds, broken pairs and values that are not finite."""
     metadata = dict(metadata or {})
@@ -131,13 +114,13 @@ def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
     alphas: dict[str, float] = {}
     unknown, ignored = [], 0
     for key, tensor in tensors.items():
-        if key.startswith(_TEXT_ENCODER):
+        module, role = split_key(key) or ("", "")
+        if split_text_encoder(key):
             ignored += 1
-        elif key.endswith(".alpha") and tensor.numel() == 1:
-            alphas[module_name(key.removesuffix(".alpha"))] = float(tensor)
-        elif found := split_key(key):
-            module, side = found
-            halves.setdefault(module_name(module), {})[side] = tensor
+        elif role == ALPHA and tensor.numel() == 1:
+            alphas[dotted_name(module)] = float(tensor)
+        elif role in ("down", "up"):
+            halves.setdefault(dotted_name(module), {})[role] = tensor
         else:
             unknown.append(key)
     _refuse_unknown(unknown, found=len(halves), ignored=ignored)
@@ -156,11 +139,10 @@ def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
 
 def _refuse_unknown(unknown: list[str], found: int, ignored: int) -> None:
     for key in unknown:
-        for mark, kind in _OTHER_KINDS.items():
-            if mark in key:
-                raise ValueError(
-                    f"holds {kind} weights ({key}), only plain LoRA is understood here: convert it to LoRA, or merge it with LoraLoader."
-                )
+        if label := label_of(key):
+            raise ValueError(
+                f"holds {label} weights ({key}), only plain LoRA is understood here: convert it to LoRA, or merge it with LoraLoader."
+            )
     if not found:
         reason = "only text-encoder LoRA" if ignored else f"no LoRA weights (first key: {unknown[0]})" if unknown else "no tensors"
         raise ValueError(f"holds {reason}, a LoRA for a diffusion UNet was expected: pick another file.")
@@ -184,57 +166,11 @@ def _check_pair(name: str, pair: Mapping[str, Tensor]) -> None:
             )
 
 
-def peft_scales(metadata: Mapping[str, str], component: str = "unet") -> Callable[[str, int], float]:
-    """(module, rank) -> scale of layers without alpha: from the config diffusers writes into the header, else 1 (alpha = rank).
-
-    component: whose config it is ("unet", "transformer", "text_encoder"...). Raises ValueError if the config is no JSON object.
-    """
-    text = metadata.get("lora_adapter_metadata")
-    if text is None:
-        return lambda name, rank: 1.0
-    try:
-        config = {key.removeprefix(f"{component}."): value for key, value in json.loads(text).items()}
-        alpha, patterns = config.get("lora_alpha"), dict(config.get("alpha_pattern") or {})
-    except (ValueError, AttributeError, TypeError):
-        raise ValueError("its header's lora_adapter_metadata is not the JSON that diffusers writes: export it again.") from None
-
-    def scale(name: str, rank: int) -> float:
-        own = next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)), alpha)
-        if own is None:
-            return 1.0
-        return float(own) / (rank**0.5 if config.get("use_rslora") else rank)
-
-    return scale
-
-
-# Names whose parts hold an underscore of their own: kohya writes every dot as an underscore.
-_WORDS = (
-    r"(?:up|down|input|output|transformer)_blocks|mid_block|middle_block|to_(?:q|k|v|out)|proj_(?:in|out)|conv_(?:in|out|shortcut)|linear_\d"
-    r"|time_emb_proj|(?:time|add|class)_embedding|(?:in|out|emb)_layers|skip_connection|time_embed|label_emb"
-)
-_KOHYA_WORD = re.compile(rf"(?:{_WORDS}|\d+|[a-z]+\d*)(?=_|$)")
-
-
-def module_name(spelling: str) -> str:
-    """`lora_unet_mid_block_attentions_0_proj_in`, `unet.mid_block.attentions.0.proj_in`... to `mid_block.attentions.0.proj_in`."""
-    for prefix in ("lora_unet_", "lycoris_"):
-        if spelling.startswith(prefix):
-            flat = spelling.removeprefix(prefix)
-            words = _KOHYA_WORD.findall(flat)
-            return ".".join(words) if "_".join(words) == flat else flat
-    name = spelling
-    while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):
-        name = name.removeprefix(prefix)
-    name = name.replace(".processor.", ".")
-    # The old attention processors call the output projection `to_out`, the module is `to_out.0`.
-    return f"{name}.0" if name.endswith(".to_out") else name
-
-
 def kohya_state_dict(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
     """The spelling that ComfyUI's LoraLoader and diffusers both load fully, convolutions included; `alpha` carries the scale."""
     state = {}
     for name, layer in layers.items():
-        key = f"lora_unet_{name.replace('.', '_')}"
+        key = f"{KOHYA}{name.replace('.', '_')}"
         state[f"{key}.lora_down.weight"] = layer.down.contiguous()
         state[f"{key}.lora_up.weight"] = layer.up.contiguous()
         state[f"{key}.alpha"] = torch.tensor(float(layer.scale * layer.rank))

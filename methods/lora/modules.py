@@ -1,32 +1,18 @@
 """What the header of a LoRA file says: its modules, each named as in every other file, and facts about the whole."""
 
 import json
-import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import NamedTuple
 
 from .families import base_family
-from .layout import BadFile, Layout, once_per_layout
-from .lora_file import split_key
+from .formats import MAGNITUDES, Format, format_of, refused_by, split_key
+from .header import BadFile, Header, Layout, once_per_layout, text_of
 from .names import canonical_name
-from .weight_file import Header, text_of
 
-_LYCORIS = re.compile(
-    r"^(?P<module>.+?)\.(?P<role>alpha|dora_scale|lora_magnitude_vector|lora_mid|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
-    r"(?:\.[^.]+)?(?:\.weight)?$"
-)
-_OTHER_KINDS = {
-    ".oft_": "OFT",
-    ".boft": "BOFT",
-    ".diff": "full-difference",
-    ".glora": "GLoRA",
-    "lora_embedding": "embedding LoRA",
-    "tt_lora": "Tensor LoRA",
-}
 MAX_TAGS = 20
 
 
@@ -48,97 +34,74 @@ class Facts:
     tags: tuple[str, ...]
 
 
-# A DoRA's.
-_MAGNITUDES = {"dora_scale", "lora_magnitude_vector"}
-_KINDS = (("down", "lora"), ("hada_w1_a", "loha"), ("lokr_w1", "lokr"), ("lokr_w1_a", "lokr"))
-
-
 class Module(NamedTuple):
-    """One module of a file: its spelling there, and role ("down", "hada_w1_a"...) -> key.
-
-    read: those that are read, so a DoRA's without its magnitudes. weight: key of a weight.
-    """
+    """One module of a file: its spelling there, its format, and role ("down", "hada_w1_a"...) -> key."""
 
     spelling: str
+    format: Format
     keys: dict[str, str]
-    kind: str
-    read: dict[str, str]
-    weight: str
+
+    @property
+    def read(self) -> dict[str, str]:
+        """The keys that are read: a DoRA's without its magnitudes."""
+        return {role: key for role, key in self.keys.items() if role not in MAGNITUDES}
+
+    @property
+    def weight(self) -> str:
+        """Key of a weight: alpha may be stored in another dtype."""
+        return next(self.keys[role] for role in self.format.marked_by if role in self.keys)
 
 
 @lru_cache(maxsize=1 << 16)
 def _parse_key(key: str) -> tuple[str, str, str] | None:
     """(canonical name, role, spelling of the module). Files of one family share their keys, so each is parsed once."""
     found = split_key(key)
-    if found is None and (match := _LYCORIS.match(key)):
-        found = match["module"], match["role"]
-    return None if found is None else (canonical_name(found[0]), found[1], found[0])
+    return found and (canonical_name(found[0]), found[1], found[0])
 
 
 @once_per_layout
 def modules_of(layout: Layout) -> Mapping[str, Module]:
     """Canonical name -> module. Raises BadFile where a module is incomplete, or nothing in the file is a LoRA's."""
-    spelled: dict[str, tuple[str, dict[str, str]]] = {}
+    found: dict[str, dict[str, str]] = {}
+    spellings: dict[str, str] = {}
     for key in layout.tensors:
         if parsed := _parse_key(key):
             name, role, spelling = parsed
-            _, keys = spelled.setdefault(name, (spelling, {}))
+            spellings.setdefault(name, spelling)
+            keys = found.setdefault(name, {})
             if role in keys:
                 raise BadFile(f"it holds {name} twice ({keys[role]} and {key}): export it again.")
             keys[role] = key
     modules = {}
-    for name, (spelling, keys) in spelled.items():
-        if found := next(((role, kind) for role, kind in _KINDS if role in keys), None):
-            if missing := _wanted(keys) - keys.keys():
+    for name, keys in found.items():
+        if form := format_of(keys):
+            if missing := form.missing(keys):
                 raise BadFile(f"module {name} lacks {' and '.join(sorted(missing))}: the file is incomplete, export it again.")
-            read = {role: key for role, key in keys.items() if role not in _MAGNITUDES} if _MAGNITUDES & keys.keys() else keys
-            modules[name] = Module(spelling, keys, found[1], read, keys[found[0]])
+            modules[name] = Module(spellings[name], form, keys)
     if not modules:
-        raise BadFile(_not_a_lora(layout, bool(spelled)))
+        raise BadFile(_not_a_lora(layout, bool(found)))
     return MappingProxyType(modules)
-
-
-def _wanted(roles: Mapping[str, str]) -> set[str]:
-    if "down" in roles:
-        return {"up"}
-    if "hada_w1_a" in roles:
-        return {"hada_w1_b", "hada_w2_a", "hada_w2_b"} | ({"hada_t1", "hada_t2"} if {"hada_t1", "hada_t2"} & roles.keys() else set())
-    left = set() if "lokr_w1" in roles else {"lokr_w1_a", "lokr_w1_b"}
-    return left | (set() if "lokr_w2" in roles else {"lokr_w2_a", "lokr_w2_b"})
 
 
 def _not_a_lora(layout: Layout, halves: bool) -> str:
     if not layout.tensors:
         return "it holds no tensors: export it again."
     first = next(iter(layout.tensors))
-    for key in layout.tensors:
-        if kind := next((kind for mark, kind in _OTHER_KINDS.items() if mark in key), None):
-            return f"it holds {kind} weights ({key}), which do not compare with LoRAs: leave it out, or convert it."
+    if found := refused_by(layout.tensors):
+        refused, key = found
+        return f"it holds {refused.label} weights ({key}), {refused.reason}"
     if halves:
         return f"it holds halves of LoRA weights only ({first}): export it again."
     return f"it holds no LoRA weights (first key: {first}): move checkpoints and other models out of the LoRA folder."
 
 
-def _shape(layout: Layout, key: str) -> list[int]:
+def _shape(layout: Layout, key: str) -> Sequence[int]:
     shape = layout.shape(key)
-    if type(shape) is not list or set(map(type, shape)) - {int}:
+    if not isinstance(shape, tuple) and (not isinstance(shape, list) or set(map(type, shape)) - {int}):
         raise BadFile(f"{key} has no shape in the header: the file is damaged.")
     if len(shape) < 2:
-        raise BadFile(f"{key} has shape {shape}, a matrix or a convolution was expected: export it again.")
+        raise BadFile(f"{key} has shape {list(shape)}, a matrix or a convolution was expected: export it again.")
     return shape
-
-
-def _rank_and_width(layout: Layout, module: Module) -> tuple[int, int]:
-    keys = module.keys
-    if "down" in keys:
-        shape = _shape(layout, keys["down"])
-        return shape[0], shape[1]
-    if "hada_w1_b" in keys:
-        shape = _shape(layout, keys["hada_w1_b"])
-        return shape[0], shape[1]
-    sides = [_shape(layout, keys.get(f"lokr_{side}") or keys[f"lokr_{side}_b"]) for side in ("w1", "w2")]
-    ranks = [_shape(layout, keys[f"lokr_{side}_b"])[0] for side in ("w1", "w2") if f"lokr_{side}_b" in keys]
-    return min(ranks, default=min(sides[1][:2])), sides[0][1] * sides[1][1]
 
 
 def describe(header: Header) -> Facts:
@@ -151,21 +114,21 @@ def describe(header: Header) -> Facts:
 def _facts(layout: Layout) -> tuple[Mapping[str, int], Facts]:
     """(canonical name -> width of the module's input, all that the metadata has no part in)."""
     modules = modules_of(layout)
-    sizes = {name: _rank_and_width(layout, module) for name, module in modules.items()}
+    shape_of = partial(_shape, layout)
+    sizes = {name: module.format.rank_and_width(module.keys, shape_of) for name, module in modules.items()}
     for name, (rank, _) in sizes.items():
         if rank < 1:
             raise BadFile(f"module {name} has rank 0: the file is empty, export it again.")
     ranks = [rank for rank, _ in sizes.values()]
-    # Every module's first weight: alpha may be stored otherwise.
     dtypes = Counter(layout.dtype(module.weight) for module in modules.values())
     return {name: width for name, (_, width) in sizes.items()}, Facts(
         family="",
-        format="+".join(sorted({module.kind for module in modules.values()})),
+        format="+".join(sorted({module.format.name for module in modules.values()})),
         rank_min=min(ranks),
         rank_max=max(ranks),
         dtype=dtypes.most_common(1)[0][0],
         modules=len(modules),
-        approximate=any(_MAGNITUDES & module.keys.keys() for module in modules.values()),
+        approximate=any(role in module.keys for module in modules.values() for role in MAGNITUDES),
         tags=(),
     )
 

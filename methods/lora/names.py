@@ -9,16 +9,12 @@ whose original and diffusers names agree need no table. Sketches are seeded by t
 import re
 from functools import lru_cache
 
+from .spellings import split_prefix, split_text_encoder
+
 PARTS = ("attention", "feed_forward", "text_encoder", "other")
 # Of the files that can hold a LoRA.
 SUFFIXES = (".safetensors", ".sft")
 SUBNETWORKS = {"all": PARTS, "attention": ("attention",), "feed_forward": ("feed_forward",), "text_encoder": ("text_encoder",)}
-
-_TEXT_ENCODER = re.compile(r"^(?:lora_(?:prior_)?te(?P<kohya>\d?)_|text_encoder(?:_(?P<peft>\d))?\.)")
-_COMFYUI_ENCODER = re.compile(r"^text_encoders\.(?P<which>[a-z0-9_]+)\.(?:transformer\.)?")
-_ENCODER_NUMBERS = {"clip_l": "1", "clip_h": "1", "clip_g": "2", "t5xxl": "2"}
-_DOTTED = ("base_model.model.", "unet.", "transformer.", "model.diffusion_model.", "diffusion_model.")
-_FLAT = ("lora_unet__", "lora_unet_", "lora_transformer_", "lora_prior_unet_", "lycoris_")
 
 _BLOCK = {
     "in_layers_2": "conv1",
@@ -61,25 +57,37 @@ _FLUX_ENDS = {
 @lru_cache(maxsize=1 << 16)
 def canonical_name(spelling: str) -> str:
     """Canonical name of a module as any known format spells it. Fused projections keep one name: see `fused_rows`."""
-    for pattern in (_TEXT_ENCODER, _COMFYUI_ENCODER):
-        if match := pattern.match(spelling):
-            found = match.groupdict()
-            number = _ENCODER_NUMBERS.get(found["which"], "1") if "which" in found else found["kohya"] or found["peft"] or "1"
-            rest = spelling[match.end() :].removeprefix("base_model.model.").replace(".", "_")
-            return f"te{number}_{rest}"
-    name = spelling
-    while prefix := next((prefix for prefix in _DOTTED if name.startswith(prefix)), None):
-        name = name.removeprefix(prefix)
-    for prefix in _FLAT:
-        if name.startswith(prefix):
-            name = name.removeprefix(prefix)
-            break
+    if encoder := split_text_encoder(spelling):
+        number, name = encoder
+        return f"te{number}_{name.replace('.', '_')}"
+    name, _ = split_prefix(spelling)
     name = name.replace(".", "_").replace("_processor_to_", "_to_")
     if name.startswith("text_model_"):
         return f"te1_{name}"
     # The old attention processors call the output projection `to_out`, the module is `to_out.0`.
     name = f"{name}_0" if name.endswith("_to_out") else name
     return _flux_to_diffusers(_ldm_to_diffusers(name))
+
+
+# Names whose parts hold an underscore of their own: kohya writes every dot as an underscore.
+_WORDS = (
+    r"(?:up|down|input|output|transformer)_blocks|mid_block|middle_block|to_(?:q|k|v|out)|proj_(?:in|out)|conv_(?:in|out|shortcut)|linear_\d"
+    r"|time_emb_proj|(?:time|add|class)_embedding|(?:in|out|emb)_layers|skip_connection|time_embed|label_emb"
+)
+_KOHYA_WORD = re.compile(rf"(?:{_WORDS}|\d+|[a-z]+\d*)(?=_|$)")
+
+
+def dotted_name(spelling: str) -> str:
+    """`lora_unet_mid_block_attentions_0_proj_in`, `unet.mid_block.attentions.0.proj_in`... to `mid_block.attentions.0.proj_in`.
+
+    For modules of Stable Diffusion's UNets; other names that were written with underscores keep them.
+    """
+    name, flat = split_prefix(spelling)
+    if flat:
+        words = _KOHYA_WORD.findall(name)
+        return ".".join(words) if "_".join(words) == name else name
+    name = name.replace(".processor.", ".")
+    return f"{name}.0" if name.endswith(".to_out") else name
 
 
 def _ldm_to_diffusers(name: str) -> str:

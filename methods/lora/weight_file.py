@@ -1,46 +1,29 @@
 """A safetensors file opened without trust: its header checked against its size, its tensors read one by one.
 
-The `safetensors` package maps the whole file and needs 2.3 ms to open one; a shelf of 10,000 files needs the header in 0.2 ms, and
+The `safetensors` package maps the whole file and needs 2.3 ms to open one; a collection of 10,000 needs the header in 0.2 ms, and
 a mapped file that another program cuts short ends the process. Format: 8 bytes (little-endian length), JSON, data.
 """
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy
 import torch
 from torch import Tensor
 
-from .layout import NUMPY_DTYPES, BadFile, Layout, Place, layout_of
+from .cache import ReadCache
+from .header import NUMPY_DTYPES, BadFile, Header, TensorInfo, parse_header
 
 # The limit of the safetensors package.
 MAX_HEADER_BYTES = 100_000_000
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
 # One read, about; a tensor that is larger is read alone.
 _SPAN_BYTES, _ALIGNMENT = 4 << 20, 64
-# Memory that is used again, and regions whose views are remembered with it; some 0.5 MB of objects each.
-_KEPT_BYTES, _VIEWED = 96 << 20, 32
-
-Viewed = TypeVar("Viewed")
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the head of a safetensors file says.
-
-    data_start, size: bytes. fingerprint: 16 bytes over the header and samples of the data, the same for a file under another name.
-    """
-
-    layout: Layout
-    metadata: dict[str, str]
-    data_start: int
-    size: int
-    fingerprint: bytes
 
 
 def read_header(path: str | Path) -> Header:
@@ -66,13 +49,13 @@ class Region:
     size: int
 
 
-def region_of(places: Mapping[str, Place]) -> Region:
+def region_of(infos: Mapping[str, TensorInfo]) -> Region:
     """These tensors: neighbours in one read, and no byte that is not theirs."""
     spans: list[_Span] = []
     offsets: dict[str, int] = {}
     # Of the span that is not closed yet: bytes first..last of the data, at `offset` of the memory.
     first = last = offset = 0
-    for name, (start, stop, form) in sorted(places.items(), key=lambda item: item[1].start):
+    for name, (start, stop, form) in sorted(infos.items(), key=lambda item: item[1].start):
         if start != last or last - first > _SPAN_BYTES or (start - first) % form.stored.itemsize:
             spans.append(_Span(first, last, offset))
             offset += last - first
@@ -84,57 +67,19 @@ def region_of(places: Mapping[str, Place]) -> Region:
     return Region([span for span in spans if span.start < span.stop], offsets, offset + last - first)
 
 
-class Memory:
-    """Memory that is used file after file: what is new to a process costs it ten times as long as reading a cached file into it.
-
-    With it go the views of it: files of one layout are looked at through the same ones.
-    """
-
-    def __init__(self) -> None:
-        self._data = numpy.empty(0, numpy.uint8)
-        self._views: dict[Region, Any] = {}
-        self._scratch = torch.empty(0)
-
-    def scratch(self, size: int) -> Tensor:
-        """`size` float32 numbers or more, to calculate in."""
-        if size > len(self._scratch):
-            self._scratch = torch.empty(size)
-        return self._scratch
-
-    def take(self, size: int) -> numpy.ndarray:
-        """At least `size` bytes; very many are not kept."""
-        if size > _KEPT_BYTES:
-            return numpy.empty(size, numpy.uint8)
-        if size > len(self._data):
-            self._data = numpy.empty(size, numpy.uint8)
-            self._views.clear()
-        return self._data
-
-    def views(self, region: Region, data: numpy.ndarray, make: Callable[[], Viewed]) -> Viewed:
-        """`make()`, or what it gave when the same region lay in the same bytes."""
-        if data is not self._data:
-            return make()
-        if region not in self._views:
-            made = make()
-            if len(self._views) >= _VIEWED:
-                del self._views[next(iter(self._views))]
-            self._views[region] = made
-        return self._views[region]
-
-
 class Reader:
     """An open safetensors file; use in a `with`. Raises BadFile as `read_header` does.
 
-    memory: what is loaded goes there; without it every `load` has memory of its own.
+    cache: of the run that this file is one of.
     """
 
-    def __init__(self, path: str | Path, memory: "Memory | None" = None) -> None:
+    def __init__(self, path: str | Path, cache: ReadCache | None = None) -> None:
         try:
             # Unbuffered: spans are large and read once, straight into their own memory.
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise BadFile(f"it cannot be opened ({error.strerror}): check the link, or who may read it.") from None
-        self._memory = memory
+        self._cache = cache or ReadCache()
         self._region, self._data = Region((), {}, 0), numpy.empty(0, numpy.uint8)
         try:
             self.header = self._read_header()
@@ -148,48 +93,43 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def load(self, region: Region) -> None:
-        """Reads these tensors. Those of the region before are good no longer, where the reader has a memory."""
-        data = numpy.empty(region.size, numpy.uint8) if self._memory is None else self._memory.take(region.size)
+    def load(self, region: Region, reuse: bool = False) -> None:
+        """Reads these tensors. reuse: into the cache's memory, so that what this thread loaded like this before is good no longer."""
+        data = self._cache.memory(region.size) if reuse else numpy.empty(region.size, numpy.uint8)
         for start, stop, offset in region.spans:
             self._read(start, data[offset : offset + stop - start])
         self._region, self._data = region, data
 
-    def views(self, make: Callable[[], Viewed]) -> Viewed:
-        """`make()`, which does nothing but look at loaded tensors; made once for files that share a layout, while memory lasts."""
-        shared = self._memory is not None and self.header.layout.shared
-        return self._memory.views(self._region, self._data, make) if shared else make()
-
     def tensor(self, name: str) -> Tensor:
         """The tensor `name` as stored. Raises BadFile if its entry or its data are broken."""
-        place = self.header.layout.place(name)
-        return self._view(name, place, place.form.shape)
+        info = self.header.layout.info(name)
+        return self._view(name, info, info.form.shape)
 
     def matrices(self, names: Iterable[str]) -> list[Tensor]:
         """These tensors, each as a matrix [first, rest]; all have two dimensions or more."""
-        places = [(name, self.header.layout.place(name)) for name in names]
-        return [self._view(name, place, place.form.matrix) for name, place in places]
+        infos = [(name, self.header.layout.info(name)) for name in names]
+        return [self._view(name, info, info.form.matrix) for name, info in infos]
 
     def number(self, name: str) -> Tensor:
         """The only value of `name`, without dimensions. Raises BadFile as `tensor` does, and where it has another number of values."""
-        place = self.header.layout.place(name)
-        if (size := prod(place.form.shape)) != 1:
+        info = self.header.layout.info(name)
+        if (size := prod(info.form.shape)) != 1:
             raise BadFile(f"{name} has {size} values, one was expected: export it again.")
-        return self._view(name, place, ())
+        return self._view(name, info, ())
 
-    def _view(self, name: str, place: Place, shape: Sequence[int]) -> Tensor:
+    def _view(self, name: str, info: TensorInfo, shape: Sequence[int]) -> Tensor:
         """Of a loaded tensor; any other is read alone."""
         data, offset = self._data, self._region.offsets.get(name)
         if offset is None:
-            data, offset = numpy.empty(place.stop - place.start, numpy.uint8), 0
-            self._read(place.start, data)
+            data, offset = numpy.empty(info.stop - info.start, numpy.uint8), 0
+            self._read(info.start, data)
         # Views are numpy's: torch hands over to other threads at each of its own, which costs more than the view.
-        values = torch.from_numpy(numpy.ndarray(shape, place.form.stored, data, offset))
-        return values if place.form.dtype in NUMPY_DTYPES else values.view(place.form.dtype)
+        values = torch.from_numpy(numpy.ndarray(shape, info.form.stored, data, offset))
+        return values if info.form.dtype in NUMPY_DTYPES else values.view(info.form.dtype)
 
     def _read(self, start: int, data: numpy.ndarray) -> None:
         self._file.seek(self.header.data_start + start)
-        self._fill(memoryview(data))
+        self._fill(data.data)
 
     def _fill(self, view: memoryview) -> None:
         done = 0
@@ -220,7 +160,7 @@ class Reader:
         text = bytearray(length)
         self._fill(memoryview(text))
         try:
-            layout, metadata = layout_of(text.decode())
+            layout, metadata = parse_header(text.decode(), self._cache.layout)
             whole = 8 + length + layout.end <= size
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
             raise BadFile("its header is not that of a safetensors file: it is damaged or of another kind.") from None
@@ -231,13 +171,7 @@ class Reader:
     def _fingerprint(self, header: bytes, start: int, size: int) -> bytes:
         digest = hashlib.blake2b(header, digest_size=16)
         room = max(0, size - start - _SAMPLE_BYTES)
-        for place in sorted({start + room * step // (_SAMPLES - 1) for step in range(_SAMPLES)}):
-            self._file.seek(place)
+        for position in sorted({start + room * step // (_SAMPLES - 1) for step in range(_SAMPLES)}):
+            self._file.seek(position)
             digest.update(self._file.read(_SAMPLE_BYTES))
         return digest.digest()
-
-
-def text_of(metadata: Mapping[str, Any], key: str) -> str:
-    """A value of the header's metadata as text; "" where there is none."""
-    value = metadata.get(key, "")
-    return value if isinstance(value, str) else ""

@@ -13,7 +13,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ from ..lora.names import SUBNETWORKS
 from .baseline import nearest_raw
 from .duplicates import find_duplicates
 from .index import WORKERS, LoraIndex
+from .lora_map import draw_map, map_loras
 from .qdrant_store import QdrantStore, connect
 from .records import Progress
 from .search import RERANK, family_of, find_similar
-from .shelf_map import draw_map, map_shelf
 
 
 def default_database(folder: Path) -> Path:
@@ -62,10 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     similar.add_argument("--qdrant", metavar="WHERE", help="look the vectors up there: http://host:6333, or a folder (Qdrant's local mode)")
     commands.add_parser("duplicates", parents=[common, choice], help="find the same weights in several files")
-    shelf = commands.add_parser("map", parents=[common, choice, network], help="draw all LoRAs of a family")
-    shelf.add_argument("--out", type=Path, required=True, help="the picture, a PNG")
-    shelf.add_argument("--size", type=int, default=1024, help="pixels on a side (%(default)s)")
-    shelf.add_argument("--clusters", type=int, help="how many clusters (default: as many as there seem to be)")
+    drawing = commands.add_parser("map", parents=[common, choice, network], help="draw all LoRAs of a family")
+    drawing.add_argument("--out", type=Path, required=True, help="the picture, a PNG")
+    drawing.add_argument("--size", type=int, default=1024, help="pixels on a side (%(default)s)")
+    drawing.add_argument("--clusters", type=int, help="how many clusters (default: as many as there seem to be)")
     return parser
 
 
@@ -99,7 +98,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             return {"query": [str(path) for path in like], "matches": [match.as_json() for match in found]}
         if options.command == "duplicates":
             return {"groups": [group.as_json() for group in find_duplicates(index, **choice)]}
-        drawn = map_shelf(index, subnetwork=options.subnetwork, clusters=options.clusters, **choice)
+        drawn = map_loras(index, subnetwork=options.subnetwork, clusters=options.clusters, **choice)
         _save(options.out, draw_map(drawn, options.size))
         return {"picture": str(options.out)} | drawn.as_json()
 
@@ -127,8 +126,10 @@ def _progress(progress: Progress) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the answer as JSON; returns 0, or 1 after saying on standard error what is wrong, or 130 when interrupted."""
-    with suppress(AttributeError):
+    # Streams that a program put in their place know no encoding.
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:

@@ -15,7 +15,7 @@ import numpy
 import torch
 
 from ..lora.delta import LowRank
-from ..lora.formats import read_deltas
+from ..lora.reading import read_deltas
 from .index import LoraIndex
 from .records import Entry
 from .search import family_of
@@ -82,7 +82,7 @@ class RawSpace:
 def nearest_raw(index: LoraIndex, query: str | Path, *, k: int = 5, subnetwork: str = "all", folder: str | None = None) -> list[RawMatch]:
     """The k LoRAs nearest to a query by the paper's form, best first; fitted anew on every LoRA of the query's family (and folder).
 
-    Reads all of them, which takes a shelf's time and memory: at most 2,000. Raises ValueError for more, or a query that is unreadable.
+    Reads all of them, which takes a collection's time and memory: at most 2,000. Raises ValueError for more, or a query that is unreadable.
     """
     entries = [entry for entry in index.entries(family=family_of(index, [query]), folder=folder) if entry.path != os.path.abspath(query)]
     if len(entries) < 2:

@@ -47,7 +47,7 @@ def _best_count(sample: numpy.ndarray, seed: int) -> int:
         for count in counts:
             if 2 <= count <= most and count not in scores:
                 scores[count] = _silhouette(distances, (sample @ _k_means(sample, count, seed).T).argmax(1))
-        return max(scores, key=scores.get)
+        return max(scores, key=lambda count: scores[count])
 
     coarse = best_of(round(2 * 1.2**step) for step in range(18))
     return best_of(range(round(coarse / 1.2) + 1, round(coarse * 1.2)))
@@ -72,7 +72,7 @@ def _silhouette(distances: numpy.ndarray, labels: numpy.ndarray) -> float:
 def _k_means(sample: numpy.ndarray, count: int, seed: int) -> numpy.ndarray:
     """Unit centres [count, d] of the best of several starts (k-means++)."""
     random = numpy.random.default_rng(seed)
-    best, best_score = None, -math.inf
+    best, best_score = sample[:count], -math.inf
     for _ in range(_RESTARTS if count > 1 else 1):
         centers = _spread(sample, count, random)
         for _ in range(_ROUNDS):
@@ -110,18 +110,18 @@ def _spread(sample: numpy.ndarray, count: int, random: numpy.random.Generator) -
 def name_clusters(entries: Sequence[Entry], labels: Sequence[int]) -> list[str]:
     """A name per cluster: the folder that holds most of it, else the tag that sets it apart, else one of its LoRAs."""
     names: list[str] = []
-    of_shelf = {"folder": Counter(entry.folder for entry in entries), "tag": Counter(tag for entry in entries for tag in entry.tags)}
+    of_all = {"folder": Counter(entry.folder for entry in entries), "tag": Counter(tag for entry in entries for tag in entry.tags)}
     for label in range(max(labels, default=-1) + 1):
         members = [entry for entry, own in zip(entries, labels, strict=True) if own == label]
-        folder = _telling(Counter(entry.folder for entry in members if entry.folder), of_shelf["folder"], len(members), len(entries), 0.5)
-        tag = _telling(Counter(tag for entry in members for tag in entry.tags), of_shelf["tag"], len(members), len(entries), 0.3)
+        folder = _telling(Counter(entry.folder for entry in members if entry.folder), of_all["folder"], len(members), len(entries), 0.5)
+        tag = _telling(Counter(tag for entry in members for tag in entry.tags), of_all["tag"], len(members), len(entries), 0.3)
         name = os.path.basename(folder) if folder else tag or f"like {os.path.splitext(os.path.basename(members[0].name))[0]}"
         names.append(name if name not in names else f"{name} ({names.count(name) + sum(n.startswith(f'{name} (') for n in names) + 1})")
     return names
 
 
 def _telling(inside: Counter, everywhere: Counter, size: int, total: int, least: float) -> str | None:
-    """What most of the cluster has and few others do; None if less than `least` of the cluster has it, or all of the shelf."""
+    """What most of the cluster has and few others do; None if less than `least` of the cluster has it, or all of the collection."""
     scores = {
         value: (many / size) * math.log(total / everywhere[value])
         for value, many in inside.items()

@@ -74,7 +74,12 @@ def _near_groups(index: LoraIndex, space: Space, allowed: set[int], threshold: f
     """Connected groups of ids whose vectors, and then sketches, are near; n x chunk at a time."""
     rows = numpy.array([row for row, number in enumerate(space.ids) if int(number) in allowed], dtype=int)
     vectors, ids = space.joint[rows], space.ids[rows]
-    sketch_of = lru_cache(maxsize=4096)(lambda row: subnetwork_vectors(index.sketches(ids[row]), space.subnetwork)[KINDS[0]])
+
+    @lru_cache(maxsize=4096)
+    def sketch_of(row: int) -> numpy.ndarray:
+        # Never none: a space holds only LoRAs that have its sub-network.
+        return (subnetwork_vectors(index.sketches(ids[row]), space.subnetwork) or {})[KINDS[0]]
+
     parent = list(range(len(rows)))
 
     def root(row: int) -> int:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy
 
+from ..lora.cache import ReadCache
 from ..lora.delta import Delta, inner_product
-from ..lora.formats import read_deltas
-from ..lora.layout import BadFile, forget_layouts
+from ..lora.header import BadFile
+from ..lora.reading import read_deltas
 
 
 @dataclass(frozen=True)
@@ -43,27 +44,26 @@ def gram(
     A module that only one of two files has counts as 0 in the other. report(done, total, path) may raise to stop.
     Raises BadFile if a query cannot be read.
     """
-    held = [{delta.module: delta for delta in read_deltas(path, subnetwork)} for path in queries]
+    cache = ReadCache()
+    held = [{delta.module: delta for delta in read_deltas(path, subnetwork, cache)} for path in queries]
     norms = numpy.sqrt([sum(inner_product(delta, delta) for delta in query.values()) for query in held])
     inner, candidate_norms = numpy.full((len(queries), len(candidates)), numpy.nan), numpy.full(len(candidates), numpy.nan)
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for column, (row, norm) in enumerate(pool.map(lambda path: _against(held, path, subnetwork), candidates)):
+            for column, (row, norm) in enumerate(pool.map(lambda path: _against(held, path, subnetwork, cache), candidates)):
                 inner[:, column], candidate_norms[column] = row, norm
                 if report:
                     report(column + 1, len(candidates), str(candidates[column]))
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-        finally:
-            forget_layouts()
     return Gram(inner, norms, candidate_norms)
 
 
-def _against(held: list[dict[str, Delta]], path: str | Path, subnetwork: str) -> tuple[numpy.ndarray, float]:
+def _against(held: list[dict[str, Delta]], path: str | Path, subnetwork: str, cache: ReadCache) -> tuple[numpy.ndarray, float]:
     row, square = numpy.zeros(len(held)), 0.0
     try:
-        for delta in read_deltas(path, subnetwork):
+        for delta in read_deltas(path, subnetwork, cache):
             square += inner_product(delta, delta)
             for place, query in enumerate(held):
                 other = query.get(delta.module)

@@ -1,8 +1,7 @@
-"""The index of a shelf of LoRAs: what is where, what it is for, and its sketches. SQLite is the truth; files are only read."""
+"""The index of a collection of LoRAs: what is where, what it is for, and its sketches. SQLite is the truth; files are only read."""
 
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -12,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import torch
 
-from ..lora.layout import forget_layouts
+from ..lora.cache import ReadCache
 from ..lora.names import SUBNETWORKS
-from ..lora.weight_file import Memory
 from .database import connect, snapshot, transaction
 from .records import Entry, Problem, Progress, Report, Summary
 from .scan import Found, Inspection, inspect, list_files
@@ -24,7 +21,7 @@ from .sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, Sketches, packed, unit, 
 from .space import DIMENSIONS, LEAST_FOR_PCA, Pca, Space, fit_pca, pack, unpack
 
 _COLUMNS = "id, path, root, name, size, mtime_ns, family, format, rank_min, rank_max, dtype, modules, approximate, tags, sketch_version"
-# Rows that the PCA is fitted on, at most; drawn evenly from the shelf.
+# Rows that the PCA is fitted on, at most; drawn evenly from the collection.
 _FIT_ROWS = 20_000
 _CHUNK = 2_000
 # Files read at once: one waits for the disk while the others work; more would only wait for each other in Python.
@@ -62,14 +59,14 @@ class LoraIndex:
         with the next full update. Work is committed a few files at a time.
         """
         started = time.monotonic()
-        roots = [os.path.abspath(root) for root in roots]
+        folders = [os.path.abspath(root) for root in roots]
         # Before the listing: what another process adds from a later one is then new to us, not missing.
         known = {row["path"]: row for row in self._rows("SELECT id, path, size, mtime_ns, state, sketch_version, fingerprint FROM files")}
-        listing = list_files(roots)
+        listing = list_files(folders)
         work = [found for found in listing.files if _needs_reading(found, known.get(found.path), embed)]
         present = {found.path for found in listing.files}
         gone = {
-            path: row for path, row in known.items() if path not in present and _below(path, roots) and not _below(path, listing.closed)
+            path: row for path, row in known.items() if path not in present and _below(path, folders) and not _below(path, listing.closed)
         }
         vanished = _vanished(gone.values(), embed)
 
@@ -77,13 +74,11 @@ class LoraIndex:
         batch: list[tuple[Found, Inspection]] = []
         flushed = time.monotonic()
 
-        memories = threading.local()
+        cache = ReadCache()
 
         def job(found: Found) -> tuple[Found, Inspection]:
             twins = () if found.path in known else vanished.get((found.size, found.mtime_ns), ())
-            if not hasattr(memories, "own"):
-                memories.own = Memory()
-            return found, inspect(found.path, embed, twins, memories.own)
+            return found, inspect(found.path, embed, twins, cache)
 
         try:
             for done, result in enumerate(_in_parallel(job, work, workers), 1):
@@ -94,7 +89,6 @@ class LoraIndex:
                 if report:
                     report(Progress("read" if embed else "scan", done, len(work), result[0].path))
         finally:
-            forget_layouts()
             self._write(batch, known, vanished, embed, counts)
         with self._writing():
             # A moved file's row has its new path by now.
@@ -163,7 +157,7 @@ class LoraIndex:
         return {row["part"]: dict(zip(KINDS, unpacked(row["vectors"])[0], strict=True)) for row in found}
 
     def space(self, family: str, subnetwork: str = "all") -> Space:
-        """All embedded LoRAs of a family as vectors; fitted when there is none, or the shelf has grown by a quarter or halved since.
+        """All embedded LoRAs of a family as vectors; fitted when there is none, or the collection has grown by a quarter or halved since.
 
         Kept in memory until the index changes. LoRAs without the sub-network are left out; without any, the space is empty.
         """
@@ -195,7 +189,7 @@ class LoraIndex:
         )
         return numpy.array([row["id"] for row in self._rows(query, [family, SKETCH_VERSION, *parts])], dtype=numpy.int64)
 
-    def _unit_sketches(self, ids: Sequence[int], subnetwork: str) -> Iterator[numpy.ndarray]:
+    def _unit_sketches(self, ids: Sequence[int] | numpy.ndarray, subnetwork: str) -> Iterator[numpy.ndarray]:
         """[m, 2, SKETCH_SIZE] unit sketches, a chunk of ids at a time."""
         query = (
             "SELECT file_id, vectors FROM sketches JOIN files ON files.id = file_id "
@@ -307,7 +301,8 @@ class LoraIndex:
 
 def _good(family: str | None, folder: str | None) -> tuple[str, list[Any]]:
     """(condition, its values) of readable LoRAs."""
-    conditions, values = ["state = 'good'"], []
+    conditions = ["state = 'good'"]
+    values: list[Any] = []
     if family is not None:
         conditions, values = [*conditions, "family = ?"], [*values, family]
     if folder:
@@ -328,7 +323,7 @@ def _needs_reading(found: Found, row: dict[str, Any] | None, embed: bool) -> boo
     return embed and row["state"] == "good" and row["sketch_version"] != SKETCH_VERSION
 
 
-_Vanished = dict[tuple[int, int], dict[bytes, dict[str, Any]]]
+_Vanished = dict[tuple[int, int], dict[bytes | None, dict[str, Any]]]
 """(size, mtime_ns) -> fingerprint -> row of a file that is no longer where it was, and may have moved."""
 
 
@@ -347,9 +342,7 @@ def _below(path: str, folders: Iterable[str]) -> bool:
 def _in_parallel(job: Callable[[Found], Any], work: Sequence[Found], workers: int) -> Iterator[Any]:
     """Results as they come, a few files ahead of the caller; leaving early stops what has not begun."""
     remaining = iter(work)
-    threads = torch.get_num_threads()
-    # A file's products are small: threads of torch's own below the workers' would only wait for each other.
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         running: set[Future] = set()
         try:
             while True:
@@ -362,5 +355,3 @@ def _in_parallel(job: Callable[[Found], Any], work: Sequence[Found], workers: in
         finally:
             for future in running:
                 future.cancel()
-            # Threads that begin later take the number that was set last anywhere.
-            torch.set_num_threads(threads)

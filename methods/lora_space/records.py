@@ -22,7 +22,7 @@ Report = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Entry:
-    """One readable LoRA; see `formats.Facts`. name: path below root. embedded: its sketches are in the index."""
+    """One readable LoRA; see `modules.Facts`. name: path below root. embedded: its sketches are in the index."""
 
     id: int
     path: str

@@ -5,12 +5,13 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..lora.formats import batches_of
-from ..lora.layout import BadFile
+from ..lora.cache import ReadCache
+from ..lora.header import BadFile
 from ..lora.modules import Facts, describe
 from ..lora.names import SUFFIXES
-from ..lora.weight_file import Memory, Reader
-from .sketch import SCRATCH_SIZE, Sketches, sketch_batches
+from ..lora.reading import batches_of
+from ..lora.weight_file import Reader
+from .sketch import Sketches, sketch_batches
 
 PICKLES = (".pt", ".pt2", ".pth", ".bin", ".ckpt", ".pkl")
 
@@ -37,7 +38,9 @@ class Listing:
 
 def list_files(roots: Iterable[str | Path]) -> Listing:
     """Every weight file below the roots: one stat each, links followed, every folder entered once."""
-    listing, entered, listed = Listing(), set(), set()
+    listing = Listing()
+    entered: set[tuple[int, int]] = set()
+    listed: set[str] = set()
     for root in map(os.path.abspath, roots):
         pending = [root]
         while pending:
@@ -105,11 +108,11 @@ class Inspection:
     unreadable: bool = False
 
 
-def inspect(path: str, embed: bool, known: Collection[bytes] = (), memory: Memory | None = None) -> Inspection:
+def inspect(path: str, embed: bool, known: Collection[bytes | None] = (), cache: ReadCache | None = None) -> Inspection:
     """Header, and with `embed` the sketches, of one file. A file whose fingerprint is among `known` is not read further."""
-    fingerprint, memory = None, memory or Memory()
+    fingerprint = None
     try:
-        reader = Reader(path, memory)
+        reader = Reader(path, cache)
     except BadFile as error:
         return Inspection(reason=str(error), unreadable=not os.access(path, os.R_OK))
     with reader:
@@ -118,7 +121,7 @@ def inspect(path: str, embed: bool, known: Collection[bytes] = (), memory: Memor
             return Inspection(fingerprint)
         try:
             facts = describe(reader.header)
-            return Inspection(fingerprint, facts, sketch_batches(batches_of(reader), memory.scratch(SCRATCH_SIZE)) if embed else None)
+            return Inspection(fingerprint, facts, sketch_batches(batches_of(reader)) if embed else None)
         except BadFile as error:
             return Inspection(fingerprint, reason=str(error))
         # One odd file among thousands must not end the work on the others; it is listed with what happened, and tried again.

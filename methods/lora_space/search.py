@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy
 
-from ..lora.layout import BadFile
+from ..lora.header import BadFile
 from ..lora.modules import describe
 from ..lora.weight_file import read_header
 from .gram import gram
@@ -115,7 +115,7 @@ def _named(read, path: str | Path):
 
 def _query(index: LoraIndex, paths: Sequence[str], weights: numpy.ndarray, subnetwork: str, store: Store) -> dict[str, numpy.ndarray]:
     """kind -> unit vector of the weighted sum of the files' unit vectors."""
-    total = {kind: 0.0 for kind in KINDS}
+    total = {kind: numpy.zeros(()) for kind in KINDS}
     for path, weight in zip(paths, weights, strict=True):
         vectors = subnetwork_vectors(_sketches(index, path), subnetwork)
         if vectors is None:

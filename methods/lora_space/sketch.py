@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..lora.delta import Delta, Kronecker, LowRank, Stack
-from ..lora.layout import BadFile
+from ..lora.header import BadFile
 from ..lora.names import PARTS, SUBNETWORKS, part_of
 
 SKETCH_VERSION = 2
@@ -77,12 +77,9 @@ def sketch(deltas: Iterable[Delta]) -> Sketches:
     return sketch_batches([found])
 
 
-def sketch_batches(batches: Iterable[Sequence[Stack | Delta]], scratch: Tensor | None = None) -> Sketches:
-    """`sketch` of all changes; all of a stack are of one part. A batch is not looked at any more once the next is asked for.
-
-    scratch: float32, where numbers are added up; new memory would cost more than the sums.
-    """
-    scratch = torch.empty(SCRATCH_SIZE) if scratch is None else scratch
+def sketch_batches(batches: Iterable[Sequence[Stack | Delta]]) -> Sketches:
+    """`sketch` of all changes; all of a stack are of one part. A batch is not looked at any more once the next is asked for."""
+    scratch = torch.empty(SCRATCH_SIZE)
     sums: dict[str, _Sums] = {}
     for batch in batches:
         for one in batch:
@@ -174,4 +171,4 @@ def subnetwork_vectors(sketches: Mapping[str, Mapping[str, numpy.ndarray]], subn
     parts = [sketches[part] for part in SUBNETWORKS[subnetwork] if part in sketches]
     if not parts:
         return None
-    return {kind: unit(numpy.sum([part[kind] for part in parts], axis=0, dtype=numpy.float32)) for kind in KINDS}
+    return {kind: unit(numpy.stack([part[kind] for part in parts]).sum(0, dtype=numpy.float32)) for kind in KINDS}

@@ -69,8 +69,11 @@ class Candidate:
 class Store(Protocol):
     """Where the nearest vectors are looked up: a `Space` in memory, or a `QdrantStore`."""
 
-    family: str
-    subnetwork: str
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def subnetwork(self) -> str: ...
 
     def project(self, sketches: Mapping[str, numpy.ndarray]) -> dict[str, numpy.ndarray]:
         """kind -> unit vector [d] in this space, of a LoRA's sub-network sketches (kind -> [SKETCH_SIZE])."""
@@ -128,9 +131,10 @@ def top(values: numpy.ndarray, count: int) -> numpy.ndarray:
 
 def pack(pca: Mapping[str, Pca]) -> tuple[int, bytes]:
     """(dimensions, bytes) of both PCAs; 0 where there is none."""
-    if pca[KINDS[0]].components is None:
+    fitted = [(found.mean, found.components) for found in (pca[kind] for kind in KINDS)]
+    rows = [numpy.concatenate([mean[None], components]) for mean, components in fitted if mean is not None and components is not None]
+    if not rows:
         return 0, b""
-    rows = [numpy.concatenate([pca[kind].mean[None], pca[kind].components]) for kind in KINDS]
     return len(rows[0]) - 1, numpy.concatenate(rows).astype("<f4").tobytes()
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,8 +56,8 @@ class MapKind:
         return torch.cat([1 - flipped[..., :1], flipped[..., 1:]], -1) if self.vector else flipped
 
 
-_LINEAR_COLOR = {"channels": 3, "to_picture": srgb_from_linear, "from_picture": linear_from_srgb, "files": COLOR_FILES}
-_PICTURE = {"channels": 3, "to_picture": as_is, "from_picture": as_is, "files": PICTURE_FILES}
+_LINEAR_COLOR: dict[str, Any] = {"channels": 3, "to_picture": srgb_from_linear, "from_picture": linear_from_srgb, "files": COLOR_FILES}
+_PICTURE: dict[str, Any] = {"channels": 3, "to_picture": as_is, "from_picture": as_is, "files": PICTURE_FILES}
 
 
 def _by_name(*kinds: MapKind) -> dict[str, MapKind]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..parameters import COLOR_WORDS, PALETTE, TEXTURE_WORDS, Style
 from .patterns import PATTERN_IDS
-from .plan import Axes, Camera, Light, Material, Vector
+from .plan import Axes, Camera, Light, Material, Vector, vector
 
 # Second colours of patterns that have one of their own, as a share of the first.
 _WOOD = ("brown", "brown", "brown", "orange", "yellow", "black", "white", "gray")
@@ -37,7 +37,7 @@ class Draw:
         """A name and a colour near it; a style's colours come before those asked for."""
         word = self.pick(self.style.colors or words)
         level = self.between(0.75, 1.15)
-        return word, tuple(min(0.92, max(0.02, level * self.between(0.92, 1.08) * channel)) for channel in PALETTE[word])
+        return word, vector(min(0.92, max(0.02, level * self.between(0.92, 1.08) * channel)) for channel in PALETTE[word])
 
     def material(
         self,
@@ -59,19 +59,19 @@ class Draw:
         word, color = self.color(colors)
         if muted and self.style.colors is None:
             grey = sum(color) / 3
-            color = tuple(channel + muted * (0.5 * grey + 0.22 - channel) for channel in color)
+            color = vector(channel + muted * (0.5 * grey + 0.22 - channel) for channel in color)
         if pattern in ("wooden", "mottled", "tiled", "brick", "woven"):
             factor = self.between(0.45, 0.75) if pattern != "brick" else self.between(0.5, 1.6)
-            second = tuple(min(0.9, factor * channel + (0.1 if pattern == "brick" else 0.0)) for channel in color)
+            second = vector(min(0.9, factor * channel + (0.1 if pattern == "brick" else 0.0)) for channel in color)
         else:
-            _, second = self.color() if self.chance(0.6) else ("", tuple(0.4 * channel for channel in color))
+            _, second = self.color() if self.chance(0.6) else ("", vector(0.4 * channel for channel in color))
         metallic, roughness, finish = 0.0, self.between(0.75, 1.0), ""
         if self.chance(metal):
             metallic, roughness, finish, pattern = self.between(0.75, 1.0), self.between(0.18, 0.55), "metal", ""
         elif self.chance(shiny):
             roughness, finish = self.between(0.15, 0.5), "shiny"
         # A quarter off the whole keeps cells from ending on the flat faces of parts.
-        offset = tuple(self.count(0, 30) + 0.253 for _ in range(3))
+        offset = vector(self.count(0, 30) + 0.253 for _ in range(3))
         words = " ".join(said for said in (finish, pattern, word) if said)
         return Material(color, second, PATTERN_IDS[pattern], self.between(*scale), offset, roughness, metallic, words)
 
@@ -92,11 +92,11 @@ class Draw:
         side = self.between(*azimuth) if self.style.light_azimuth_degrees is None else self.style.light_azimuth_degrees
         height = math.radians(self.between(*elevation))
         turned = math.radians(side) + facing
-        vector = (math.sin(turned) * math.cos(height), math.sin(height), math.cos(turned) * math.cos(height))
+        towards = (math.sin(turned) * math.cos(height), math.sin(height), math.cos(turned) * math.cos(height))
         side = (side + 180) % 360 - 180
         if height > 1.05:
-            return vector, "above"
-        return vector, "front" if abs(side) < 40 else "back" if abs(side) > 140 else "right" if side > 0 else "left"
+            return towards, "above"
+        return towards, "front" if abs(side) < 40 else "back" if abs(side) > 140 else "right" if side > 0 else "left"
 
     def camera(self, position: Vector, target: Vector, fov: tuple[float, float], roll: float = 0.0) -> Camera:
         """Looks from a position at a target; roll: at most, degrees."""
@@ -104,25 +104,25 @@ class Draw:
 
 
 def look(position: Vector, target: Vector, fov_degrees: float, roll: float = 0.0) -> Camera:
-    back = unit(tuple(p - t for p, t in zip(position, target, strict=True)))
+    back = unit(vector(p - t for p, t in zip(position, target, strict=True)))
     right = unit(cross((0.0, 1.0, 0.0), back))
     up = cross(back, right)
     c, s = math.cos(roll), math.sin(roll)
-    rolled = tuple(c * r + s * u for r, u in zip(right, up, strict=True))
+    rolled = vector(c * r + s * u for r, u in zip(right, up, strict=True))
     return Camera(position, (rolled, cross(back, rolled), back), fov_degrees)
 
 
-def unit(vector: Vector) -> Vector:
-    length = math.sqrt(sum(x * x for x in vector))
-    return tuple(x / length for x in vector)
+def unit(way: Vector) -> Vector:
+    length = math.sqrt(sum(x * x for x in way))
+    return vector(x / length for x in way)
 
 
 def cross(a: Vector, b: Vector) -> Vector:
     return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
 
 
-def scaled(vector: Vector, factor: float) -> Vector:
-    return tuple(factor * x for x in vector)
+def scaled(way: Vector, factor: float) -> Vector:
+    return vector(factor * x for x in way)
 
 
 def lamp(place: Vector, color: Vector, size: float, reach: float) -> Light:

@@ -3,7 +3,7 @@
 World frame as for rooms: x right, y up, metres. A plan is drawn by one of `kinds` from a seed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,14 @@ from .shapes import TORUS, TURNED
 
 Vector = tuple[float, float, float]
 Axes = tuple[Vector, Vector, Vector]
+
+
+def vector(numbers: Iterable[float]) -> Vector:
+    """Three numbers as a tuple of three."""
+    x, y, z = numbers
+    return x, y, z
+
+
 Wave = tuple[float, float, float, float]  # height in metres, kx, kz in radians per metre, phase
 
 UPRIGHT: Axes = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
@@ -149,7 +157,8 @@ def pack(plans: Sequence[Plan]) -> Table:
     slots = max(1, *(len(plan.parts) for plan in plans))
     dark = Light(False, (0.0, 1.0, 0.0), (0.0, 0.0, 0.0), 0.0)
     nothing = [0.0] * (15 + FORM_NUMBERS)
-    shape, thing, solid, materials, pattern, lights = [], [], [], [], [], []
+    shape, thing, solid, pattern, lights = [], [], [], [], []
+    materials: list[list[float]] = []
     for plan in plans:
         missing = slots - len(plan.parts)
         shape.append([part.shape for part in plan.parts] + [-1] * missing)

@@ -7,7 +7,7 @@ Where a ray runs exactly within a plane, 0 / 0 compares as false: it misses.
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -54,12 +54,13 @@ def _along(normal: tuple[float, float, float], vector: Tensor) -> Tensor:
 
 
 def _slabs_hit(slabs, form: Tensor, origin: Tensor, direction: Tensor, from_: Tensor) -> tuple[Tensor, Tensor]:
-    near, far = None, None
+    entries, leaves = [], []
     for normal, low, high in slabs:
         inverse, start = 1 / _along(normal, direction), _along(normal, origin)
         one, other = (low - start) * inverse, (high - start) * inverse
-        entry, leave = torch.minimum(one, other), torch.maximum(one, other)
-        near, far = (entry, leave) if near is None else (torch.maximum(near, entry), torch.minimum(far, leave))
+        entries.append(torch.minimum(one, other))
+        leaves.append(torch.maximum(one, other))
+    near, far = reduce(torch.maximum, entries), reduce(torch.minimum, leaves)
     return (near < far) & (near > from_), near
 
 

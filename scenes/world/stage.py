@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .draw import Draw, turned_about_y
-from .plan import Camera, Part, Plan, Vector
+from .plan import Camera, Part, Plan, Vector, vector
 from .things.parts import Thing
 from .weather import Around
 
@@ -85,12 +85,13 @@ def _placed(thing: Thing, at: Vector, yaw: float, index: int) -> list[Part]:
     rows = turned_about_y(yaw)
 
     def rotate(v: Vector) -> Vector:
-        return tuple(v[0] * rows[0][i] + v[1] * rows[1][i] + v[2] * rows[2][i] for i in range(3))
+        return vector(v[0] * rows[0][i] + v[1] * rows[1][i] + v[2] * rows[2][i] for i in range(3))
 
     result = []
     for part in thing.parts:
-        centre = tuple(c + a for c, a in zip(rotate(part.centre), at, strict=True))
-        result.append(replace(part, centre=centre, axes=tuple(rotate(axis) for axis in part.axes), thing=index))
+        right, up, back = part.axes
+        centre = vector(c + a for c, a in zip(rotate(part.centre), at, strict=True))
+        result.append(replace(part, centre=centre, axes=(rotate(right), rotate(up), rotate(back)), thing=index))
     return result
 
 

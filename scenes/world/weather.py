@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .draw import Draw, lamp, scaled, sun
-from .plan import CLEAR, ENDLESS, Light, Material, Sky, Vector
+from .plan import CLEAR, ENDLESS, Light, Material, Sky, Vector, vector
 
 # Noun: colours, patterns, cycles per metre.
 GROUNDS = {
@@ -79,12 +79,12 @@ def open_air(draw: Draw, facing: float, nouns: Sequence[str]) -> Around:
         faces=(floor,) * 6,
         lights=(sun(towards, scaled(tint, 1 - ambient), draw.pick((0.01, 0.02, 0.05))),),
         above=above,
-        below=tuple(0.5 * light * color for light, color in zip(above, floor.color, strict=True)),
+        below=vector(0.5 * light * color for light, color in zip(above, floor.color, strict=True)),
         mirrored=(zenith, horizon, scaled(floor.color, 0.6)),
         floor=f"{floor.words.split()[-1]} {noun}",
         background=f"{kind} sky",
         light="no sun" if kind == "dull" else f"light from {side}",
-        sky=Sky(zenith, horizon, clouds, tuple(draw.between(0, 32) for _ in range(3))),
+        sky=Sky(zenith, horizon, clouds, vector(draw.between(0, 32) for _ in range(3))),
     )
 
 
@@ -116,7 +116,7 @@ def room(draw: Draw, low: Vector, high: Vector, facing: float) -> Around:
         faces=(floor, ceiling, other, other, paper, other),
         lights=tuple(lights),
         above=above,
-        below=tuple(light * (0.35 + 0.4 * color) for light, color in zip(above, floor.color, strict=True)),
+        below=vector(light * (0.35 + 0.4 * color) for light, color in zip(above, floor.color, strict=True)),
         mirrored=(scaled(ceiling.color, 0.75), scaled(paper.color, 0.45), scaled(floor.color, 0.4)),
         floor=f"{floor.words} floor",
         background=f"{paper.words} walls",
@@ -127,4 +127,4 @@ def room(draw: Draw, low: Vector, high: Vector, facing: float) -> Around:
 
 
 def _near(draw: Draw, color: Vector) -> Vector:
-    return tuple(min(0.95, channel * draw.between(0.85, 1.15)) for channel in color)
+    return vector(min(0.95, channel * draw.between(0.85, 1.15)) for channel in color)

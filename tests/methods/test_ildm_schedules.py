@@ -6,7 +6,6 @@ import pytest
 import torch
 from intrinsic_lab.methods.ildm.heat_map import COLUMNS, RAMP, heat_map, weight_table
 from intrinsic_lab.methods.ildm.schedules import (
-    LAYOUTS,
     Block,
     at_blocks,
     at_stages,
@@ -18,11 +17,12 @@ from intrinsic_lab.methods.ildm.schedules import (
     parse_table,
     product,
     restricted,
+    stage_blocks,
     table_schedule,
     transformer_blocks,
 )
 
-SD21 = LAYOUTS["SD 1.5 / SD 2.1"]
+SD21 = stage_blocks((2, 2, 2, 0, 1, 0, 3, 3, 3))
 TIMESTEPS = (0, 1, 499.5, 700, 800, 899, 900, 900.5, 901, 999)
 
 
@@ -65,12 +65,8 @@ def test_a_table_is_linear_between_its_points_and_constant_beyond():
     assert [schedule(SD21[0], t) for t in (0, 100, 300, 500, 700, 900, 999)] == pytest.approx([0, 0, 0.5, 1, 0.6, 0.2, 0.2])
 
 
-def test_layouts_count_every_self_attention_and_every_stage():
-    assert [len(LAYOUTS[name]) for name in ("SD 1.5 / SD 2.1", "SDXL", "PixArt-alpha")] == [16, 70, 28]
-    assert [block.stage for block in LAYOUTS["nano"]] == [0, 1, 2, 3, 4, 4, 5, 5, 6, 6]
-    for blocks in LAYOUTS.values():
-        assert [block.index for block in blocks] == list(range(len(blocks)))
-        assert [block.stage for block in blocks] == sorted(block.stage for block in blocks)
+def test_blocks_are_counted_through_the_stages_and_a_transformer_has_nine():
+    assert [block.index for block in SD21] == list(range(16))
     assert [block.stage for block in SD21] == [0, 0, 1, 1, 2, 2, 4, 6, 6, 6, 7, 7, 7, 8, 8, 8]
     assert {block.stage for block in transformer_blocks(28)} == set(range(9))
 

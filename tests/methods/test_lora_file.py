@@ -5,7 +5,8 @@ import pickle
 
 import pytest
 import torch
-from intrinsic_lab.methods.lora.lora_file import LoraLayer, kohya_state_dict, module_name, parse_lora, read_lora
+from intrinsic_lab.methods.lora.lora_file import LoraLayer, kohya_state_dict, parse_lora, read_lora
+from intrinsic_lab.methods.lora.names import dotted_name
 from safetensors.torch import save_file
 
 QUERY = "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q"
@@ -100,7 +101,7 @@ def test_every_module_name_of_a_real_unet_survives_kohyas_underscores():
         "output_blocks.3.0.skip_connection",
         "time_embed.0",
     ]
-    assert [module_name(f"lora_unet_{name.replace('.', '_')}") for name in names] == names
+    assert [dotted_name(f"lora_unet_{name.replace('.', '_')}") for name in names] == names
 
 
 def test_header_and_text_encoder_tensors_are_reported(layers, tmp_path):

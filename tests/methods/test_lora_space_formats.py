@@ -1,24 +1,22 @@
 """Every spelling and every kind of LoRA reads to the same changes of weights; what is none is refused with a reason."""
 
-import gc
 import json
 import pickle
 import struct
-from contextlib import suppress
 
 import peft
 import pytest
 import torch
-from intrinsic_lab.methods.lora import layout, weight_file
+from intrinsic_lab.methods.lora import cache as cache_module
+from intrinsic_lab.methods.lora.cache import ReadCache
 from intrinsic_lab.methods.lora.delta import Kronecker, LowRank, inner_product
 from intrinsic_lab.methods.lora.families import base_family
-from intrinsic_lab.methods.lora.formats import batches_of, deltas_of, read_deltas
-from intrinsic_lab.methods.lora.layout import BadFile, forget_layouts
+from intrinsic_lab.methods.lora.header import BadFile
 from intrinsic_lab.methods.lora.lora_file import LoraLayer
 from intrinsic_lab.methods.lora.modules import describe
 from intrinsic_lab.methods.lora.names import canonical_name, part_of
+from intrinsic_lab.methods.lora.reading import batches_of, deltas_of, read_deltas
 from intrinsic_lab.methods.lora.weight_file import Reader, read_header
-from intrinsic_lab.methods.lora_space.index import LoraIndex
 from intrinsic_lab.tests.methods.lora_space_shelf import BLOCK, MODULES, dense, make_lora, peft_state_dict, save_lora
 from safetensors.torch import save_file
 
@@ -244,7 +242,7 @@ def test_only_the_bytes_of_the_subnetwork_are_read(tmp_path):
     path = save_lora(tmp_path / "a.safetensors", layers)
     with Reader(path) as reader:
         read = []
-        wanted = sum(place.form.size for key, place in reader.header.layout.tensors.items() if "_ff_" in key)
+        wanted = sum(info.form.size for key, info in reader.header.layout.tensors.items() if "_ff_" in key)
         fill = reader._fill
         reader._fill = lambda view: (read.append(len(view)), fill(view))
         assert len(list(deltas_of(reader, "feed_forward"))) == 2
@@ -354,7 +352,7 @@ def test_a_bad_file_is_refused_with_its_reason(tmp_path, kind):
 
 
 def read_batches(path):
-    with Reader(path, weight_file.Memory()) as reader:
+    with Reader(path, ReadCache()) as reader:
         yield from batches_of(reader)
 
 
@@ -377,7 +375,7 @@ def test_headers_read_alike_wherever_their_metadata_stands(tmp_path, text, metad
     path = tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text.encode() + bytes(256))
     header = read_header(path)
-    found = {name: tensor_entry(list(place.form.shape), *place[:2]) for name, place in header.layout.tensors.items()}
+    found = {name: tensor_entry(list(info.form.shape), *info[:2]) for name, info in header.layout.tensors.items()}
     assert (found, header.metadata, header.size - header.data_start) == (TENSORS, metadata, 256)
 
 
@@ -388,34 +386,23 @@ def test_what_files_share_is_their_layout_alone(tmp_path):
         metadata = {"modelspec.title": version, "ss_tag_frequency": json.dumps({"1": {name: 1}})}
         paths.append(save_lora(tmp_path / f"{name}.safetensors", layers, metadata=metadata))
         assert_same(read_dense(paths[-1]), dense(layers))
-    forget_layouts()
-    assert read_header(paths[0]).layout is not read_header(paths[1]).layout
-    headers = [read_header(path) for path in paths]
+    headers = [cached_header(path, cache) for cache in [ReadCache()] for path in paths]
     assert headers[0].layout is headers[1].layout is headers[2].layout
     assert [describe(header).tags for header in headers] == [("a",), ("b",), ("c",)]
-    with LoraIndex(tmp_path / "index.sqlite") as index:
-        index.update([tmp_path])
+    # Another run shares nothing with this one.
     assert read_header(paths[0]).layout is not headers[0].layout
 
 
-def test_garbage_collection_is_as_it_was_after_reading(tmp_path):
-    good, bad = save_lora(tmp_path / "a.safetensors", make_lora(1)), tmp_path / "bad.safetensors"
-    bad.write_bytes(BAD_FILES["half"][0])
-    for switch, expected in ((gc.disable, False), (gc.enable, True)):
-        switch()
-        for path in (good, bad):
-            forget_layouts()
-            with suppress(BadFile):
-                list(read_deltas(path))
-            assert gc.isenabled() is expected
+def cached_header(path, cache):
+    with Reader(path, cache) as reader:
+        return reader.header
 
 
-def test_a_header_of_unusual_length_is_not_remembered(tmp_path, monkeypatch):
-    path = save_lora(tmp_path / "a.safetensors", make_lora(1))
-    forget_layouts()
-    assert len({id(layout) for layout in [read_header(path).layout for _ in range(4)]}) == 2
-    monkeypatch.setattr(layout, "_LAYOUT_CHARACTERS", 500)
-    assert read_header(path).layout is not read_header(path).layout
+def test_a_header_of_unusual_length_is_not_kept(tmp_path, monkeypatch):
+    path, cache = save_lora(tmp_path / "a.safetensors", make_lora(1)), ReadCache()
+    assert cached_header(path, cache).layout is cached_header(path, cache).layout
+    monkeypatch.setattr(cache_module, "_LAYOUT_CHARACTERS", 500)
+    assert cached_header(path, cache).layout is not cached_header(path, cache).layout
 
 
 def test_a_pickle_under_a_false_name_is_not_opened(tmp_path):

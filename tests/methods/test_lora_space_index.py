@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from intrinsic_lab.methods.lora.formats import read_deltas
+from intrinsic_lab.methods.lora.reading import read_deltas
 from intrinsic_lab.methods.lora_space.__main__ import main
 from intrinsic_lab.methods.lora_space.database import _APPLICATION, MIGRATIONS, SCHEMA_VERSION
 from intrinsic_lab.methods.lora_space.index import LoraIndex, _in_parallel

@@ -10,15 +10,15 @@ import numpy
 import pytest
 import torch
 from intrinsic_lab.methods.lora.lora_file import LoraLayer, kohya_state_dict
-from intrinsic_lab.methods.lora_space import clusters, shelf_map
+from intrinsic_lab.methods.lora_space import clusters, lora_map
 from intrinsic_lab.methods.lora_space.__main__ import main
 from intrinsic_lab.methods.lora_space.baseline import RawSpace, nearest_raw
 from intrinsic_lab.methods.lora_space.clusters import cluster_vectors
 from intrinsic_lab.methods.lora_space.duplicates import find_duplicates
 from intrinsic_lab.methods.lora_space.gram import exact_cosines
 from intrinsic_lab.methods.lora_space.index import LoraIndex
+from intrinsic_lab.methods.lora_space.lora_map import draw_map, layout, map_loras
 from intrinsic_lab.methods.lora_space.search import find_similar
-from intrinsic_lab.methods.lora_space.shelf_map import draw_map, layout, map_shelf
 from intrinsic_lab.methods.lora_space.sketch import KINDS
 from intrinsic_lab.methods.lora_space.space import LEAST_FOR_PCA
 from intrinsic_lab.tests.methods.lora_space_shelf import MODULES, make_lora, pad_rank, peft_state_dict, refactor, save_lora
@@ -205,7 +205,7 @@ def test_a_padded_copy_is_the_copy_even_where_it_is_the_older_file(tmp_path):
 
 
 def test_the_map_puts_styles_apart_and_names_them(index):
-    shelf = map_shelf(index)
+    shelf = map_loras(index)
     assert len(shelf.points) == 24 and [cluster.size for cluster in shelf.clusters] == [8, 8, 8]
     for point in shelf.points:
         assert 0 <= point.x <= 1 and 0 <= point.y <= 1
@@ -217,12 +217,12 @@ def test_the_map_puts_styles_apart_and_names_them(index):
     numpy.fill_diagonal(far, numpy.inf)
     assert numpy.take_along_axis(same, far.argsort(1)[:, :5], 1).all()
     assert json.loads(json.dumps(shelf.as_json()))["clusters"][0]["size"] == 8
-    again = map_shelf(index)
+    again = map_loras(index)
     assert [(p.x, p.y) for p in again.points] == [(p.x, p.y) for p in shelf.points]
 
 
 def test_the_picture_shows_every_cluster_in_its_color(index):
-    shelf = map_shelf(index)
+    shelf = map_loras(index)
     marked = shelf.points[0]
     picture = draw_map(shelf, size=512)
     assert picture.shape == (512, 512, 3) and picture.dtype == numpy.uint8
@@ -240,9 +240,9 @@ def test_a_shelf_of_few_is_a_map_too(tmp_path, count):
         save_lora(folder / f"{number}.safetensors", make_lora(number % 4, modules=FEW))
     with LoraIndex(tmp_path / "index.sqlite") as index:
         with pytest.raises(ValueError, match="update the index first"):
-            map_shelf(index)
+            map_loras(index)
         index.update([folder])
-        shelf = map_shelf(index)
+        shelf = map_loras(index)
         assert len(shelf.points) == count and numpy.isfinite([(point.x, point.y) for point in shelf.points]).all()
         draw_map(shelf, size=128)
 
@@ -266,7 +266,7 @@ def test_as_many_clusters_as_there_are_are_found():
 
 def test_more_loras_than_landmarks_find_their_places_by_their_neighbours(monkeypatch):
     monkeypatch.setattr(clusters, "LANDMARKS", 60)
-    monkeypatch.setattr(shelf_map, "LAID_OUT", 60)
+    monkeypatch.setattr(lora_map, "LAID_OUT", 60)
     vectors, labels = blobs(4, 50)
     assert len(set(zip(cluster_vectors(vectors).tolist(), labels.tolist(), strict=True))) == 4
     places = layout(vectors)

@@ -6,11 +6,14 @@ from dataclasses import replace
 import numpy
 import pytest
 import torch
-from intrinsic_lab.methods.lora import formats, weight_file
+from intrinsic_lab.methods.lora import cache as cache_module
+from intrinsic_lab.methods.lora import reading, weight_file
+from intrinsic_lab.methods.lora.cache import ReadCache
 from intrinsic_lab.methods.lora.delta import Kronecker, LowRank
-from intrinsic_lab.methods.lora.formats import read_deltas
-from intrinsic_lab.methods.lora.layout import BadFile, forget_layouts
+from intrinsic_lab.methods.lora.header import BadFile
 from intrinsic_lab.methods.lora.lora_file import LoraLayer, kohya_state_dict
+from intrinsic_lab.methods.lora.reading import read_deltas
+from intrinsic_lab.methods.lora_space import sketch as sketch_module
 from intrinsic_lab.methods.lora_space.baseline import RawSpace, singular_values
 from intrinsic_lab.methods.lora_space.gram import exact_cosines
 from intrinsic_lab.methods.lora_space.sketch import (
@@ -233,47 +236,32 @@ def test_memory_that_is_used_again_changes_nothing(tmp_path, monkeypatch, dtype,
     # Ranks on both sides of COLUMNS; reads shorter than a tensor, many batches, the larger ones later; all files in one memory. Those of
     # rank 4 share their layout and nothing else: not even their alphas.
     monkeypatch.setattr(weight_file, "_SPAN_BYTES", 700)
-    monkeypatch.setattr(weight_file, "_KEPT_BYTES", kept)
-    monkeypatch.setattr(formats, "_BATCH_BYTES", 2000)
-    # Plans that other tests made have larger batches.
-    forget_layouts()
-    memory, shared = weight_file.Memory(), []
+    monkeypatch.setattr(cache_module, "_MEMORY_BYTES", kept)
+    monkeypatch.setattr(reading, "_BATCH_BYTES", 2000)
+    monkeypatch.setattr(sketch_module, "SCRATCH_SIZE", 1 << 12)
+    cache, layouts = ReadCache(), []
     for number, rank in enumerate((4, 4, 4, 40, 4, 40, 4)):
         layers = {name: replace(layer, scale=0.25 * (1 + number)) for name, layer in make_lora(number).items()}
         path = save_lora(tmp_path / f"{number}.safetensors", pad_rank(layers, rank), dtype=dtype)
-        with weight_file.Reader(path, memory) as reader:
-            shared.append(reader.header.layout.shared)
+        with weight_file.Reader(path, cache) as reader:
+            layouts.append(reader.header.layout)
             batches = 0
 
             def counted(reader=reader):
                 nonlocal batches
-                for batch in formats.batches_of(reader):
+                for batch in reading.batches_of(reader):
                     batches += 1
                     yield batch
                     for stack in batch:
                         # What is said to be good no longer must not be looked at.
                         torch._foreach_zero_(stack.up)
 
-            found = sketch_batches(counted(), memory.scratch(1 << 12))
+            found = sketch_batches(counted())
         assert batches > 2
         for part, kinds in sketch(read_deltas(path)).items():
             for kind, vector in kinds.items():
                 numpy.testing.assert_allclose(found[part][kind], vector, rtol=1e-4, atol=1e-5 * numpy.abs(vector).max())
-    # Reading it the second way, by `read_deltas`, counts as meeting the layout.
-    assert shared == [False, True, True, False, True, True, True]
-
-
-def test_files_of_one_layout_are_looked_at_through_the_same_views(tmp_path, monkeypatch):
-    forget_layouts()
-    made, matrices = [], weight_file.Reader.matrices
-    monkeypatch.setattr(weight_file.Reader, "matrices", lambda reader, names: made.append(names) or matrices(reader, names))
-    memory, counts = weight_file.Memory(), []
-    for number in range(4):
-        path = save_lora(tmp_path / f"{number}.safetensors", make_lora(number))
-        with weight_file.Reader(path, memory) as reader:
-            list(formats.batches_of(reader))
-        counts.append(len(made))
-    assert counts[0] < counts[1] == counts[2] == counts[3]
+    assert len(set(layouts)) == 2
 
 
 def test_some_modules_with_an_alpha_and_some_without(tmp_path):
@@ -286,7 +274,7 @@ def test_some_modules_with_an_alpha_and_some_without(tmp_path):
     wanted = {name: replace(layer, scale=1.0) if name.endswith("attn1.to_q") else layer for name, layer in layers.items()}
     other = save_lora(tmp_path / "b.safetensors", wanted)
     with weight_file.Reader(path) as reader:
-        found = sketch_batches(formats.batches_of(reader))
+        found = sketch_batches(reading.batches_of(reader))
     for part, kinds in sketch(read_deltas(other)).items():
         for kind, vector in kinds.items():
             numpy.testing.assert_allclose(found[part][kind], vector, rtol=1e-4, atol=1e-5 * numpy.abs(vector).max())

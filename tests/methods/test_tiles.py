@@ -8,11 +8,10 @@ import torch
 from intrinsic_lab.methods.intrinsic_lora.extract import (
     ExtractSettings,
     Generator,
-    count_forwards,
     extract,
     pad_to_cells,
+    plan_extraction,
     processed_size,
-    working_grid,
 )
 from intrinsic_lab.methods.intrinsic_lora.tiles import fit_scale_and_shift, join_tiles, tile_grid
 from intrinsic_lab.methods.maps import MAPS
@@ -80,7 +79,7 @@ def pointwise(scale=8):
     def decode(latent):
         return torch.nn.functional.pixel_shuffle(latent, scale).movedim(1, -1)
 
-    return Generator(encode, lambda latent: latent, decode, downscale=scale)
+    return Generator(encode, lambda latent, _: latent, decode, downscale=scale)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 13), (64, 200), (130, 71)])
@@ -92,7 +91,7 @@ def test_a_pointwise_model_gives_the_picture_back_at_its_exact_size(height, widt
     settings = ExtractSettings(processing_resolution=0, tile_size=tile_size, tile_overlap=16, mirrored_average=mirrored)
     forwards = []
     extraction = extract(picture, ["albedo", "shading"], pointwise(), settings, on_forward=lambda: forwards.append(1))
-    assert len(forwards) == count_forwards(working_grid(height, width, settings, 8), ["albedo", "shading"])
+    assert len(forwards) == plan_extraction(picture, ["albedo", "shading"], settings, 8).forwards
     for name in ("albedo", "shading"):
         # Not bit for bit: the transfer curve's power rounds by memory layout.
         torch.testing.assert_close(extraction.maps[name], MAPS[name].from_picture(picture), atol=1e-6, rtol=0)
@@ -117,18 +116,35 @@ def test_tiled_depth_whose_tiles_each_have_their_own_scale_comes_out_as_one_dept
     monkeypatch.setitem(MAPS, "thickness", replace(MAPS["depth"], name="thickness"))
     forwards, names = [], ["albedo", "depth", "thickness"]
     maps = extract(ramp.expand(1, -1, -1, 3), names, generator, settings, on_forward=lambda: forwards.append(1)).maps
-    assert len(forwards) == count_forwards(working_grid(height, width, settings, 8), names) == len(tile_grid(height, width, 64, 16)) + 1
+    planned = plan_extraction(ramp.expand(1, -1, -1, 3), names, settings, 8).forwards
+    assert len(forwards) == planned == len(tile_grid(height, width, 64, 16)) + 1
     for name in ("depth", "thickness"):
         assert (maps[name] - ramp).abs().max() < 0.02
 
 
-def test_groups_of_pictures_give_what_one_batch_gives_in_the_same_order():
+@pytest.mark.parametrize(
+    ("fitting", "mirrored", "pictures", "predictions"),
+    [
+        (4, False, 2, [(4, [0, 0, 1, 1])] * 2 + [(2, [0, 1])]),
+        (5, False, 2, [(4, [0, 0, 1, 1])] * 2 + [(2, [0, 1])]),
+        (1, False, 1, [(1, [0]), (1, [1])] * 5),
+        (3, True, 1, [(3, [0, 0, 1]), (1, [1])] * 5),
+        (99, False, 5, [(10, [0] * 5 + [1] * 5)]),
+    ],
+)
+def test_pictures_and_maps_that_do_not_fit_follow_each_other_and_give_what_one_batch_gives(fitting, mirrored, pictures, predictions):
     torch.manual_seed(0)
-    picture = torch.rand(5, 32, 40, 3)
-    forwards = []
-    whole = extract(picture, ["albedo", "shading"], pointwise(), ExtractSettings(0))
-    split = extract(picture, ["albedo", "shading"], pointwise(), ExtractSettings(0), 2, lambda: forwards.append(1))
-    assert len(forwards) == 3
+    picture, names, settings = torch.rand(5, 32, 40, 3), ["albedo", "shading"], ExtractSettings(0, mirrored_average=mirrored)
+    seen, forwards, packed = [], [], pointwise()
+
+    def predict(latent, map_of_row):
+        seen.append((len(latent), map_of_row))
+        return latent
+
+    plan = plan_extraction(picture, names, settings, 8, lambda height, width: fitting if (height, width) == (4, 5) else 0)
+    split = extract(picture, names, Generator(packed.encode, predict, packed.decode), settings, plan, lambda: forwards.append(1))
+    whole = extract(picture, names, packed, settings)
+    assert seen == predictions and plan.pictures == pictures and len(forwards) == plan.forwards
     assert torch.equal(whole.latents, split.latents)
     torch.testing.assert_close(whole.maps, split.maps, atol=1e-6, rtol=0)
 

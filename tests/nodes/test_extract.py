@@ -16,6 +16,7 @@ import pytest
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 from intrinsic_lab.nodes import extract as extract_nodes
+from intrinsic_lab.nodes.native.backbones.unet import ImageToImage
 from intrinsic_lab.nodes.native.batch_rows import row_lora
 from intrinsic_lab.nodes.native.joint_sampling import single_step
 from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
@@ -110,8 +111,7 @@ def test_pictures_and_rows_that_do_not_fit_run_one_after_the_other(tiny, four_ma
     image = torch.rand(3, 32, 32, 3)
     whole = extract(tiny, model, image)
     for fitting, wanted in ((8, [8, 4]), (3, [3, 1] * 3)):
-        for module in (single_step, extract_nodes):
-            monkeypatch.setattr(module, "rows_per_forward", lambda model, height, width, fitting=fitting: fitting)
+        monkeypatch.setattr(extract_nodes, "rows_per_forward", lambda model, height, width, fitting=fitting: fitting)
         with counted_forwards(tiny.model) as rows:
             split = extract(tiny, model, image)
         assert rows == wanted
@@ -225,7 +225,7 @@ def test_a_stock_sampler_runs_a_single_map_on_every_row_and_refuses_several(tiny
     save_lora(folders, "depth", peft_unet(tiny, ATTENTION, seed=1)[1])
     both = apply(normal_model, "depth")
     clone = both.clone()
-    clone.add_object_patch("model_sampling", single_step.ImageToImage(tiny.model.model.model_config))
+    clone.add_object_patch("model_sampling", ImageToImage(tiny.model.model.model_config))
     conditioning = [[torch.randn(1, 77, 32), {}]]
     with pytest.raises(ValueError, match="a sampler cannot know which row is which"):
         single_step._raw_outputs(clone, torch.randn(2, 4, 2, 2), conditioning, torch.full((2,), 999.0), None)

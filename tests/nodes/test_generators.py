@@ -83,6 +83,13 @@ def test_the_loaders_offer_what_the_folders_hold():
         assert all(entry.tooltip for entry in node.define_schema().inputs)
 
 
+def test_a_graph_that_knows_four_maps_still_loads(world):
+    """Saved before there were more."""
+    first = {f"{name}_lora": "none" for name in list(MAPS)[:4]} | {"normal_lora": "vq_normal.safetensors"}
+    assert list(nodes.LoadVQGAN.execute("vae/tiny", **first)[0].loras) == ["normal"]
+    assert nodes.LoadVQGAN.fingerprint_inputs("vae/tiny", **first) == nodes.LoadVQGAN.fingerprint_inputs("vae/tiny", **NOTHING | first)
+
+
 def test_other_names_are_refused(world):
     for name in ("vae/../vae/tiny", str(world["folder"] / "vae/tiny"), "vae/other", ""):
         with pytest.raises(ValueError, match="There is no VQGAN"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from intrinsic_lab.methods.ildm import joint_forward, schedules
 from intrinsic_lab.nodes import ildm
-from intrinsic_lab.nodes.native.joint_sampling import cross_domain
+from intrinsic_lab.nodes.native.backbones.unet.attention import block_addresses
 from intrinsic_lab.tests.nodes.conftest import randn
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -73,10 +73,7 @@ def test_zero_weight_leaves_the_picture_bit_identical_with_the_lora_on(family, w
 def test_blocks_and_stages_are_those_of_the_network(worlds):
     def addresses(family):
         network = worlds(family).model.get_model_object("diffusion_model")
-        return [
-            (part, number, inner, block.stage)
-            for (part, number, inner), block in cross_domain.cross_domain_unet.block_addresses(network).items()
-        ]
+        return [(part, number, inner, block.stage) for (part, number, inner), block in block_addresses(network).items()]
 
     assert addresses("sd21") == [
         ("input", 1, 0, 0), ("input", 3, 0, 1), ("middle", 1 - 1, 0, 2),
@@ -217,7 +214,7 @@ def test_latents_that_do_not_fit_are_refused_in_words(call, words):
 
 
 def test_schedule_nodes_make_the_schedules_and_show_them(lora_folder):
-    blocks = schedules.LAYOUTS["SDXL"]
+    blocks = ildm.PREVIEWS["SDXL"]
     drop = ildm.DropSchedule.execute("blocks", "3-7", 900.0, "SDXL")
     gaussian = ildm.GaussianSchedule.execute(1.0, 800.0, 100.0, "SDXL")
     settings = dict(factor=0.5, positions="2", over_time="999: 0, 0: 1", preview_model="SDXL")

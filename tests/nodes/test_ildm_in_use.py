@@ -16,6 +16,7 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from intrinsic_lab.methods.ildm import joint_forward, schedules
 from intrinsic_lab.methods.lora.lora_file import LoraLayer, kohya_state_dict
+from intrinsic_lab.methods.rows import Rows
 from intrinsic_lab.nodes.extract import ApplyIntrinsicLoRA
 from intrinsic_lab.nodes.native.joint_sampling import cross_domain
 from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
@@ -99,8 +100,7 @@ def test_a_controlnet_steers_the_picture_and_leaves_its_intrinsics_to_the_exchan
     zero = ksample(patched(world, schedules.constant_schedule(0.0), lora), world, latent, conditions=steered)
     assert torch.equal(zero[:1], base[:1])
     residual = torch.ones(4, 2, 3, 3)
-    step = joint_forward.JointForward(2, 1, 500.0, schedules.constant_schedule(0.0))
-    [[kept, nothing]] = cross_domain._for_pictures({"input": [residual, None]}, step).values()
+    [[kept, nothing]] = cross_domain._for_pictures({"input": [residual, None]}, Rows(joint_forward.DOMAINS, 2, 1)).values()
     assert kept.flatten(1).any(1).tolist() == [True, False, True, False] and nothing is None
 
 

@@ -11,7 +11,7 @@ import folder_paths
 import pytest
 import torch
 from intrinsic_lab.nodes import lora_space
-from intrinsic_lab.nodes.native.lora_library import lora_shelf
+from intrinsic_lab.nodes.native.lora_library import lora_collection
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -63,7 +63,7 @@ def comfyui_folders(shelf_folder, tmp_path_factory, monkeypatch):
     folder_paths.filename_list_cache.pop("loras", None)
 
 
-def indexed(family=lora_space.ANY, folder="", collection=lora_shelf.LORAS):
+def indexed(family=lora_space.ANY, folder="", collection=lora_collection.LORAS):
     return lora_space.IndexLoRAs.execute(collection, family, folder)
 
 
@@ -119,11 +119,11 @@ def test_a_broken_file_is_told_by_its_name_and_nothing_tells_where_the_folder_li
 
 
 def test_the_index_runs_again_only_when_a_file_has_changed(shelf_folder):
-    before = lora_space.IndexLoRAs.fingerprint_inputs(lora_shelf.LORAS)
-    assert lora_space.IndexLoRAs.fingerprint_inputs(lora_shelf.LORAS) == before
+    before = lora_space.IndexLoRAs.fingerprint_inputs(lora_collection.LORAS)
+    assert lora_space.IndexLoRAs.fingerprint_inputs(lora_collection.LORAS) == before
     added = write_lora(shelf_folder / "new.safetensors", 0, 77)
     try:
-        assert lora_space.IndexLoRAs.fingerprint_inputs(lora_shelf.LORAS) != before
+        assert lora_space.IndexLoRAs.fingerprint_inputs(lora_collection.LORAS) != before
     finally:
         added.unlink()
 
@@ -135,18 +135,18 @@ def test_a_lora_with_nothing_to_compare_says_so():
 
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "absent.safetensors", "broken", ""])
 def test_only_listed_names_lead_to_files(name):
-    with pytest.raises(ValueError, match="There is no LoRA"):
-        lora_shelf.lora_path(name)
-    assert lora_shelf.preview_jpeg(name) is None
+    with pytest.raises(FileNotFoundError, match="There is no LoRA"):
+        lora_collection.lora_path(name)
+    assert lora_collection.preview_jpeg(name) is None
     with pytest.raises(ValueError, match="no LoRA collection"):
-        lora_shelf.roots_of(name)
+        lora_collection.roots_of(name)
 
 
 def test_previews_come_from_beside_the_file_and_never_through_a_link_out_of_the_folder(shelf_folder, tmp_path):
-    assert lora_shelf.preview_jpeg("anime/a1.safetensors")[:2] == b"\xff\xd8"
-    picture = lora_shelf.preview_picture(shelf_folder / "anime" / "a1.safetensors")
+    assert lora_collection.preview_jpeg("anime/a1.safetensors")[:2] == b"\xff\xd8"
+    picture = lora_collection.preview_picture(shelf_folder / "anime" / "a1.safetensors")
     assert picture.size == (256, 171) and picture.getpixel((5, 5)) == (200, 30, 40)
-    assert lora_shelf.preview_jpeg("anime/a0.safetensors") is None
+    assert lora_collection.preview_jpeg("anime/a0.safetensors") is None
     outside = tmp_path / "private.png"
     Image.new("RGB", (8, 8)).save(outside)
     link = shelf_folder / "anime" / "a2.png"
@@ -154,8 +154,8 @@ def test_previews_come_from_beside_the_file_and_never_through_a_link_out_of_the_
     torn = shelf_folder / "anime" / "a0.jpg"
     torn.write_bytes(b"\xff\xd8\xff")
     try:
-        assert lora_shelf.preview_jpeg("anime/a2.safetensors") is None
-        assert lora_shelf.preview_jpeg("anime/a0.safetensors") is None
+        assert lora_collection.preview_jpeg("anime/a2.safetensors") is None
+        assert lora_collection.preview_jpeg("anime/a0.safetensors") is None
     finally:
         link.unlink()
         torn.unlink()

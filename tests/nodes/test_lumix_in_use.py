@@ -250,7 +250,7 @@ def test_what_cannot_work_is_refused_in_words(world, lora_folder, loaded):
             patched(world.model, lora_folder, config_of(**sizes))
     with pytest.raises(ValueError, match=r"belong to FLUX\.1"):
         patched(loaded("sd15").model, lora_folder)
-    with pytest.raises(ValueError, match=r"maps can meet in FLUX\.1 and in Stable Diffusion"):
+    with pytest.raises(ValueError, match=r"maps can meet in Stable Diffusion UNets .* and FLUX\.1"):
         lumix.JoinMaps.execute(loaded("pixart").model, "query-broadcast", "color, depth")
     with pytest.raises(ValueError, match="different ones of"):
         lumix.JoinMaps.execute(world.model, "query-broadcast", "depth, depth")

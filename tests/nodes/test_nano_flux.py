@@ -10,7 +10,7 @@ from intrinsic_lab.nodes.native.joint_sampling.lumix import apply_adapter
 from intrinsic_lab.nodes.native.joint_sampling.lumix_sampling import map_latents, sample_jointly
 from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
 from intrinsic_lab.nodes.native.paths import bundled_file
-from intrinsic_lab.training.flux import encode_texts, load_flux_base
+from intrinsic_lab.training.backbones.flux import encode_texts, load_flux_base
 from intrinsic_lab.training.lumix import MapDenoiser, sample_maps
 
 PROMPT = "a red ball and a blue box on a gray floor, white walls, light from left"

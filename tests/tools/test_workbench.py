@@ -1,10 +1,12 @@
 """The workbench's own steps: which ComfyUI is used, how one is brought, what a failed step says, what a second set-up costs."""
 
 import hashlib
+import importlib
 import io
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -199,3 +201,37 @@ def test_a_file_that_is_no_picture_is_refused_by_the_demo(tmp_path):
     command = [sys.executable, "-m", "intrinsic_lab.tools.demo", "--image", tmp_path / "notes.jpg", "--out", tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2 and "is no picture that can be read" in done.stdout and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("lint", "test"), [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_the_whole_check_lints_then_tests_and_fails_where_either_does(tmp_path, lint, test):
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
+    make = tmp_path / "make"
+    answers = f'lint) echo "said lint"; code={lint};; test) echo "3 passed in 1.0s"; code={test};;'
+    make.write_text(f'#!/bin/sh\ncase "$2" in {answers} esac\n[ $code = 0 ] || echo "make: *** [$2] Error $code"\nexit $code\n')
+    make.chmod(0o755)
+    done = subprocess.run(
+        [tmp_path / ".ci" / "run"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["said lint", "3 passed in 1.0s"]
+    assert (done.returncode != 0) == bool(lint or test)
+
+
+@pytest.mark.parametrize("failing", [None, "ruff format --check .", "ruff check .", "mypy"])
+def test_lint_checks_style_and_types_whatever_the_first_one_found(monkeypatch, tmp_path, failing):
+    workbench = importlib.import_module("intrinsic_lab.tools.workbench")
+    asked = []
+
+    def in_environment(comfyui, *arguments):
+        asked.append(" ".join(arguments[1:]))
+        return int(asked[-1] == failing)
+
+    monkeypatch.setattr(workbench, "set_up", lambda browser: tmp_path)
+    monkeypatch.setattr(workbench, "in_environment", in_environment)
+    assert workbench.lint(None) == int(failing is not None)
+    assert asked == ["ruff format --check .", "ruff check .", "mypy"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 import logging
 import os
 import signal
@@ -118,6 +119,14 @@ def test_other_settings_and_impossible_ones_are_refused_in_words(command, tmp_pa
     ):
         assert command("--steps", "1", *options) == 2
         assert told in caplog.text and "Traceback" not in caplog.text
+
+
+def test_the_loops_options_reach_the_run(command, tmp_path):
+    asked = {"mixed_precision": "bf16", "accumulation": 2, "ema_decay": 0.5, "warmup": 1, "weight_decay": 0.1, "clip_norm": 0.5}
+    asked |= {"schedule": "cosine", "checkpoint_every": 1, "seed": 3, "learning_rate": 0.01, "steps": 2}
+    assert command(*(word for name, value in asked.items() for word in (f"--{name.replace('_', '-')}", str(value)))) == 0
+    kept = json.loads((tmp_path / "config.json").read_text())
+    assert {name: kept[name] for name in asked} == asked
 
 
 def test_a_command_of_limited_minutes_ends_and_goes_on(command, tmp_path):

@@ -179,10 +179,10 @@ def test_a_teachers_lora_merged_is_its_lora_applied(tiny_base, tmp_path):
     config = IntrinsicLoraConfig(tiny_base, "depth", LoopConfig(tmp_path, 2, 1e-2), SceneData(count=4, size=32), kind="wide", batch=2)
     trained = train_intrinsic_lora(config)
     merged = load_base(tiny_base)
-    gan_lora._merge(merged.unet, trained.weights)
+    gan_lora._merge(merged.network, trained.weights)
     latent, text = torch.randn(1, 4, 8, 8), merged.embed("depth map")
     with torch.no_grad():
-        assert torch.allclose(map_latent(merged.unet, latent, text), map_latent(trained.base.unet, latent, text), atol=1e-4)
+        assert torch.allclose(map_latent(merged.network, latent, text), map_latent(trained.base.network, latent, text), atol=1e-4)
 
 
 def test_the_command_line_trains_a_lora_and_explains_a_wrong_base(vqgan_folder, tmp_path, capsys):

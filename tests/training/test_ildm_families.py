@@ -60,11 +60,11 @@ def test_text_encoders_of_every_family_tell_captions_apart(base):
     family, folder = base
     loaded = load_diffusion_base(folder)
     assert not any(part.requires_grad for part in loaded.network.parameters()) and isinstance(loaded.scheduler, DDPMScheduler)
-    text = encode_captions(loaded.pipeline, CAPTIONS)
+    text = encode_captions(loaded, CAPTIONS)
     assert text.context.shape == (3, {"pixart": 120}.get(family, 77), {"sdxl": 96}.get(family, 32))
     assert (text.mask is None) == (family != "pixart") and (text.pooled is None) == (family != "sdxl")
     assert not torch.equal(text.context[0], text.context[1]) and not torch.equal(text.context[0], text.context[2])
-    alone = encode_captions(loaded.pipeline, CAPTIONS[1:2])
+    alone = encode_captions(loaded, CAPTIONS[1:2])
     torch.testing.assert_close(alone.context, text.context[1:2], atol=1e-5, rtol=1e-4)
 
 

@@ -66,10 +66,10 @@ def test_training_lowers_the_loss(tiny_base, pairs, tmp_path, kind, loss):
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_the_written_file_holds_the_trained_weights(tiny_base, pairs, tmp_path, ema_decay):
-    start = load_base(tiny_base).unet
+    start = load_base(tiny_base).network
     config = config_of(tiny_base, tmp_path, loop={"ema_decay": ema_decay})
     trained = train_intrinsic_lora(config, pairs=pairs)
-    layers = lora_layers(trained.base.unet)
+    layers = lora_layers(trained.base.network)
     # Four projections of self- and of cross-attention in each of the four transformers.
     assert len(layers) == 4 * 8 and all(layer.rank == 4 and layer.scale == 1 for layer in layers.values())
     assert all(layer.up.abs().max() > 0 for layer in layers.values())
@@ -80,9 +80,9 @@ def test_the_written_file_holds_the_trained_weights(tiny_base, pairs, tmp_path, 
         assert state[f"{key}.alpha"] == 4
     kept = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     written = kept["average"] if ema_decay else kept["parameters"]
-    assert torch.equal(written[0], next(p for p in trained.base.unet.parameters() if p.requires_grad))
+    assert torch.equal(written[0], next(p for p in trained.base.network.parameters() if p.requires_grad))
     frozen = dict(start.named_parameters())
-    for name, parameter in trained.base.unet.named_parameters():
+    for name, parameter in trained.base.network.named_parameters():
         assert "lora_" in name or torch.equal(parameter, frozen[name.replace(".base_layer", "")])
 
 
@@ -103,14 +103,14 @@ def test_the_file_says_what_it_is(wide):
 
 
 def test_wide_reaches_every_layer_but_the_time_embedding(tiny_base):
-    unet = load_base(tiny_base).unet
+    unet = load_base(tiny_base).network
     names = {name for name, module in unet.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))}
     add_adapter(unet, "wide", 2, 0)
     assert names - lora_layers(unet).keys() == {"time_embedding.linear_1", "time_embedding.linear_2"}
 
 
 def test_an_untrained_adapter_changes_nothing(tiny_base):
-    unet = load_base(tiny_base).unet
+    unet = load_base(tiny_base).network
     inputs = noise(1, 4, 8, 8), 999, noise(1, 77, 32)
     before = unet(*inputs).sample
     add_adapter(unet, "wide", 4, 0)
@@ -124,7 +124,7 @@ def test_diffusers_loads_the_file_with_the_same_output(tiny_base, wide):
     plain = pipeline.unet(noise(2, 4, 8, 8), 999, noise(2, 77, 32)).sample
     pipeline.load_lora_weights(wide.weights.parent, weight_name=wide.weights.name)
     output = pipeline.unet(noise(2, 4, 8, 8), 999, noise(2, 77, 32)).sample
-    torch.testing.assert_close(output, wide.base.unet(noise(2, 4, 8, 8), 999, noise(2, 77, 32)).sample, rtol=0, atol=1e-5)
+    torch.testing.assert_close(output, wide.base.network(noise(2, 4, 8, 8), 999, noise(2, 77, 32)).sample, rtol=0, atol=1e-5)
     assert (output - plain).abs().max() > 0.1
 
 
@@ -141,11 +141,11 @@ def test_comfyui_loads_the_file_with_the_output_of_diffusers(tiny_base, wide):
     plain = native.model.model.diffusion_model(inputs[0], inputs[1], context=inputs[2])
     folder_paths.add_model_folder_path("loras", str(wide.weights.parent))
     model, _ = LoraLoader().load_lora(native.model, native.clip, wide.weights.name, 1.0, 0.0)
-    assert len(model.patches) == len(lora_layers(wide.base.unet))
+    assert len(model.patches) == len(lora_layers(wide.base.network))
     model.patch_model()
     output = model.model.diffusion_model(inputs[0], inputs[1], context=inputs[2])
     model.unpatch_model()
-    torch.testing.assert_close(output, wide.base.unet(*inputs).sample, rtol=0, atol=1e-4)
+    torch.testing.assert_close(output, wide.base.network(*inputs).sample, rtol=0, atol=1e-4)
     assert (output - plain).abs().max() > 0.1
 
 
@@ -154,18 +154,18 @@ def test_predicted_maps_equal_the_published_recipe_written_out(tiny_base, wide):
     pictures_bchw = rearrange(pictures, "b h w c -> b c h w")
     base = wide.base
     text = base.embed("surface normal")
-    predicted = predict_maps(base.unet, base.vae, text, pictures_bchw, "normal", batch=2)
+    predicted = predict_maps(base.network, base.vae, text, pictures_bchw, "normal", batch=2)
     tokens = base.tokenizer(["surface normal"], padding="max_length", max_length=77, return_tensors="pt").input_ids
     assert torch.equal(text, base.text_encoder(tokens).last_hidden_state)
     with torch.no_grad():
         latent = base.vae.encode(pictures_bchw * 2 - 1).latent_dist.mean * 0.5
-        raw = base.vae.decode(base.unet(latent, 999, text.expand(3, -1, -1)).sample / 0.5).sample
+        raw = base.vae.decode(base.network(latent, 999, text.expand(3, -1, -1)).sample / 0.5).sample
     vectors = rearrange(raw, "b c h w -> b h w c")
     torch.testing.assert_close(predicted, vectors / vectors.norm(dim=-1, keepdim=True), rtol=0, atol=1e-4)
-    depth = predict_maps(base.unet, base.vae, text, pictures_bchw, "depth")
+    depth = predict_maps(base.network, base.vae, text, pictures_bchw, "depth")
     torch.testing.assert_close(depth, vectors.mean(-1, keepdim=True) / 2 + 0.5, rtol=0, atol=1e-4)
     with pytest.raises(ValueError, match="34 x 30 pixels came, both sides must be multiples of 4"):
-        predict_maps(base.unet, base.vae, text, torch.zeros(1, 3, 30, 34), "normal")
+        predict_maps(base.network, base.vae, text, torch.zeros(1, 3, 30, 34), "normal")
 
 
 def test_a_vae_with_a_shift_is_trained_on_the_latents_that_the_nodes_give_the_model(tiny_base, pairs):
@@ -178,8 +178,8 @@ def test_a_vae_with_a_shift_is_trained_on_the_latents_that_the_nodes_give_the_mo
     pictures, text = rearrange(render_scenes([5], 32, 32).image_bhwc, "b h w c -> b c h w"), base.embed("depth map")
     with torch.no_grad():
         latent = (base.vae.encode(pictures * 2 - 1).latent_dist.mean - 0.25) * 0.5
-        raw = base.vae.decode(base.unet(latent, 999, text).sample / 0.5 + 0.25).sample
-    predicted = predict_maps(base.unet, base.vae, text, pictures, "depth")
+        raw = base.vae.decode(base.network(latent, 999, text).sample / 0.5 + 0.25).sample
+    predicted = predict_maps(base.network, base.vae, text, pictures, "depth")
     torch.testing.assert_close(predicted[..., 0], raw.mean(1) / 2 + 0.5, rtol=0, atol=1e-5)
 
 
@@ -187,19 +187,19 @@ def test_losses_of_a_step_equal_the_paper_written_out(tiny_base, pairs, tmp_path
     base = load_base(tiny_base)
     text = base.embed(MAPS["normal"].prompt)
     config = config_of(tiny_base, tmp_path, batch=3)
-    latent = IntrinsicLoraTask(config, base.unet, base.vae, text, pairs)
-    decoded = IntrinsicLoraTask(replace(config, loss="decoded"), base.unet, base.vae, text, pairs)
+    latent = IntrinsicLoraTask(config, base.network, base.vae, text, pairs)
+    decoded = IntrinsicLoraTask(replace(config, loss="decoded"), base.network, base.vae, text, pairs)
     rows = torch.randint(12, (3,), generator=step_generator(0, 8)).tolist()
     maps = render_scenes([SCENES.first_seed + row for row in rows], 32, 32)
     with torch.no_grad():
         image = base.vae.encode(rearrange(maps.image_bhwc, "b h w c -> b c h w") * 2 - 1).latent_dist.mean * 0.5
-        output = base.unet(image, 999, text.expand(3, -1, -1)).sample
+        output = base.network(image, 999, text.expand(3, -1, -1)).sample
         posterior = base.vae.encode(rearrange(maps.normal_bhwc, "b h w c -> b c h w")).latent_dist
         error = ((output - posterior.mean * 0.5) ** 2).mean() + (posterior.std * 0.5).square().mean()
         # The sampled target scatters around its mean: the expectation is met within a few percent.
-        assert latent.loss(base.unet, step_generator(0, 8)).item() == pytest.approx(error.item(), rel=0.1)
+        assert latent.loss(base.network, step_generator(0, 8)).item() == pytest.approx(error.item(), rel=0.1)
         pixels = normal_loss(base.vae.decode(output / 0.5).sample, rearrange(maps.normal_bhwc, "b h w c -> b c h w"))
-        assert decoded.loss(base.unet, step_generator(0, 8)).item() == pytest.approx(pixels.item(), rel=1e-4)
+        assert decoded.loss(base.network, step_generator(0, 8)).item() == pytest.approx(pixels.item(), rel=1e-4)
 
 
 def test_encoding_is_told_as_it_goes_and_can_be_ended(tmp_path, tiny_base):
@@ -238,7 +238,9 @@ def test_latents_are_encoded_once_and_read_back(tiny_base, pairs, tmp_path, capl
 
 
 def test_a_random_base_differs_from_the_trained_one_and_depends_on_the_seed(tiny_base):
-    trained, one, same, two = (load_base(tiny_base, *how).unet.conv_in.weight for how in ((), ("random", 1), ("random", 1), ("random", 2)))
+    trained, one, same, two = (
+        load_base(tiny_base, *how).network.conv_in.weight for how in ((), ("random", 1), ("random", 1), ("random", 2))
+    )
     assert torch.equal(one, same) and not torch.equal(one, two) and not torch.equal(one, trained)
 
 
@@ -247,8 +249,8 @@ def test_a_full_fine_tune_is_written_as_a_diffusers_unet(tiny_base, pairs, tmp_p
 
     trained = train_intrinsic_lora(config_of(tiny_base, tmp_path, kind="full", loop={"learning_rate": 1e-3}), pairs=pairs)
     loaded = UNet2DConditionModel.from_pretrained(trained.weights)
-    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), trained.base.unet.parameters(), strict=True))
-    assert not torch.equal(loaded.conv_in.weight, load_base(tiny_base).unet.conv_in.weight)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), trained.base.network.parameters(), strict=True))
+    assert not torch.equal(loaded.conv_in.weight, load_base(tiny_base).network.conv_in.weight)
 
 
 @pytest.mark.parametrize("options", [{"mixed_precision": "bf16"}, {"accumulation": 2}])
@@ -358,7 +360,7 @@ def test_the_command_line_tells_errors_without_a_trace_and_knows_every_setting(t
 
 
 _TWO_PROCESSES = """
-import sys, torch
+import os, sys, torch
 from pathlib import Path
 from intrinsic_lab.training.loop import LoopConfig, train
 
@@ -371,8 +373,31 @@ class Task:
         torch.save(list(self.module.parameters()), folder / "weights.pt")
 
 torch.nn.init.ones_(Task.module.weight), torch.nn.init.ones_(Task.module.bias)
-train(Task(), LoopConfig(Path(sys.argv[1]), 5, learning_rate=1e-2, clip_norm=1e9))
+steps, seconds = int(sys.argv[2]), sys.argv[3:]
+# The second process has time enough.
+minutes = float(seconds[0]) / 60 if seconds and os.environ["RANK"] == "0" else 60 if seconds else None
+train(Task(), LoopConfig(Path(sys.argv[1]), steps, learning_rate=1e-2, clip_norm=1e9, minutes=minutes))
 """
+
+
+def train_in_two_processes(folder: Path, *arguments: str) -> dict:
+    """Runs the script above; returns its loss.json."""
+    script = folder / "run.py"
+    script.write_text(_TWO_PROCESSES)
+    # Without a GPU the processes meet over gloo.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*accelerate_launch(), str(script), str(folder / "out"), *arguments]
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        said, _ = process.communicate(timeout=200)
+    finally:
+        # The launcher's children too, should it hang.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, said
+    return json.loads((folder / "out/loss.json").read_text())
 
 
 def accelerate_launch() -> tuple[str, ...]:
@@ -393,9 +418,9 @@ def test_accelerate_launch_trains_one_lora_in_two_processes(tiny_base, pairs, tm
     # The first process encodes the pictures and the maps, writes and reports; the other one only helps.
     assert said.count("encoded 12 of 12") == 2 and said.count("step 3 ") == 1 and said.count("written:") == 1
     base = load_base(tiny_base)
-    task = IntrinsicLoraTask(config_of(tiny_base, tmp_path), base.unet, base.vae, base.embed(MAPS["normal"].prompt), pairs)
+    task = IntrinsicLoraTask(config_of(tiny_base, tmp_path), base.network, base.vae, base.embed(MAPS["normal"].prompt), pairs)
     with torch.no_grad():
-        first = [task.loss(base.unet, step_generator(0, 0, process)).item() for process in (0, 1)]
+        first = [task.loss(base.network, step_generator(0, 0, process)).item() for process in (0, 1)]
     losses = json.loads((tmp_path / "loss.json").read_text())["losses"]
     assert len(losses) == 3 and losses[0] == pytest.approx(sum(first) / 2, rel=1e-5) and abs(first[0] - first[1]) > 1e-3
     assert any(tensor.abs().max() > 0 for name, tensor in load_file(tmp_path / "normal.safetensors").items() if "lora_up" in name)
@@ -403,21 +428,7 @@ def test_accelerate_launch_trains_one_lora_in_two_processes(tiny_base, pairs, tm
 
 @pytest.mark.slow
 def test_accelerate_launch_averages_the_gradients_of_its_processes(tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(_TWO_PROCESSES)
-    # Without a GPU the processes meet over gloo.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*accelerate_launch(), str(script), str(tmp_path / "out")]
-    process = subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        said, _ = process.communicate(timeout=200)
-    finally:
-        # The launcher's children too, should it hang.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, said
+    kept = train_in_two_processes(tmp_path, "5")
     module = torch.nn.Linear(3, 1)
     torch.nn.init.ones_(module.weight), torch.nn.init.ones_(module.bias)
     optimiser = torch.optim.AdamW(module.parameters(), lr=1e-2, weight_decay=1e-2)
@@ -431,4 +442,10 @@ def test_accelerate_launch_averages_the_gradients_of_its_processes(tmp_path):
         losses.append(loss.item())
     for value, wanted in zip(torch.load(tmp_path / "out/weights.pt", weights_only=True), module.parameters(), strict=True):
         torch.testing.assert_close(value, wanted.detach(), rtol=0, atol=1e-6)
-    assert json.loads((tmp_path / "out/loss.json").read_text())["losses"] == pytest.approx(losses, abs=1e-6)
+    assert kept["losses"] == pytest.approx(losses, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_end_together_when_the_time_of_one_is_over(tmp_path):
+    kept = train_in_two_processes(tmp_path, "1000000000", "0.5")
+    assert kept["loss_steps"][-1] == torch.load(tmp_path / "out" / CHECKPOINT, weights_only=True)["step"] and kept["seconds"] < 10

@@ -197,7 +197,7 @@ def test_a_history_keeps_so_many_losses_of_a_run_of_any_length_and_the_later_one
         assert len(history.losses) <= 40 and history.steps == step
     assert history.losses == [float(step) for step in history.loss_steps] and history.seconds == 500
     assert history.loss_steps[0] == 1 and history.loss_steps[-20:] == list(range(981, 1001))
-    assert history.loss_steps == sorted(set(history.loss_steps))
+    assert history.loss_steps == sorted(set(history.loss_steps)) and history.final_loss(2) == 999.5
 
 
 def test_a_checkpoint_from_before_losses_were_numbered_is_gone_on_with(tmp_path):

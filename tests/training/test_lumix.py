@@ -12,7 +12,8 @@ import torch
 from diffusers import FluxPipeline
 from intrinsic_lab.methods.lumix.design import ATTENTIONS, COLOR, LORAS, MAP_NAMES, QUERY_BROADCAST, SEPARATE, TENSOR, Design
 from intrinsic_lab.methods.lumix.tensor_lora.file import read_adapter
-from intrinsic_lab.training.flux import FluxText, encode_texts, load_flux_base, predict_velocity
+from intrinsic_lab.training.backbones.backbone import TextEmbeddings
+from intrinsic_lab.training.backbones.flux import encode_texts, load_flux_base, predict_velocity
 from intrinsic_lab.training.folder_data import FolderData
 from intrinsic_lab.training.loop import Interrupted, LoopConfig, step_generator
 from intrinsic_lab.training.lumix import LumixConfig, LumixTask, MapDenoiser, MapLatents, make_adapter, sample_maps, train_lumix
@@ -60,7 +61,7 @@ def test_the_training_forward_equals_the_papers_equations_in_float64(attention, 
 
     oracle = FluxOracle(copy.deepcopy(transformer), attention, design.color_row, deltas)
     latents, times = randn(2, 5, 4, 4, 6), torch.rand(2, 5, generator=torch.Generator().manual_seed(2))
-    text = FluxText(randn(2, 3, 64, seed=3), randn(2, 64, seed=4))
+    text = TextEmbeddings(randn(2, 3, 64, seed=3), pooled=randn(2, 64, seed=4))
     with torch.no_grad():
         found = MapDenoiser(transformer, adapter, guidance=2.5)(latents, times, text)
         for group in range(2):
@@ -73,8 +74,8 @@ def test_the_training_forward_equals_the_papers_equations_in_float64(attention, 
 def test_a_fresh_adapter_with_separate_attention_is_the_base_itself(attention):
     transformer = tiny_transformer(guidance_embeds=True)
     latents, times = randn(1, 5, 4, 4, 4), torch.tensor([[0.1, 0.3, 0.5, 0.7, 0.9]])
-    text = FluxText(randn(1, 3, 64), randn(1, 64))
-    five = FluxText(text.context.expand(5, -1, -1), text.pooled.expand(5, -1))
+    text = TextEmbeddings(randn(1, 3, 64), pooled=randn(1, 64))
+    five = TextEmbeddings(text.context.expand(5, -1, -1), pooled=text.pooled.expand(5, -1))
     with torch.no_grad():
         plain = predict_velocity(transformer, latents[0], times[0], five, guidance=2.0)
         found = MapDenoiser(transformer, adapter_for(transformer, Design(attention)), guidance=2.0)(latents, times, text)[0]
@@ -93,7 +94,7 @@ def test_the_query_projection_gets_no_gradient(adapt_query):
     transformer = tiny_transformer()
     before = copy.deepcopy(transformer.state_dict())
     denoiser = MapDenoiser(transformer, randomised(adapter_for(transformer, Design(adapt_query=adapt_query))))
-    output = denoiser(randn(1, 5, 4, 4, 4), torch.rand(1, 5), FluxText(randn(1, 3, 64), randn(1, 64)))
+    output = denoiser(randn(1, 5, 4, 4, 4), torch.rand(1, 5), TextEmbeddings(randn(1, 3, 64), pooled=randn(1, 64)))
     output.square().mean().backward()
     learning = {name for name, parameter in denoiser.named_parameters() if parameter.grad is not None}
     assert learning == {f"adapter.{name}" for name, _ in denoiser.adapter.named_parameters()}
@@ -110,7 +111,9 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         denoiser = MapDenoiser(transformer, randomised(adapter_for(transformer, Design())))
         if checkpointing:
             transformer.enable_gradient_checkpointing()
-        denoiser(randn(1, 5, 4, 4, 4), torch.full((1, 5), 0.5), FluxText(randn(1, 3, 64), randn(1, 64))).square().mean().backward()
+        denoiser(
+            randn(1, 5, 4, 4, 4), torch.full((1, 5), 0.5), TextEmbeddings(randn(1, 3, 64), pooled=randn(1, 64))
+        ).square().mean().backward()
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in denoiser.adapter.parameters()]))
     torch.testing.assert_close(*gradients)
 
@@ -131,7 +134,7 @@ def test_every_map_has_its_own_timestep_the_same_noise_and_given_maps_do_not_cou
     config = LumixConfig(tmp_path, LoopConfig(tmp_path, 1), SCENES, batch=64, empty_prompt=0.25, clean_share=0.3)
     clean, count = randn(5, 10, 4, 2, 2), 10
     network = Recorder()
-    text = FluxText(torch.arange(count + 1.0)[:, None, None], torch.arange(count + 1.0)[:, None])
+    text = TextEmbeddings(torch.arange(count + 1.0)[:, None, None], pooled=torch.arange(count + 1.0)[:, None])
     task = LumixTask(config, network, MapLatents(clean, torch.zeros_like(clean)), text)
     task.module = network
     loss = task.loss(network, step_generator(0, 0))
@@ -164,7 +167,7 @@ def test_given_maps_come_back_exactly_and_the_others_follow_the_flow():
             return (latents - target) / times.clamp(min=1e-6)[:, :, None, None, None]
 
     network = Straight()
-    text = FluxText(torch.zeros(2, 1, 1), torch.zeros(2, 1))
+    text = TextEmbeddings(torch.zeros(2, 1, 1), pooled=torch.zeros(2, 1))
     given = {COLOR: randn(2, 4, 2, 2, seed=7), "depth": randn(2, 4, 2, 2, seed=8)}
     found = sample_maps(network, design, noise, text, torch.tensor([1.0, 0.7, 0.2, 0.0]), given=given)
     for i, name in enumerate(design.maps):

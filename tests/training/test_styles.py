@@ -15,7 +15,7 @@ from intrinsic_lab.benchmarks.lora_space_table import (
 )
 from intrinsic_lab.methods.lora.lora_file import LoraLayer, read_lora
 from intrinsic_lab.methods.lora_space.baseline import RawSpace
-from intrinsic_lab.training.intrinsic_lora.config import load_base
+from intrinsic_lab.training.intrinsic_lora import load_base
 from intrinsic_lab.training.nano import shelf, styles
 from safetensors import safe_open
 
@@ -60,7 +60,7 @@ def test_a_trained_style_is_a_lora_of_attention_and_feed_forward_that_changes_wh
         module.lora_A["default"].weight.data, module.lora_B["default"].weight.data = layer.down.float(), layer.up.float()
     inputs = (randn(1, 16, 8, 8), 500, randn(1, 77, 64))
     with torch.no_grad():
-        wanted, merged, plain = (unet(*inputs).sample for unet in (adapted, styles.with_lora(base, path), base.unet))
+        wanted, merged, plain = (unet(*inputs).sample for unet in (adapted, styles.with_lora(base, path), base.network))
     assert (merged - wanted).abs().max() < 1e-5 < (plain - wanted).abs().max()
 
 

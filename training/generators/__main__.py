@@ -22,9 +22,9 @@ Reports = Callable[[str], Report]
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m intrinsic_lab.training.generators", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    shown = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+    shown = argparse.ArgumentDefaultsHelpFormatter
 
-    lora = commands.add_parser("vqgan-lora", help="train one map's LoRA on a diffusers VQModel", **shown)
+    lora = commands.add_parser("vqgan-lora", help="train one map's LoRA on a diffusers VQModel", formatter_class=shown)
     lora.add_argument("--base", type=Path, required=True, help="folder of a diffusers VQModel")
     lora.add_argument("--map", required=True, choices=tuple(MAPS), help="what the LoRA extracts")
     lora.add_argument("--output", type=Path, required=True, help="folder for the LoRA and its checkpoints")
@@ -44,14 +44,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command_line.add_optimiser_options(training)
 
-    gan = commands.add_parser("gan", help="train a small style-based generator on rendered scenes of 64 x 64 pixels", **shown)
+    gan = commands.add_parser("gan", help="train a small style-based generator on rendered scenes of 64 x 64 pixels", formatter_class=shown)
     gan.add_argument("--output", type=Path, required=True, help="folder for the generator (OUTPUT/gan) and its checkpoints")
     gan.add_argument("--scenes", type=int, default=GanConfig.scenes, help="number of rendered scenes")
     command_line.add_training_options(
         gan, steps=20_000, batch=GanConfig.batch, batch_of="pictures per step", learning_rate=1e-3, learning_rate_help="of both players"
     )
 
-    lora = commands.add_parser("gan-lora", help="train one map's LoRA on a style-based generator, taught by an I-LoRA", **shown)
+    lora = commands.add_parser(
+        "gan-lora", help="train one map's LoRA on a style-based generator, taught by an I-LoRA", formatter_class=shown
+    )
     lora.add_argument("--base", type=Path, required=True, help="folder of the generator (config.json, model.safetensors)")
     lora.add_argument("--map", required=True, choices=tuple(MAPS), help="what the LoRA makes")
     lora.add_argument("--output", type=Path, required=True, help="folder for the LoRA and its checkpoints")
@@ -69,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("nano", "train the nano VQGAN on rendered scenes, and its LoRAs"),
         ("nano-control", "train what they are compared with: the same on random weights, and LoRAs on the attention alone, on both"),
     ):
-        nano = commands.add_parser(name, help=text, **shown)
+        nano = commands.add_parser(name, help=text, formatter_class=shown)
         nano.add_argument("--runs", type=Path, default=Path("runs/generators"), help="folder of checkpoints and results")
         nano.add_argument("--assets", type=Path, default=Path("assets"), help="where the results are written")
         nano.add_argument("--maps", nargs="+", choices=tuple(MAPS), default=list(MAPS), help="which LoRAs")

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from .adversarial import both_players, gradient_penalty
 # R1 on one step in so many, drawn at random, and that much stronger (lazily, as Karras et al. 2020, appendix B).
 PENALTY_EVERY = 8
 # Settings of the loop, as in the papers. Both players share one norm: clipping would let one slow the other.
-PLAYERS = {"betas": (0.0, 0.99), "weight_decay": 0.0, "clip_norm": 1e6, "ema_decay": 0.998}
+PLAYERS: dict[str, Any] = {"betas": (0.0, 0.99), "weight_decay": 0.0, "clip_norm": 1e6, "ema_decay": 0.998}
 
 
 @dataclass(frozen=True)

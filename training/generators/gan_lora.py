@@ -62,8 +62,8 @@ def truncations(count: int) -> Tensor:
 def teacher_labels(config: GanLoraConfig, generator: StyleGenerator) -> Tensor:
     """What the teacher sees in the generated pictures: the map in picture form, `[n, 3, h, w]` in -1..1."""
     base = load_base(config.teacher)
-    _merge(base.unet, config.adapter)
-    for part in (base.unet, base.vae, base.text_encoder):
+    _merge(base.network, config.adapter)
+    for part in (base.network, base.vae, base.text_encoder):
         part.to("cuda" if torch.cuda.is_available() else "cpu")
     kind, labels = MAPS[config.map], []
     text = base.embed(kind.prompt)
@@ -71,7 +71,7 @@ def teacher_labels(config: GanLoraConfig, generator: StyleGenerator) -> Tensor:
     for rows in torch.arange(config.pictures).split(16):
         made = pictures(generator, draws[rows], psi[rows]).clamp(-1, 1) / 2 + 0.5
         seen = resize(rearrange(made, "b c h w -> b h w c"), config.teacher_size, config.teacher_size).clamp(0, 1)
-        data = predict_maps(base.unet, base.vae, text, rearrange(seen, "b h w c -> b c h w"), config.map)
+        data = predict_maps(base.network, base.vae, text, rearrange(seen, "b h w c -> b c h w"), config.map)
         small = resize(kind.to_picture(data), *made.shape[2:])
         labels.append(2 * rearrange(small, "b h w c -> b c h w") - 1)
     return torch.cat(labels)

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...methods.intrinsic_lora.generators.adapter import generator_header, peft_state_dict, run_adapted
 from ...methods.lora.lora_file import LoraLayer
-from ..atomic import write_atomically
+from ..atomic import write_tensors
 
 
 class LoraOn(nn.Module):
@@ -25,7 +24,7 @@ class LoraOn(nn.Module):
             raise ValueError(f"{len(names)} layers and rank {rank}: a LoRA needs at least one layer to adapt and rank 1.")
         self.module, self.names = module.requires_grad_(False), tuple(names)
         draw = torch.Generator().manual_seed(seed)
-        shapes = [module.get_submodule(name).weight.shape for name in names]
+        shapes = [tuple(module.get_parameter(f"{name}.weight").shape) for name in names]
         # As peft begins: uniform below one over the root of the width, and zero.
         self.down = nn.ParameterList((2 * torch.rand(rank, *wide, generator=draw) - 1) / math.sqrt(math.prod(wide)) for _, *wide in shapes)
         self.up = nn.ParameterList(torch.zeros(outputs, rank, *(1 for _ in wide[1:])) for outputs, *wide in shapes)
@@ -41,4 +40,4 @@ class LoraOn(nn.Module):
 def save_generator_lora(adapted: LoraOn, path: Path, kind: str, map_name: str, resolution: int, base: str, prefix: str = "") -> None:
     """Write the layers, as float16 and under `prefix` + their names, so that the nodes and peft load them; atomically."""
     state = peft_state_dict({f"{prefix}{name}": layer for name, layer in adapted.layers().items()}, torch.float16)
-    write_atomically(path, lambda partial: save_file(state, partial, generator_header(kind, map_name, resolution, base)))
+    write_tensors(path, state, generator_header(kind, map_name, resolution, base))

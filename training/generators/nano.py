@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..atomic import write_atomically, write_json
+from ..atomic import copy_file, write_json
 from ..command_line import console_report
 from ..loop import LoopConfig, Report, train
 from ..pairs import SceneData
@@ -83,9 +83,8 @@ def train_nano_loras(
         history = train_vqgan_lora(config, report(f"{name} {targets} {init}"))
         if (targets, init) not in CONTROLS:
             target = assets / f"{NAME}_{name}.safetensors"
-            write_atomically(target, lambda path, weights=config.weights: path.write_bytes(weights.read_bytes()))
-            last = history.losses[-100:]
-            record = {"final_loss": sum(last) / len(last), "minutes": history.seconds / 60, "settings": config.task_settings()}
+            copy_file(config.weights, target)
             # A file that travels names no machine's folders.
-            record["settings"] |= {"base": NAME}
+            settings = config.task_settings() | {"base": NAME}
+            record = {"final_loss": history.final_loss(), "minutes": history.seconds / 60, "settings": settings}
             write_json(target.with_suffix(".json"), record)

@@ -3,10 +3,11 @@
 Recipe: "Towards Spatially Consistent Image Generation: On Incorporating Intrinsic Scene Properties into Diffusion Models".
 """
 
+from ..backbones.backbone import TextEmbeddings
+from .adapter import add_joint_adapter
 from .autoencoder import IntrinsicVaeConfig, IntrinsicVaeTask, train_intrinsic_vae
+from .base import DiffusionBase, encode_captions, load_diffusion_base
 from .data import INTRINSICS_KIND, JointFolderData, JointSceneData, JointSource
-from .joint_attention import JointSelfAttention, add_joint_adapter
-from .network import DiffusionBase, TextEmbeddings, encode_captions, load_diffusion_base
 from .run import JointConfig, JointDenoiser, JointTask, train_joint_lora
 
 __all__ = [
@@ -18,7 +19,6 @@ __all__ = [
     "JointDenoiser",
     "JointFolderData",
     "JointSceneData",
-    "JointSelfAttention",
     "JointSource",
     "JointTask",
     "TextEmbeddings",

@@ -5,23 +5,24 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from diffusers import AutoencoderKL, DDPMScheduler, PixArtTransformer2DModel
-from safetensors.torch import save_file
+from diffusers import AutoencoderKL, DDPMScheduler
 from torch import Tensor, nn
 
 from ...methods.ildm.intrinsic_vae import INTRINSICS
-from ...methods.lora.lora_file import kohya_state_dict, read_lora
-from ..atomic import write_atomically
+from ...methods.lora.lora_file import read_lora
+from ..atomic import write_tensors
+from ..backbones import joint_denoising_of
+from ..backbones.backbone import TextEmbeddings
 from ..config import TrainerConfig, file_header
 from ..intrinsic_lora.adapter import load_adapter, lora_layers
-from ..intrinsic_lora.latents import OnEncoded, encode_model_latents
+from ..intrinsic_lora.latents import encode_model_latents
 from ..loop import History, LoopConfig, Report, train
 from ..losses import latent_loss
-from ..pairs import IMAGE
+from ..pairs import IMAGE, OnEncoded
+from .adapter import add_joint_adapter
 from .autoencoder import load_intrinsic_autoencoder
+from .base import encode_captions, load_diffusion_base
 from .data import INTRINSICS_KIND, JointFolderData, JointSceneData
-from .joint_attention import add_joint_adapter
-from .network import TextEmbeddings, conditions, encode_captions, load_diffusion_base
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,11 @@ class JointDenoiser(nn.Module):
 
     def __init__(self, network: nn.Module, size: int):
         super().__init__()
-        self.network, self.size = network, size
+        self.network, self.size, self.denoising = network, size, joint_denoising_of(network)
 
     def forward(self, noisy_bchw: Tensor, timestep_b: Tensor, text: TextEmbeddings) -> Tensor:
-        output = self.network(noisy_bchw, timestep=timestep_b, return_dict=False, **conditions(self.network, text, self.size))[0]
+        conditions = self.denoising.conditions(self.network, text, self.size)
+        output = self.network(noisy_bchw, timestep=timestep_b, return_dict=False, **conditions)[0]
         # PixArt also predicts a variance, in further channels.
         return output[:, : noisy_bchw.shape[1]]
 
@@ -131,18 +133,10 @@ class JointTask:
 
 def save_joint_lora(network: nn.Module, config: JointConfig) -> None:
     """Write the LoRA in the keys ComfyUI's LoraLoader and diffusers or peft read for this kind of base, atomically."""
-    layers = lora_layers(network)
-    if isinstance(network, PixArtTransformer2DModel):
-        state = {}
-        for name, layer in layers.items():
-            # peft's own spelling has no place for a scale.
-            state[f"base_model.model.{name}.lora_A.weight"] = layer.down.contiguous()
-            state[f"base_model.model.{name}.lora_B.weight"] = (layer.scale * layer.up).contiguous()
-    else:
-        state = kohya_state_dict(layers)
+    state = joint_denoising_of(network).lora_state(lora_layers(network))
     dtype = getattr(torch, config.save_dtype)
     state = {key: tensor.to(dtype) for key, tensor in state.items()}
-    write_atomically(config.weights, lambda path: save_file(state, path, config.metadata()))
+    write_tensors(config.weights, state, config.metadata())
 
 
 @dataclass(frozen=True)
@@ -168,7 +162,7 @@ def train_joint_lora(
     """Train (or resume) the LoRA of the intrinsic domain and write it to `config.weights`.
 
     start: a LoRA file of the same layers and rank to begin from. cache: folder of encoded latents (the output folder by default).
-    report: see `loop.train`. on_encoded: see `intrinsic_lora.latents`.
+    report: see `loop.train`. on_encoded: see `pairs.OnEncoded`.
     Raises ValueError for bases, VAEs and data that do not fit together.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -187,7 +181,7 @@ def train_joint_lora(
             *encode_model_latents(base.vae, source, (IMAGE,), kept, on_encoded).values(),
             *encode_model_latents(intrinsic_vae.to(state.device), source, (INTRINSICS_KIND,), kept, on_encoded).values(),
         )
-    text = encode_captions(base.pipeline, [*source.captions, ""], on_encoded)
+    text = encode_captions(base, [*source.captions, ""], on_encoded)
     add_joint_adapter(base.network, config.rank, config.loop.seed, config.image_domain)
     if start is not None:
         load_adapter(base.network, read_lora(start))

@@ -1,50 +1,44 @@
-"""What learns: LoRA layers of a diffusers UNet, or all of it; and the file they are written to."""
+"""What learns: LoRA layers of a diffusers network, or all of it; and the file they are written to."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer as PeftLayer
-from safetensors.torch import save_file
 
 from ...methods.lora.lora_file import LoraFile, LoraLayer, kohya_state_dict
-from ..atomic import write_atomically
+from ..atomic import write_tensors
+from ..backbones import single_step_of
 
-_ATTENTION = r"attn[12]\.(?:to_q|to_k|to_v|to_out\.0)"
-# Full names, because peft's suffix "proj" would also match time_proj, which has no weights.
-_WIDE = (
-    rf"(?:.*\.)?(?:{_ATTENTION}|ff\.net\.0\.proj|ff\.net\.2|proj_in|proj_out|conv1|conv2|conv_shortcut|time_emb_proj"
-    r"|downsamplers\.0\.conv|upsamplers\.0\.conv)|conv_in|conv_out"
-)
-_TRANSFORMER = rf".*\.(?:{_ATTENTION}|ff\.net\.0\.proj|ff\.net\.2)"
-TARGETS = {"attention": rf".*\.{_ATTENTION}", "transformer": _TRANSFORMER, "wide": _WIDE}
-KINDS = (*TARGETS, "full")
+KINDS = ("attention", "transformer", "wide", "full")
 
 
-def add_adapter(unet: UNet2DConditionModel, kind: str, rank: int, seed: int) -> None:
-    """Freeze `unet` and give it trainable LoRA layers, in place; they change nothing until trained.
+def add_adapter(network: ModelMixin, kind: str, rank: int, seed: int) -> None:
+    """Freeze `network` and give it trainable LoRA layers, in place; they change nothing until trained.
 
     kind: "attention" (q, k, v, out of self- and cross-attention: the paper's), "transformer" (also feed-forward), "wide" (also
-    projections and convolutions), or "full" (no LoRA: every parameter trains). seed: of the layers' random halves. Raises ValueError.
+    projections and convolutions), or "full" (no LoRA: every parameter trains). seed: of the layers' random halves. Raises ValueError, also
+    for networks that Intrinsic LoRA does not know.
     """
     if kind not in KINDS:
         raise ValueError(f"the kind of adapter {kind!r} is unknown: choose {', '.join(KINDS)}.")
     if kind == "full":
-        unet.requires_grad_(True)
+        network.requires_grad_(True)
         return
     if rank < 1:
         raise ValueError(f"the rank is {rank}: it must be at least 1.")
-    unet.requires_grad_(False)
+    layers = single_step_of(network).layers[kind]
+    network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS[kind], init_lora_weights=True))
+        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, init_lora_weights=True))
 
 
-def load_adapter(unet: UNet2DConditionModel, file: LoraFile) -> None:
+def load_adapter(network: ModelMixin, file: LoraFile) -> None:
     """Put the weights of a LoRA file into the layers that `add_adapter` made. Raises ValueError where the two do not fit."""
-    modules = {name: module for name, module in unet.named_modules() if isinstance(module, PeftLayer)}
+    modules = {name: module for name, module in network.named_modules() if isinstance(module, PeftLayer)}
     if modules.keys() != file.layers.keys():
         odd = sorted(modules.keys() ^ file.layers.keys())
         raise ValueError(
@@ -59,17 +53,10 @@ def load_adapter(unet: UNet2DConditionModel, file: LoraFile) -> None:
         up.data.copy_(layer.up.reshape(up.shape) * (layer.scale / modules[name].scaling[adapter]))
 
 
-def randomly_initialised(unet: UNet2DConditionModel, seed: int) -> UNet2DConditionModel:
-    """A UNet of the same architecture with fresh random weights (the paper's control: knowledge, or only architecture?)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return UNet2DConditionModel.from_config(unet.config)
-
-
-def lora_layers(unet: UNet2DConditionModel) -> dict[str, LoraLayer]:
-    """The LoRA layers of `unet` by module name, as float32 on the CPU."""
+def lora_layers(network: ModelMixin) -> dict[str, LoraLayer]:
+    """The LoRA layers of `network` by module name, as float32 on the CPU."""
     layers = {}
-    for name, module in unet.named_modules():
+    for name, module in network.named_modules():
         if isinstance(module, PeftLayer):
             (adapter,) = module.lora_A.keys()
             down, up = (half[adapter].weight.detach().float().cpu() for half in (module.lora_A, module.lora_B))
@@ -77,7 +64,7 @@ def lora_layers(unet: UNet2DConditionModel) -> dict[str, LoraLayer]:
     return layers
 
 
-def save_lora(unet: UNet2DConditionModel, path: Path, metadata: Mapping[str, str], dtype: torch.dtype = torch.float32) -> None:
+def save_lora(network: ModelMixin, path: Path, metadata: Mapping[str, str], dtype: torch.dtype = torch.float32) -> None:
     """Write the LoRA layers so that ComfyUI's LoraLoader and diffusers both load them (kohya's spelling), atomically."""
-    state = {key: tensor.to(dtype) for key, tensor in kohya_state_dict(lora_layers(unet)).items()}
-    write_atomically(path, lambda partial: save_file(state, partial, dict(metadata)))
+    state = {key: tensor.to(dtype) for key, tensor in kohya_state_dict(lora_layers(network)).items()}
+    write_tensors(path, state, metadata)

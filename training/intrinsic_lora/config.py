@@ -1,22 +1,15 @@
-"""The settings of one I-LoRA training, and the diffusers folder it starts from."""
+"""The settings of one I-LoRA training."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
-
 from ...methods.maps import MAPS
+from ..backbones.backbone import TIMESTEP
 from ..config import TrainerConfig, file_header
 from ..folder_data import FolderData
 from ..loop import LoopConfig
-from ..pairs import SceneData
-from .adapter import KINDS, randomly_initialised
-
-# The timestep of the only forward pass (I-LoRA, single step).
-TIMESTEP = 999
+from ..pairs import JoinedData, SceneData
+from .adapter import KINDS
 
 
 @dataclass(frozen=True)
@@ -32,7 +25,7 @@ class IntrinsicLoraConfig(TrainerConfig):
     base: Path
     map: str
     loop: LoopConfig
-    data: SceneData | FolderData = field(default_factory=SceneData)
+    data: SceneData | JoinedData | FolderData = field(default_factory=SceneData)
     kind: str = "attention"
     rank: int = 8
     batch: int = 4
@@ -64,48 +57,3 @@ class IntrinsicLoraConfig(TrainerConfig):
             resolution=str(self.data.size),
             config=self.record(),
         )
-
-
-@dataclass(frozen=True)
-class Base:
-    """The parts of a Stable Diffusion model that the single-step recipe needs; VAE and text encoder frozen."""
-
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    tokenizer: CLIPTokenizer
-    text_encoder: CLIPTextModel
-
-    @torch.no_grad()
-    def embed(self, prompt: str) -> Tensor:
-        """Text embedding of `prompt`, `[1, token, dim]`, float32: the last hidden state, as the diffusers pipeline takes it."""
-        length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-        tokens = self.tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0].float()
-
-
-def load_base(folder: Path, init: str = "trained", seed: int = 0) -> Base:
-    """Read a diffusers folder in float32; init "random" gives the UNet fresh weights drawn with `seed`. Raises ValueError."""
-    for part in ("unet", "vae", "tokenizer", "text_encoder"):
-        if not (folder / part).is_dir():
-            raise ValueError(f"{folder} has no {part} folder: give a Stable Diffusion 1.x or 2.x model in diffusers format.")
-    unet = _weights(UNet2DConditionModel, folder, "unet", "diffusion_pytorch_model")
-    if unet.config.addition_embed_type is not None or unet.config.in_channels != unet.config.out_channels:
-        raise ValueError(
-            f"the UNet in {folder} takes {unet.config.in_channels} channels and extra embeddings ({unet.config.addition_embed_type}): "
-            "this trainer needs a plain Stable Diffusion 1.x or 2.x UNet."
-        )
-    base = Base(
-        unet if init == "trained" else randomly_initialised(unet, seed),
-        _weights(AutoencoderKL, folder, "vae", "diffusion_pytorch_model"),
-        CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
-        _weights(CLIPTextModel, folder, "text_encoder", "model"),
-    )
-    for module in (base.vae, base.text_encoder):
-        module.requires_grad_(False).eval()
-    return base
-
-
-def _weights(kind, folder: Path, part: str, stem: str):
-    """One part of the base, as float32; many folders hold only its fp16 variant."""
-    only_half = not (folder / part / f"{stem}.safetensors").exists() and (folder / part / f"{stem}.fp16.safetensors").exists()
-    return kind.from_pretrained(folder, subfolder=part, local_files_only=True, variant="fp16" if only_half else None).float()

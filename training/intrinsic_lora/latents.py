@@ -3,25 +3,22 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ..atomic import write_atomically
-from ..pairs import IMAGE, PairSource
+from ..atomic import write_tensors
+from ..pairs import IMAGE, OnEncoded, PairSource
 
 _LOG = logging.getLogger(__name__)
 # Pixels encoded at once: 16 pictures of 128 x 128, one of 512 x 512.
 _PIXELS = 2**18
-
-# Called while data are encoded before the first step: what, how many are done, of how many. May raise `loop.Interrupted`.
-OnEncoded = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -109,8 +106,7 @@ def encode_kinds(
     for kind in missing:
         mean, std = (torch.cat(half).contiguous() for half in zip(*parts[kind], strict=True))
         if (path := paths[kind]) is not None:
-            state = {"mean": mean, "std": std}
-            write_atomically(path, lambda partial, state=state: save_file(state, partial))
+            write_tensors(path, {"mean": mean, "std": std})
         encoded[kind] = mean, std
     return encoded
 

@@ -1,38 +1,44 @@
-"""The single-step recipe on a diffusers UNet: how a trained adapter is judged, and what the nodes must equal."""
+"""The single-step recipe on a diffusers network: how a trained adapter is judged, and what the nodes must equal."""
+
+from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
 from ...methods.maps import MAPS
-from .config import TIMESTEP
+from ..backbones import single_step_in, single_step_of
+from ..backbones.backbone import SingleStepBase
 from .latents import downscale, model_latents, vae_latents
 
 
-def map_latent(unet: nn.Module, latent_bchw: Tensor, text_1td: Tensor) -> Tensor:
-    """The UNet's raw output for clean latents at t = 999: the latent of the map."""
-    return unet(latent_bchw, TIMESTEP, encoder_hidden_states=text_1td.expand(len(latent_bchw), -1, -1)).sample
+def load_base(folder: Path, init: str = "trained", seed: int = 0) -> SingleStepBase:
+    """Read a diffusers folder in float32; init "random" gives the network fresh weights drawn with `seed`. Raises ValueError."""
+    return single_step_in(folder).load(folder, init, seed)
+
+
+def map_latent(network: nn.Module, latent_bchw: Tensor, text_1td: Tensor) -> Tensor:
+    """The network's raw output for clean latents: the latent of the map."""
+    return single_step_of(network).map_latent(network, latent_bchw, text_1td)
 
 
 @torch.no_grad()
-def predict_maps(
-    unet: UNet2DConditionModel, vae: AutoencoderKL, text_1td: Tensor, pictures_bchw: Tensor, map_name: str, batch: int = 8
-) -> Tensor:
+def predict_maps(network: ModelMixin, vae: AutoencoderKL, text_1td: Tensor, pictures_bchw: Tensor, map_name: str, batch: int = 8) -> Tensor:
     """Map data `bhwc` (float32, CPU; see `methods.maps`) of pictures in 0..1.
 
-    text_1td: embedding of MAPS[map_name].prompt (`Base.embed`). Raises ValueError if the sides are no multiples of the VAE's
+    text_1td: embedding of MAPS[map_name].prompt (`SingleStepBase.embed`). Raises ValueError if the sides are no multiples of the VAE's
     factor: the nodes bring other sizes there and back.
     """
     factor = downscale(vae)
     height, width = pictures_bchw.shape[-2:]
     if height % factor or width % factor:
         raise ValueError(f"pictures of {width} x {height} pixels came, both sides must be multiples of {factor}: crop or resize them.")
-    text_1td = text_1td.to(unet.device, unet.dtype)
+    text_1td = text_1td.to(network.device, network.dtype)
     decoded = []
     for part in pictures_bchw.split(batch):
         latent = model_latents(vae, vae.encode((2 * part - 1).to(vae.device, vae.dtype)).latent_dist.mode())
-        predicted = map_latent(unet, latent.to(unet.device, unet.dtype), text_1td)
+        predicted = map_latent(network, latent.to(network.device, network.dtype), text_1td)
         decoded.append(vae.decode(vae_latents(vae, predicted.to(vae.device))).sample.float().cpu())
     pictures = rearrange(torch.cat(decoded), "b c h w -> b h w c") / 2 + 0.5
     return MAPS[map_name].from_picture(pictures)

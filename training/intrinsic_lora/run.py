@@ -5,32 +5,36 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ModelMixin
 from torch import Tensor, nn
 
 from ...methods.lora.lora_file import read_lora
 from ...methods.maps import MAPS
+from ..backbones import single_step_of
+from ..backbones.backbone import SingleStepBase
 from ..config import require_size
 from ..loop import History, Report, train
 from ..losses import latent_loss, picture_loss
-from ..pairs import PairSource
+from ..pairs import OnEncoded, PairSource
 from .adapter import add_adapter, load_adapter, save_lora
-from .config import Base, IntrinsicLoraConfig, load_base
-from .latents import LatentPairs, OnEncoded, downscale, vae_latents
-from .predict import map_latent
+from .config import IntrinsicLoraConfig
+from .latents import LatentPairs, downscale, vae_latents
+from .predict import load_base
 
 
 class IntrinsicLoraTask:
-    """A `loop.Task`: `module` is the UNet with its adapter."""
+    """A `loop.Task`: `module` is the network with its adapter."""
 
-    def __init__(self, config: IntrinsicLoraConfig, unet: UNet2DConditionModel, vae: AutoencoderKL, text_1td: Tensor, pairs: LatentPairs):
-        self.module, self.config, self.vae, self.text_1td, self.pairs = unet, config, vae, text_1td, pairs
+    def __init__(self, config: IntrinsicLoraConfig, network: ModelMixin, vae: AutoencoderKL, text_1td: Tensor, pairs: LatentPairs):
+        self.module, self.config, self.vae, self.text_1td, self.pairs = network, config, vae, text_1td, pairs
+        # Of the network itself: what the loop hands to `loss` may be wrapped.
+        self.single_step = single_step_of(network)
         self.source: PairSource = config.data.source(config.map)
 
     def loss(self, module: nn.Module, draw: torch.Generator) -> Tensor:
         device = self.text_1td.device
         rows, latent, target = self.pairs.draw(self.config.batch, draw)
-        predicted = map_latent(module, latent.to(device), self.text_1td)
+        predicted = self.single_step.map_latent(module, latent.to(device), self.text_1td)
         if self.config.loss == "latent":
             return latent_loss(predicted, target.to(device))
         decoded = self.vae.decode(vae_latents(self.vae, predicted)).sample
@@ -45,9 +49,9 @@ class IntrinsicLoraTask:
 
 @dataclass(frozen=True)
 class TrainedIntrinsicLora:
-    """base: with the trained UNet (averaged weights where there is an average); weights: the file or folder written."""
+    """base: with the trained network (averaged weights where there is an average); weights: the file or folder written."""
 
-    base: Base
+    base: SingleStepBase
     weights: Path
     history: History
 
@@ -65,27 +69,27 @@ def train_intrinsic_lora(
 
     start: a LoRA file of this kind and rank to begin from. pairs: latents encoded before, of the same data; else they are encoded and
     kept in `cache` (the output folder by default), so that a resumed run and runs that share a cache encode nothing twice. report: see
-    `loop.train`. on_encoded: see `latents`.
+    `loop.train`. on_encoded: see `pairs.OnEncoded`.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     source = config.data.source(config.map)
     base = load_base(config.base, config.init, config.loop.seed)
     require_size(config.data.size, downscale(base.vae))
-    for module in (base.unet, base.vae, base.text_encoder):
+    for module in (base.network, base.vae, base.text_encoder):
         module.to(state.device)
-    add_adapter(base.unet, config.kind, config.rank, config.loop.seed)
+    add_adapter(base.network, config.kind, config.rank, config.loop.seed)
     if start is not None:
-        load_adapter(base.unet, read_lora(start))
+        load_adapter(base.network, read_lora(start))
     # Convolutions run a fifth faster in this layout; the weights stay the same.
-    base.unet.to(memory_format=torch.channels_last)
+    base.network.to(memory_format=torch.channels_last)
     if config.gradient_checkpointing:
-        base.unet.enable_gradient_checkpointing()
+        base.network.enable_gradient_checkpointing()
     if pairs is None:
         # Of several processes the first encodes, the others read what it kept.
         with state.main_process_first():
             pairs = LatentPairs.encode(base.vae, source, config.map, cache or config.loop.output, on_encoded)
     if len(pairs) != len(source):
         raise ValueError(f"{len(pairs)} encoded pairs came for {len(source)} pictures: encode them from the same data.")
-    task = IntrinsicLoraTask(config, base.unet, base.vae, base.embed(MAPS[config.map].prompt), pairs)
+    task = IntrinsicLoraTask(config, base.network, base.vae, base.embed(MAPS[config.map].prompt), pairs)
     history = train(task, config.loop, report=report, settings=config.task_settings())
     return TrainedIntrinsicLora(base, config.weights, history)

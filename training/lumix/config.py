@@ -19,7 +19,7 @@ class LumixConfig(TrainerConfig):
 
     base: diffusers FLUX.1 folder. rank, other_rank: see `AdapterConfig`. batch: pictures (of all maps each) per forward pass.
     empty_prompt: share of captions left out, for guidance. clean_share: share of maps that are given clean instead of noisy, beside the
-    timestep that every map draws for itself; 0 is the paper's. guidance: told to bases that have an embedding for it.
+    timestep that every map draws for itself; 0 is the paper's. guidance: for bases that have an embedding for it.
     text_tokens: length of T5's context. base_dtype: of the frozen transformer. Raises ValueError for impossible values.
     """
 

@@ -7,17 +7,18 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from diffusers import AutoencoderKL
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...methods.lumix.design import KINDS
 from ...methods.lumix.tensor_lora.file import file_state, read_adapter
-from ..atomic import write_atomically
+from ..atomic import write_tensors
+from ..backbones import map_flow_in
+from ..backbones.backbone import TextEmbeddings
 from ..config import require_size
-from ..flux import PATCH, FluxText, draw_times, encode_texts, load_flux_base
-from ..intrinsic_lora.latents import OnEncoded, downscale, encode_model_latents
+from ..intrinsic_lora.latents import downscale, encode_model_latents
 from ..loop import History, Report, train
-from ..pairs import CaptionedSource
+from ..losses import draw_times
+from ..pairs import CaptionedSource, OnEncoded
 from .config import LumixConfig
 from .data import map_source
 from .network import MapDenoiser, make_adapter
@@ -51,7 +52,7 @@ class MapLatents:
 class LumixTask:
     """A `loop.Task`. text: of every row's caption, and last of the empty prompt."""
 
-    def __init__(self, config: LumixConfig, denoiser: MapDenoiser, latents: MapLatents, text: FluxText):
+    def __init__(self, config: LumixConfig, denoiser: MapDenoiser, latents: MapLatents, text: TextEmbeddings):
         self.config, self.module, self.latents, self.text = config, denoiser, latents, text
 
     def loss(self, module: nn.Module, draw: torch.Generator) -> Tensor:
@@ -76,7 +77,7 @@ class LumixTask:
         """Write the adapter in the published format."""
         tensors, header = file_state(self.module.adapter)
         state = {key: tensor.cpu().to(getattr(torch, self.config.save_dtype)) for key, tensor in tensors.items()}
-        write_atomically(self.config.weights, lambda path: save_file(state, path, header | self.config.metadata()))
+        write_tensors(self.config.weights, state, header | self.config.metadata())
 
 
 def make_optimizer(config: LumixConfig) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None:
@@ -111,15 +112,16 @@ def train_lumix(
     """Train (or resume) one adapter and write it to `config.weights`.
 
     start: an adapter file of the same design to begin from. cache: folder of encoded latents (the output folder by default).
-    report: see `loop.train`. on_encoded: see `intrinsic_lora.latents`.
+    report: see `loop.train`. on_encoded: see `pairs.OnEncoded`.
     Raises ValueError for bases and data that do not fit.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     source = map_source(config.data, config.design.maps)
-    base = load_flux_base(config.base, getattr(torch, config.base_dtype))
-    require_size(config.data.size, downscale(base.vae) * PATCH)
+    flow = map_flow_in(config.base)
+    base = flow.load(config.base, getattr(torch, config.base_dtype))
+    require_size(config.data.size, downscale(base.vae) * flow.patch)
     optimizer = make_optimizer(config)
-    text = encode_texts(config.base, [*source.captions, ""], config.text_tokens, state.device, on_encoded)
+    text = flow.encode_texts(config.base, [*source.captions, ""], config.text_tokens, state.device, on_encoded)
     # Of several processes the first encodes, the others read what it kept.
     with state.main_process_first():
         kept = cache or config.loop.output

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...methods.lumix.design import Design
-from ..flux import FluxText
+from ..backbones.backbone import TextEmbeddings
 from .network import MapDenoiser
 
 
@@ -16,10 +16,10 @@ def sample_maps(
     denoiser: MapDenoiser,
     design: Design,
     noise_gchw: Tensor,
-    text: FluxText,
+    text: TextEmbeddings,
     sigmas: Tensor,
     *,
-    empty: FluxText | None = None,
+    empty: TextEmbeddings | None = None,
     cfg: float = 1.0,
     given: Mapping[str, Tensor] | None = None,
 ) -> Tensor:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from ...kernels.machine import machine_and_card
-from ..atomic import write_atomically
+from ..atomic import copy_file, write_text
 from ..command_line import console_report
 from ..intrinsic_lora import IntrinsicLoraConfig, train_intrinsic_lora
 from ..loop import LoopConfig
@@ -32,10 +32,10 @@ def train_adapters(runs: Path, assets: Path, maps: list[str]) -> None:
     for name in maps:
         config = adapter_config(assets / "nano", runs, name)
         result = train_intrinsic_lora(config, cache=runs / "table" / "latents", report=console_report(name, every=250))
-        write_atomically(assets / f"nano_{name}.safetensors", lambda path, weights=result.weights: path.write_bytes(weights.read_bytes()))
+        copy_file(result.weights, assets / f"nano_{name}.safetensors")
         last = result.history.losses[-100:]
         loop = {name: value for name, value in vars(config.loop).items() if name != "output"}
         spent = {"minutes": result.history.seconds / 60, "machine": machine_and_card()}
         record = {"final_loss": sum(last) / len(last)} | spent | {"settings": config.task_settings(), "loop": loop}
         text = json.dumps(record, indent=1)
-        write_atomically(assets / f"nano_{name}.json", lambda path, text=text: path.write_text(text))
+        write_text(assets / f"nano_{name}.json", text)

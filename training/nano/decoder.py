@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..atomic import write_atomically
 from ..autoencoder import reconstruction_loss
@@ -50,7 +51,7 @@ class DecoderTask:
         for part in (vae.encoder, vae.quant_conv):
             part.requires_grad_(False)
 
-    def loss(self, module: nn.Module, draw: torch.Generator) -> Tensor:
+    def loss(self, module: Any, draw: torch.Generator) -> Tensor:
         latents, targets = zip(*(self._draw(draw) for _ in range(self.batch)), strict=True)
         device = next(module.parameters()).device
         output = module.decode(torch.stack(latents).to(device, memory_format=torch.channels_last)).sample

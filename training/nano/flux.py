@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..atomic import write_atomically
+from ..atomic import write_text
+from ..backbones.backbone import TextEmbeddings
+from ..backbones.flux import PATCH, predict_velocity
 from ..command_line import console_report
-from ..flux import PATCH, FluxText, draw_times, predict_velocity
 from ..loop import LoopConfig, train
+from ..losses import draw_times
 from ..scene_pictures import BASE_SEEDS
 from .base import EMPTY_PROMPT_SHARE, encode_pictures, tokenize
 from .text import add_words, caption_words
@@ -55,7 +57,7 @@ def write_t5_tokenizer(folder: Path) -> None:
         "extra_ids": 0,
     }
     for name, text in {"tokenizer.json": tokenizer.to_str(pretty=True), "tokenizer_config.json": json.dumps(settings, indent=1)}.items():
-        write_atomically(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+        write_text(folder / name, text)
 
 
 def build_t5(vocabulary: int):
@@ -137,7 +139,7 @@ class Velocity(nn.Module):
 
     def forward(self, latent_bchw: Tensor, time_b: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
         context = self.text_encoder(tokens).last_hidden_state
-        return predict_velocity(self.transformer, latent_bchw, time_b, FluxText(context, pooled))
+        return predict_velocity(self.transformer, latent_bchw, time_b, TextEmbeddings(context, pooled=pooled))
 
 
 class FluxTask:
@@ -196,7 +198,7 @@ def extend_t5_tokenizer(folder: Path, target: Path, text_encoder, kinds: Sequenc
     described["model"]["vocab"] += [[piece, WORD_SCORE] for piece in new]
     shutil.copytree(folder, target, dirs_exist_ok=True)
     text = json.dumps(described, indent=2, ensure_ascii=False)
-    write_atomically(target / "tokenizer.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(target / "tokenizer.json", text)
 
 
 def further(folder: Path, config: LoopConfig, seeds: Sequence[int], kinds: Sequence[str], batch: int, settings: dict):
@@ -243,7 +245,7 @@ def export(base: Path, assets: Path) -> None:
     pipeline.to(torch.float16).save_pretrained(target)
     # transformers 5 calls its tokenizer T5Tokenizer; in earlier versions that name stands for one that needs sentencepiece.
     index = (target / "model_index.json").read_text().replace('"T5Tokenizer"', '"T5TokenizerFast"')
-    write_atomically(target / "model_index.json", lambda path: path.write_text(index))
+    write_text(target / "model_index.json", index)
     # As they are, so that the repository holds them once.
     for part in ("vae", "text_encoder", "tokenizer"):
         shutil.copytree(nano / part, target / part, dirs_exist_ok=True)

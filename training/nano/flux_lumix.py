@@ -2,8 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from ..atomic import write_atomically
+from ..atomic import copy_file, write_text
 from ..command_line import console_report
 from ..loop import LoopConfig
 from ..lumix import LumixConfig, train_lumix
@@ -29,8 +30,8 @@ def train_lumix_adapter(runs: Path, assets: Path, steps: int | None = None) -> N
     config = nano_config(assets / "nano_flux", runs / "lumix", steps or STEPS)
     trained = train_lumix(config, cache=runs / "table" / "latents", report=console_report("lumix"))
     last = trained.history.losses[-100:]
-    record = {"final_loss": sum(last) / len(last), "minutes": trained.history.seconds / 60}
+    record: dict[str, Any] = {"final_loss": sum(last) / len(last), "minutes": trained.history.seconds / 60}
     record |= {"steps": config.loop.steps, "learning_rate": LEARNING_RATE, "settings": config.task_settings()}
     text = json.dumps(record, indent=1)
-    write_atomically(assets / "nano_lumix.safetensors", lambda path: path.write_bytes(trained.weights.read_bytes()))
-    write_atomically(assets / "nano_lumix.json", lambda path: path.write_text(text))
+    copy_file(trained.weights, assets / "nano_lumix.safetensors")
+    write_text(assets / "nano_lumix.json", text)

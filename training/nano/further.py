@@ -17,7 +17,7 @@ from torch import nn
 
 from ...kernels.machine import machine_and_card
 from ...methods.maps import MAPS
-from ..atomic import write_atomically
+from ..atomic import copy_file, write_text
 from ..command_line import console_report
 from ..history import History
 from ..intrinsic_lora import train_intrinsic_lora
@@ -85,7 +85,7 @@ class Sitting:
         entry |= {"scenes": {kind: self.scenes for kind in KINDS}, "minutes": round(history.seconds / 60, 1)}
         entry |= {"final_loss": sum(last) / max(1, len(last)), "machine": machine_and_card()}
         entries = [kept for kept in entries if kept["run"] != run] + [entry]
-        write_atomically(path, lambda partial: partial.write_text(json.dumps(entries, indent=1)))
+        write_text(path, json.dumps(entries, indent=1))
 
     def pools(self, kinds: tuple[str, ...] = ("image", *MAPS)) -> Iterator[tuple[str, PicturePool]]:
         """The pictures that VAEs learn from, by kind of scene."""
@@ -111,7 +111,7 @@ def _save_half(model, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     model.to(torch.float16).save_pretrained(partial)
     for path in sorted(partial.iterdir()):
-        write_atomically(folder / path.name, lambda target, path=path: target.write_bytes(path.read_bytes()))
+        copy_file(path, folder / path.name)
     shutil.rmtree(partial)
 
 
@@ -169,7 +169,7 @@ def further_adapters(sitting: Sitting, minutes: float) -> None:
         )
         start = target if target.exists() else None
         result = train_intrinsic_lora(config, start=start, cache=sitting.runs / "latents", report=console_report(name, every=200))
-        write_atomically(target, lambda path, weights=result.weights: path.write_bytes(weights.read_bytes()))
+        copy_file(result.weights, target)
         sitting.remember(f"adapter {name}", result.history, config.batch)
 
 
@@ -184,7 +184,7 @@ def further_joint(sitting: Sitting, minutes: float) -> None:
         joint_lora_config(nano, sitting.runs, intrinsic_vae=nano / "intrinsic_vae"), loop=loop, data=data, batch=sitting.batch(8)
     )
     trained = train_joint_lora(config, start=target, cache=sitting.runs / "latents", report=console_report("joint", every=100))
-    write_atomically(target, lambda path: path.write_bytes(trained.weights.read_bytes()))
+    copy_file(trained.weights, target)
     sitting.remember("joint", trained.history, config.batch)
 
 
@@ -197,7 +197,7 @@ def further_lumix(sitting: Sitting, minutes: float) -> None:
         config, loop=sitting.loop("lumix", minutes, 2e-3, 0.998, weight_decay=0.0), data=data, batch=sitting.batch(config.batch)
     )
     trained = train_lumix(config, start=target, cache=sitting.runs / "latents", report=console_report("lumix", every=100))
-    write_atomically(target, lambda path: path.write_bytes(trained.weights.read_bytes()))
+    copy_file(trained.weights, target)
     sitting.remember("lumix", trained.history, config.batch)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL
 from torch import float16
 
-from ..atomic import write_atomically
+from ..atomic import copy_file, write_text
 from ..command_line import console_report
 from ..ildm import IntrinsicVaeConfig, JointConfig, JointSceneData, train_intrinsic_vae, train_joint_lora
 from ..loop import LoopConfig
@@ -83,8 +83,8 @@ def train_joint(runs: Path, assets: Path) -> None:
     weights = train_lora(base, runs)
     AutoencoderKL.from_pretrained(stages[-1].weights).to(float16).save_pretrained(base / "intrinsic_vae")
     save_record(base / "intrinsic_vae", {stage.loop.output.name: _record(stage) for stage in stages})
-    write_atomically(assets / "nano_ildm.safetensors", lambda path: path.write_bytes(weights.read_bytes()))
-    write_atomically(assets / "nano_ildm.json", lambda path: path.write_text(json.dumps(_record(lora), indent=1)))
+    copy_file(weights, assets / "nano_ildm.safetensors")
+    write_text(assets / "nano_ildm.json", json.dumps(_record(lora), indent=1))
 
 
 def _record(config: IntrinsicVaeConfig | JointConfig) -> dict:

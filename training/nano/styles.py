@@ -23,9 +23,10 @@ from torch import Tensor
 from ...methods.lora.lora_file import kohya_state_dict, read_lora
 from ...scenes import Style, render_scenes
 from ...scenes.parameters import COLOR_WORDS, TEXTURE_WORDS
-from ..atomic import write_atomically
+from ..atomic import copy_file, write_atomically
+from ..backbones.backbone import SingleStepBase
+from ..intrinsic_lora import load_base
 from ..intrinsic_lora.adapter import add_adapter, lora_layers
-from ..intrinsic_lora.config import Base, load_base
 from ..loop import LoopConfig, train
 from .base import BaseTask, LatentCaptions, build_scheduler, tokenize
 
@@ -79,8 +80,8 @@ class StyleTask(BaseTask):
     # Palette and light are settled at high noise.
     first_timestep = 500
 
-    def __init__(self, base: Base, lora: StyleLora, data: LatentCaptions):
-        unet = copy.deepcopy(base.unet)
+    def __init__(self, base: SingleStepBase, lora: StyleLora, data: LatentCaptions):
+        unet = copy.deepcopy(base.network)
         add_adapter(unet, KIND, lora.rank, seed=lora.first_scene)
         super().__init__(unet, base.text_encoder, data, BATCH)
         self.lora = lora
@@ -106,7 +107,7 @@ def content_caption(caption: str) -> str:
 
 
 @torch.no_grad()
-def style_data(base: Base, lora: StyleLora) -> LatentCaptions:
+def style_data(base: SingleStepBase, lora: StyleLora) -> LatentCaptions:
     """Latents and captions of the quarters of the pictures that a LoRA learns from."""
     maps = render_scenes(range(lora.first_scene, lora.first_scene + PICTURES), SIZE, SIZE, STYLES[lora.style])
     pictures = 2 * maps.image_bhwc.permute(0, 3, 1, 2) - 1
@@ -116,7 +117,7 @@ def style_data(base: Base, lora: StyleLora) -> LatentCaptions:
     return LatentCaptions(quarters, tokens.repeat_interleave(QUARTERS**2, 0), tokenize(base.tokenizer, [""])[0])
 
 
-def train_style(base: Base, lora: StyleLora, out: Path, steps: int, learning_rate: float) -> Path:
+def train_style(base: SingleStepBase, lora: StyleLora, out: Path, steps: int, learning_rate: float) -> Path:
     """Train one LoRA, unless its file is there. Returns the file."""
     path = out / lora.style / f"{lora.name}.safetensors"
     if not path.exists():
@@ -132,21 +133,23 @@ def train_style(base: Base, lora: StyleLora, out: Path, steps: int, learning_rat
         )
         train(StyleTask(base, lora, style_data(base, lora)), loop, settings={"style": lora.name, "batch": BATCH, "pictures": PICTURES})
         made = loop.output / path.name
-        write_atomically(path, lambda partial: partial.write_bytes(made.read_bytes()))
+        copy_file(made, path)
     return path
 
 
 @torch.no_grad()
-def with_lora(base: Base, path: Path, strength: float = 1.0):
+def with_lora(base: SingleStepBase, path: Path, strength: float = 1.0):
     """A copy of the base's UNet with a LoRA file merged into it."""
-    unet = copy.deepcopy(base.unet)
+    unet = copy.deepcopy(base.network)
     for name, layer in read_lora(path).layers.items():
         unet.get_submodule(name).weight += strength * layer.scale * layer.up.float() @ layer.down.float()
     return unet.eval()
 
 
 @torch.no_grad()
-def restyle(base: Base, unet, pictures_bchw: Tensor, captions: Sequence[str], seed: int, strength: float = 0.8, steps: int = 10) -> Tensor:
+def restyle(
+    base: SingleStepBase, unet, pictures_bchw: Tensor, captions: Sequence[str], seed: int, strength: float = 0.8, steps: int = 10
+) -> Tensor:
     """Pictures `[n, 3, h, w]` in 0..1, painted over by `unet`: noise up to `strength` of the schedule, then DDIM (eta 0) back.
 
     strength 1 with any pictures is text to picture. The noise comes from `seed` alone.

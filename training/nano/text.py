@@ -11,15 +11,15 @@ import torch
 
 from ...methods.maps import MAPS
 from ...scenes import sample_scenes
-from ..atomic import write_atomically
+from ..atomic import write_atomically, write_text
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
 
 
-def caption_words(kinds: Sequence[str] = ("room",)) -> Counter:
+def caption_words(kinds: Sequence[str] = ("room",)) -> Counter[str]:
     """Every word that captions of these kinds of scenes use, with its count, and the words of the maps' prompts."""
-    words = Counter()
+    words: Counter[str] = Counter()
     for kind in kinds:
         for caption in sample_scenes(range(2000), kind=kind).captions:
             words.update(caption.replace(",", " ").split())
@@ -35,14 +35,14 @@ def byte_alphabet() -> list[str]:
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
 
 
-def learn_merges(words: Counter, known: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+def learn_merges(words: Counter[str], known: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
     """Byte-pair encoding, from the merges that are `known`, until every word is one token. Returns the new merges."""
     pieces = {word: [*word[:-1], word[-1] + END_OF_WORD] for word in sorted(words)}
     for pair in known:
         _merge(pieces, pair)
-    merges = []
+    merges: list[tuple[str, str]] = []
     while True:
-        pairs = Counter()
+        pairs: Counter[tuple[str, str]] = Counter()
         for word, parts in pieces.items():
             for pair in pairwise(parts):
                 pairs[pair] += words[word]
@@ -88,7 +88,7 @@ def write_tokenizer(folder: Path) -> None:
         "merges.txt": lines,
         "tokenizer_config.json": json.dumps(settings, indent=1),
     }.items():
-        write_atomically(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+        write_text(folder / name, text)
 
 
 def extend_tokenizer(folder: Path, target: Path, text_encoder, kinds: Sequence[str]) -> None:
@@ -100,16 +100,17 @@ def extend_tokenizer(folder: Path, target: Path, text_encoder, kinds: Sequence[s
 
     vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     header, *lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-    merges = learn_merges(caption_words(kinds), [tuple(line.split()) for line in lines])
+    known = [(left, right) for left, right in map(str.split, lines)]
+    merges = learn_merges(caption_words(kinds), known)
     new = [token for token in dict.fromkeys("".join(pair) for pair in merges) if token not in vocabulary]
     before = CLIPTokenizer.from_pretrained(folder)
     add_words(text_encoder, [before(token.removesuffix(END_OF_WORD), add_special_tokens=False).input_ids for token in new])
     vocabulary |= {token: len(vocabulary) + place for place, token in enumerate(new)}
     lines += [" ".join(pair) for pair in merges]
     shutil.copytree(folder, target, dirs_exist_ok=True)
-    write_atomically(target / "merges.txt", lambda path: path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8"))
+    write_text(target / "merges.txt", "\n".join([header, *lines]) + "\n")
     text = json.dumps(vocabulary, ensure_ascii=False)
-    write_atomically(target / "vocab.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(target / "vocab.json", text)
     # transformers reads this file before the two others: it is made anew from them.
     (target / "tokenizer.json").unlink(missing_ok=True)
     whole = CLIPTokenizer.from_pretrained(target).backend_tokenizer

@@ -1,9 +1,10 @@
 """The nano VAE: 8 times smaller latents of 16 channels, trained on pictures and on maps."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...methods.maps import MAPS
 from ..atomic import write_json
@@ -58,7 +59,7 @@ class VaeTask:
             crops.append(crop.flip(-1) if torch.rand(1, generator=draw) < 0.5 else crop)
         return torch.stack(crops).float() / 127.5 - 1
 
-    def loss(self, module: nn.Module, draw: torch.Generator) -> Tensor:
+    def loss(self, module: Any, draw: torch.Generator) -> Tensor:
         target = self._crops(draw).contiguous(memory_format=torch.channels_last)
         posterior = module.encode(target).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=draw)

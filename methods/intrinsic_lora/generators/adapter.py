@@ -54,7 +54,7 @@ def fit(generator: nn.Module, kind: str, layers: Mapping[str, LoraLayer], source
             f"{KIND_NAMES[kind]} may change (first: {unknown[0]}). Load the model it was trained on."
         )
     for name, layer in layers.items():
-        wanted = tuple(generator.get_submodule(name).weight.shape)
+        wanted = tuple(generator.get_parameter(f"{name}.weight").shape)
         if (came := (layer.up.shape[0], *layer.down.shape[1:])) != wanted:
             raise ValueError(
                 f"{source} was made for a model of another width: {name} is {' x '.join(map(str, came))}, the model's layer is "
@@ -71,7 +71,7 @@ def adapted_weights(module: nn.Module, layers: Mapping[str, LoraLayer], strength
         return {}
     weights = {}
     for name, layer in layers.items():
-        weight = module.get_submodule(name).weight
+        weight = module.get_parameter(f"{name}.weight")
         up, down = (half.to(weight.device, torch.float32).flatten(1) for half in (layer.up, layer.down))
         weights[f"{name}.weight"] = (weight.detach().float() + strength * layer.scale * (up @ down).view_as(weight)).to(weight.dtype)
     return weights

@@ -22,6 +22,7 @@ Published StyleGAN files are pickles that hold code: they are never opened.
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -89,7 +90,9 @@ def _read_config(folder: Path) -> StyleGanConfig:
         raise ValueError(
             f"{folder.name}/{CONFIG_FILE} is not that of a {CLASS_NAME} with {', '.join(sorted(known))}: choose another folder."
         )
-    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items() if name in known}
+    settings: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in content.items() if name in known
+    }
     try:
         return StyleGanConfig(**settings)
     except (TypeError, ValueError) as error:

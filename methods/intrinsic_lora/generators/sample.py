@@ -66,6 +66,7 @@ def map_pictures(
     strength: float = 1.0,
 ) -> Iterator[tuple[str | None, Tensor]]:
     """The picture, under the name None (`bhwc`, 0..1), then each map as data (`methods.maps`), one forward at a time."""
-    for name, layers in {None: {}, **layers_of_map}.items():
+    unadapted: dict[str | None, Mapping[str, LoraLayer]] = {None: {}}
+    for name, layers in (unadapted | dict(layers_of_map)).items():
         picture = rearrange(pictures(generator, draws, truncation, layers, strength).float() / 2 + 0.5, "b c h w -> b h w c")
         yield name, picture.clamp(0, 1) if name is None else map_kind(name).from_picture(picture)

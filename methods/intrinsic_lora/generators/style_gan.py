@@ -103,12 +103,15 @@ def _affine(style_dim: int, channels: int) -> nn.Linear:
 class StyleGenerator(nn.Module):
     """`style` makes w of z, `forward` a picture of w and noise. `mean_style` `[style_dim]` is what truncation pulls w towards."""
 
+    mean_style: Tensor
+
     def __init__(self, config: StyleGanConfig):
         super().__init__()
         self.config = config
         sizes = [config.latent_dim, *[config.style_dim] * config.mapping_layers]
-        self.mapping = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
-        for layer in self.mapping:
+        layers = [nn.Linear(*pair) for pair in pairwise(sizes)]
+        self.mapping = nn.ModuleList(layers)
+        for layer in layers:
             nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
             nn.init.zeros_(layer.bias)
         self.register_buffer("mean_style", torch.zeros(config.style_dim))

@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
+from ...lora.lora_file import load_safetensors
 from ..design import HYBRID, LORAS, MAP_NAMES, QUERY_BROADCAST, TENSOR, Design
 from .config import AdapterConfig
 from .layer import Adapter
@@ -32,11 +33,7 @@ def read_adapter(path: str | Path) -> Adapter:
     """A file as an `Adapter` in the file's precision. Raises ValueError, naming the file, what is wrong with it and what to do."""
     path = Path(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            # Cloned, so that the file can be replaced while the weights live on.
-            keys = file.keys()
-            tensors = {key: file.get_tensor(key).clone() for key in keys}
+        tensors, metadata = load_safetensors(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path.name} cannot be read as safetensors ({error}): it is missing, truncated or of another kind.") from None
     try:
@@ -77,16 +74,18 @@ def config_of_state(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) 
         )
     if not known:
         raise ValueError("it holds no weights: download or export it again.")
+    # Of the first tensor of each name.
+    shapes = {match[5]: tensors[match[0]].shape for match in reversed(known)}
     kinds, inputs = {match[4] for match in known}, {match[3] for match in known} - {"proj"}
     if len(kinds) > 1 or len(inputs) > 1:
         raise ValueError(f"it mixes {', '.join(sorted(kinds | inputs))} weights, one structure was expected: export it again.")
     kind = kinds.pop()
     name, at_maps, at_width, at_rank = _SIZES[kind]
-    sizes = next((tensor.shape for key, tensor in tensors.items() if keys[key][5] == name), ())
+    sizes = shapes.get(name, ())
     if len(sizes) <= at_rank:
         raise ValueError(f"its weights called {name}, which tell the number of maps, the width and the rank, are missing: export it again.")
     lora = next(lora for lora, in_file in _KIND_IN_FILE.items() if in_file == kind)
-    other = next((tensor.shape[-1] for key, tensor in tensors.items() if keys[key][5] == "other_down"), 0) if lora == HYBRID else 0
+    other = shapes["other_down"][-1] if lora == HYBRID and "other_down" in shapes else 0
     design = Design(metadata.get(ATTENTION_ENTRY, QUERY_BROADCAST), lora, _maps(metadata, sizes[at_maps]), inputs == {"qkv"})
     counts = {part: max((int(match[2]) for match in known if match[1] == part), default=-1) + 1 for part in ("double", "single")}
     return AdapterConfig(design, sizes[at_width], counts["double"], counts["single"], sizes[at_rank], other)
@@ -112,5 +111,5 @@ def file_state(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _file_key(parameter: str, config: AdapterConfig) -> str:
     """`double_blocks.0.input.G1` -> `double_blocks.0.processor.kv_tt_lora.G1`."""
     part, number, layer, name = parameter.split(".")
-    place = layer if layer == "proj" else "qkv" if config.design.adapt_query else "kv"
-    return f"{part}.{number}.processor.{place}_{_KIND_IN_FILE[config.design.lora]}_lora.{name}"
+    projection = layer if layer == "proj" else "qkv" if config.design.adapt_query else "kv"
+    return f"{part}.{number}.processor.{projection}_{_KIND_IN_FILE[config.design.lora]}_lora.{name}"

@@ -1,19 +1,19 @@
-"""Batches in which all maps of a picture are sampled together: their rows, the noise they share, and maps that are given.
+"""Batches in which all maps of a picture are sampled together: the noise they share, and maps that are given.
 
-Rows lie as (condition, map, picture): all pictures' albedo, then all their irradiance, and so on, so that a batch of conditions or hints
-that core repeats over the rows meets every map of its picture. A map is given, and kept clean, where the latent's noise mask is 0 in its
-whole row: the network then sees it without noise at t = 0 while the others are denoised (LumiX, disentangled timesteps).
+Rows lie as `methods.rows` says. A map is given, and kept clean, where the latent's noise mask is 0 in its whole row: the network then sees
+it without noise at t = 0 while the others are denoised (LumiX, disentangled timesteps).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from einops import rearrange
 from torch import Tensor, nn
 
 from ....methods.lumix.design import color_row
+from ....methods.rows import Rows
 from .shared_noise import sharing_noise
 
 KEY = "intrinsic_lab.lumix"
@@ -21,41 +21,12 @@ _CLEAN = "intrinsic_lab.lumix.clean"
 
 
 @dataclass(frozen=True)
-class MapRows:
-    """The rows of one forward of `network`: `conds` conditions x `maps` maps x pictures.
-
-    color: the colour map's place. ran: what ran of the replaced blocks so far.
-    """
+class MapForward:
+    """One forward of `network` over rows of maps. ran: what ran of the replaced blocks so far."""
 
     network: nn.Module
-    conds: int
-    maps: int
-    color: int
+    rows: Rows
     ran: list = field(default_factory=list)
-
-    def split(self, x: Tensor) -> Tensor:
-        """[row, ...] -> [group, map, ...]: a group is the maps of one picture under one condition. A view where there is one picture."""
-        return rearrange(
-            x, "(cond map picture) ... -> (cond picture) map ...", cond=self.conds, map=self.maps, picture=self._pictures(x.shape[0])
-        )
-
-    def join(self, x: Tensor) -> Tensor:
-        """Inverse of `split`."""
-        return rearrange(x, "(cond picture) map ... -> (cond map picture) ...", cond=self.conds)
-
-    def of_color(self, x: Tensor) -> Tensor:
-        """[row, ...] -> [group, ...]: the colour map's rows."""
-        return self.split(x)[:, self.color]
-
-    def _pictures(self, rows: int) -> int:
-        # Patches that cut pictures into windows put the windows of one row next to each other; they count as pictures here.
-        pictures, rest = divmod(rows, self.conds * self.maps)
-        if rest or not pictures:
-            raise ValueError(
-                f"A block ran on {rows} rows, a multiple of {self.conds} x {self.maps} was expected: remove patches that split or merge "
-                "rows."
-            )
-        return pictures
 
 
 @dataclass(frozen=True)
@@ -72,7 +43,7 @@ def attach_rows(clone: ModelPatcher, maps: tuple[str, ...]) -> None:
     clone.set_attachments(KEY, maps)
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _sample)
     clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _remember_clean_rows)
-    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _forward(maps))
+    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _run_together(maps))
 
 
 def maps_of(model: ModelPatcher) -> tuple[str, ...]:
@@ -124,26 +95,25 @@ def _remember_clean_rows(executor, guider, sigmas, extra_args, callback, noise, 
     return executor(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, *args, **kwargs)
 
 
-def _forward(maps: tuple[str, ...]):
-    color = color_row(maps)
-
-    def forward(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+def _run_together(maps: tuple[str, ...]) -> Callable:
+    def run(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         options = dict(transformer_options or {})
         conds = len(options.get("cond_or_uncond") or (0,))
         require_map_batch(x.shape[0] // conds, len(maps))
         if clean := options.get(_CLEAN):
             x, t = _with_clean_rows(x, t, conds, clean)
-        options[KEY] = rows = MapRows(executor.class_obj.diffusion_model, conds, len(maps), color)
+        pictures = x.shape[0] // conds // len(maps)
+        options[KEY] = forward = MapForward(executor.class_obj.diffusion_model, Rows(maps, conds, pictures))
         denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         # Later steps may be skipped by packs that cache; the first never is.
-        if not rows.ran and _is_first_step(options):
+        if not forward.ran and _is_first_step(options):
             raise ValueError(
                 "Another node replaced the blocks in which the maps of this MODEL meet, so nothing would join them: put that node before "
                 "Apply Tensor LoRA or Join Maps in Attention."
             )
         return denoised
 
-    return forward
+    return run
 
 
 def _is_first_step(options: dict) -> bool:

@@ -10,7 +10,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
@@ -21,14 +21,17 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ....methods.lora.lora_file import LoraLayer
+from ....methods.rows import labelled_slices, windows_per_row
 
 KEY = "intrinsic_lab.row_lora"
+# A linear layer or a convolution of the model; quantised ones are not always torch's.
+Layer = Any
 
 
 class LayerDelta(nn.Module):
     """`strength * scale * up(down(x))` with the geometry (stride, padding...) of the layer it belongs to."""
 
-    def __init__(self, layer: LoraLayer, target: nn.Module, strength: float):
+    def __init__(self, layer: LoraLayer, target: Layer, strength: float):
         super().__init__()
         # Files may write a 1x1 convolution as a matrix, or the reverse.
         kernel, one = (tuple(target.kernel_size), (1, 1)) if _is_conv2d(target) else ((), ())
@@ -53,7 +56,7 @@ def _is_conv2d(module: nn.Module | None) -> bool:
     return hasattr(module, "in_channels") and hasattr(module, "out_channels") and len(getattr(module, "kernel_size", ())) == 2
 
 
-def _same_size(layer: LoraLayer, target: nn.Module) -> bool:
+def _same_size(layer: LoraLayer, target: Layer) -> bool:
     """Whether the LoRA fits the layer's widths and kernel, whatever the number of trailing 1s."""
     if _is_conv2d(target):
         kernel = tuple(layer.down.shape[2:]) or (1, 1)
@@ -94,17 +97,17 @@ class MapAdapter(nn.Module):
             )
 
     def named_deltas(self) -> Iterator[tuple[str, LayerDelta]]:
-        return ((name.replace("/", "."), delta) for name, delta in self.deltas.items())
+        return ((name.replace("/", "."), delta) for name, delta in self.deltas.items() if isinstance(delta, LayerDelta))
 
 
-def _submodule(root: nn.Module, name: str) -> nn.Module | None:
+def _submodule(root: nn.Module, name: str) -> Layer | None:
     try:
         return comfy.utils.get_attr(root, name)
     except AttributeError:
         return None
 
 
-def _describe(target: nn.Module) -> str:
+def _describe(target: Layer) -> str:
     if _is_conv2d(target):
         return f"{target.out_channels} x {target.in_channels}, kernel {tuple(target.kernel_size)}"
     return f"{target.out_features} x {target.in_features}"
@@ -180,16 +183,10 @@ def _map_of_row(assigned: Sequence[str | None] | None, adapters: Mapping[str, Ma
 @contextlib.contextmanager
 def hooked(unet: nn.Module, adapters: Mapping[str, MapAdapter], map_of_row: Sequence[str | None]) -> Iterator[None]:
     """Adds each row's LoRA to the layers' outputs for the duration of the block, in which compiled models run eagerly."""
-    runs, start = [], 0
-    for name, group in groupby(map_of_row):
-        stop = start + len(list(group))
-        if name is not None:
-            runs.append((name, start, stop))
-        start = stop
-    parts: dict[str, list[tuple[int, int, LayerDelta]]] = {}
-    for name, start, stop in runs:
+    parts: dict[str, list[tuple[slice, LayerDelta]]] = {}
+    for name, rows in labelled_slices(map_of_row):
         for layer, delta in adapters[name].named_deltas():
-            parts.setdefault(layer, []).append((start, stop, delta))
+            parts.setdefault(layer, []).append((rows, delta))
     handles = []
     try:
         for layer, layer_parts in parts.items():
@@ -201,15 +198,12 @@ def hooked(unet: nn.Module, adapters: Mapping[str, MapAdapter], map_of_row: Sequ
             handle.remove()
 
 
-def _add_rows(layer: str, parts: list[tuple[int, int, LayerDelta]], rows: int) -> Callable:
+def _add_rows(layer: str, parts: list[tuple[slice, LayerDelta]], rows: int) -> Callable:
     def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
         x = args[0]
-        # Patches that cut pictures into windows put the windows of one row next to each other.
-        windows, rest = divmod(x.shape[0], rows)
-        if rest or not windows:
-            raise ValueError(f"Layer {layer} ran on {x.shape[0]} rows, a multiple of {rows} was expected: remove patches that merge rows.")
-        for start, stop, delta in parts:
-            here = slice(start * windows, stop * windows)
+        windows = windows_per_row(f"Layer {layer}", x.shape[0], rows)
+        for part, delta in parts:
+            here = slice(part.start * windows, part.stop * windows)
             # In place: a Linear's or Conv2d's output belongs to nobody else yet.
             output[here] += delta(x[here]).to(output.dtype)
         return output

@@ -1,27 +1,25 @@
 """I-LDM on a native MODEL: picture rows and intrinsic rows in one batch, meeting in every self-attention.
 
-Everything sits on a clone: the exchange itself in core's own patch points (`cross_domain_unet`, `cross_domain_pixart`), the intrinsic rows'
-LoRA by the mechanism of `row_lora`, the state of each forward in an APPLY_MODEL wrapper, and the check of the latent, with the noise that
-stochastic samplers share, in an OUTER_SAMPLE wrapper.
+Everything sits on a clone: the exchange itself where the MODEL's backbone has its self-attentions, the intrinsic rows' LoRA by the
+mechanism of `row_lora`, the state of each forward in an APPLY_MODEL wrapper, and the check of the latent, with the noise that stochastic
+samplers share, in an OUTER_SAMPLE wrapper.
 """
 
 import logging
 from collections.abc import Callable, Mapping
 
 import comfy.model_management
-import comfy.utils
 import torch
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.ldm.pixart.pixartms import PixArtMS
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import TORCH_COMPILE_KWARGS
 from torch import Tensor
 
-from ....methods.ildm.joint_forward import CURRENT, JointForward
+from ....methods.ildm.joint_forward import CURRENT, DOMAINS, PICTURE, JointForward
 from ....methods.ildm.schedules import Block, WeightSchedule
 from ....methods.lora.lora_file import LoraFile
-from ..backbones import cross_domain_pixart, cross_domain_unet
+from ....methods.rows import Rows
+from ..backbones import CROSS_DOMAIN, require
 from ..batch_rows import row_lora
 from ..batch_rows.shared_noise import require_joint_batch, require_same_noise, sharing_noise
 
@@ -30,27 +28,7 @@ KEY = "intrinsic_lab.cross_domain"
 
 def bind_lora(model: ModelPatcher, lora: LoraFile, strength: float, source: str) -> row_lora.MapAdapter:
     """A LoRA file bound to the layers of a MODEL that this method supports. Raises ValueError, naming `source`, where it does not fit."""
-    network = require_supported(model)
-    config = model.model.model_config.unet_config
-    if isinstance(network, PixArtMS):
-        try:
-            layers = cross_domain_pixart.native_layers(lora.layers, config)
-        except ValueError as error:
-            raise ValueError(f"{source} does not fit: {error}") from None
-        return row_lora.MapAdapter(layers, network, {}, strength, source)
-    names = {name.removesuffix(".weight"): native.removesuffix(".weight") for name, native in comfy.utils.unet_to_diffusers(config).items()}
-    return row_lora.MapAdapter(lora.layers, network, names, strength, source)
-
-
-def require_supported(model: ModelPatcher) -> UNetModel | PixArtMS:
-    """The MODEL's network. Raises ValueError for every other architecture."""
-    network = model.get_model_object("diffusion_model")
-    if not isinstance(network, (UNetModel, PixArtMS)):
-        raise ValueError(
-            f"This MODEL is a {type(model.model).__name__} ({type(network).__name__}); cross-domain attention works on Stable Diffusion "
-            "UNets (SD 1.x, SD 2.x, SDXL) and PixArt: load one of those."
-        )
-    return network
+    return require(model, CROSS_DOMAIN).bind_lora(model, lora.layers, strength, source)
 
 
 def exchange_domains(
@@ -61,7 +39,7 @@ def exchange_domains(
     schedule: weight of intrinsic keys for picture queries. adapters: LoRA of the rows of a domain ("picture", "intrinsic").
     Raises ValueError for architectures and for other patches that this cannot work with.
     """
-    network = require_supported(model)
+    backbone = require(model, CROSS_DOMAIN)
     if model.get_attachment(KEY) is not None:
         raise ValueError("This MODEL already has cross-domain attention: apply it once, and combine the schedules instead.")
     if carried := row_lora.carried_maps(model):
@@ -70,8 +48,7 @@ def exchange_domains(
             "MODEL from before that node."
         )
     clone = model.clone()
-    attach = cross_domain_pixart.attach if isinstance(network, PixArtMS) else cross_domain_unet.attach
-    blocks = attach(clone, network)
+    blocks = backbone.attach(clone)
     clone.set_attachments(KEY, schedule)
     # Plain patchers also where core uses dynamic ones: these layers are ours, a few MB, and move as a whole.
     load, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
@@ -91,7 +68,7 @@ def _sample_jointly(own: Mapping) -> Callable:
     def sample(executor, noise, latent_image, sampler, *args, **kwargs):
         require_same_noise(noise)
         options = executor.class_obj.model_options
-        others = [place for place, function in _replaced_attention(options).items() if own and own.get(place) is not function]
+        others = [address for address, function in _replaced_attention(options).items() if own and own.get(address) is not function]
         if others:
             raise ValueError(
                 f"A node after Cross-Domain Attention replaces self-attention of this MODEL ({len(others)} blocks, first {others[0]}), and "
@@ -107,21 +84,21 @@ def _sample_jointly(own: Mapping) -> Callable:
 def _run_jointly(schedule: WeightSchedule, adapters: Mapping[str, row_lora.MapAdapter]) -> Callable:
     def run(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         options = transformer_options or {}
-        groups = len(options.get("cond_or_uncond") or (0,))
-        require_joint_batch(x.shape[0] // groups)
+        conds = len(options.get("cond_or_uncond") or (0,))
+        require_joint_batch(x.shape[0] // conds)
         timestep = float(executor.class_obj.model_sampling.timestep(t).flatten()[0])
-        step = JointForward(groups, x.shape[0] // groups // 2, timestep, schedule)
+        step = JointForward(Rows(DOMAINS, conds, x.shape[0] // conds // 2), timestep, schedule)
         token = CURRENT.set(step)
         try:
-            with row_lora.hooked(executor.class_obj.diffusion_model, adapters, step.domain_of_row(adapters)):
-                return executor(x, t, c_concat, c_crossattn, _for_pictures(control, step), options, **kwargs)
+            with row_lora.hooked(executor.class_obj.diffusion_model, adapters, step.rows.member_of_row(adapters)):
+                return executor(x, t, c_concat, c_crossattn, _for_pictures(control, step.rows), options, **kwargs)
         finally:
             CURRENT.reset(token)
 
     return run
 
 
-def _for_pictures(control: dict | None, step: JointForward) -> dict | None:
+def _for_pictures(control: dict | None, rows: Rows) -> dict | None:
     """A ControlNet's residuals on picture rows only: it was trained on pictures, and its hint shows one."""
     if control is None:
         return None
@@ -129,10 +106,10 @@ def _for_pictures(control: dict | None, step: JointForward) -> dict | None:
     def on_pictures(residual: Tensor | None) -> Tensor | None:
         if residual is None:
             return None
-        if residual.shape[0] not in (1, step.rows):
-            raise ValueError(f"A ControlNet gave {residual.shape[0]} rows for {step.rows}: use one that keeps the batch.")
-        is_picture = torch.tensor([domain is not None for domain in step.domain_of_row(("picture",))], device=residual.device)
+        if residual.shape[0] not in (1, len(rows)):
+            raise ValueError(f"A ControlNet gave {residual.shape[0]} rows for {len(rows)}: use one that keeps the batch.")
+        is_picture = torch.tensor([domain is not None for domain in rows.member_of_row((PICTURE,))], device=residual.device)
         shown = is_picture.view(-1, *[1] * (residual.ndim - 1))
         return torch.where(shown, residual, residual.new_zeros(()))
 
-    return {place: [on_pictures(residual) for residual in residuals] for place, residuals in control.items()}
+    return {part: [on_pictures(residual) for residual in residuals] for part, residuals in control.items()}

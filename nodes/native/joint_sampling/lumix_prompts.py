@@ -28,11 +28,11 @@ def prompts_of_maps(latent: dict, shared: list, own: Mapping[str, list]) -> list
             )
     texts = {name: prompt[0][0] for name, prompt in chosen.items()}
     length = math.lcm(*(text.shape[1] for text in texts.values()))
-    told = dict(shared[0][1])
+    extra = dict(shared[0][1])
     pooled = {name: prompt[0][1].get("pooled_output") for name, prompt in chosen.items()}
     if all(tensor is not None for tensor in pooled.values()):
-        told["pooled_output"] = _rows(pooled, rows)
-    return [[_rows({name: text.repeat(1, length // text.shape[1], 1) for name, text in texts.items()}, rows), told]]
+        extra["pooled_output"] = _rows(pooled, rows)
+    return [[_rows({name: text.repeat(1, length // text.shape[1], 1) for name, text in texts.items()}, rows), extra]]
 
 
 def _rows(of_map: Mapping[str, Tensor], rows: Mapping[str, int]) -> Tensor:

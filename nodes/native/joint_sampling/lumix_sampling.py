@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 
-import comfy.model_base
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
@@ -16,12 +15,11 @@ from einops import rearrange
 from torch import Tensor
 
 from ....methods.lumix.design import MAP_NAMES
-from ....methods.lumix.schedule import published_shift, shifted_sigmas
+from ..backbones import MAP_ATTENTION, require
 from ..batch_rows.lumix_rows import maps_of, require_map_batch
 
 # Names of a latent's maps, in the order of rows; samplers hand it on.
 MAPS_ENTRY = "intrinsic_lab_maps"
-FLUX_PATCH = 2
 
 
 def map_latents(model: ModelPatcher, width: int, height: int, pictures: int, given: Mapping[str, dict]) -> dict:
@@ -75,16 +73,11 @@ def split_maps(latent: dict) -> dict[str, dict]:
     return {name: {"samples": part} for name, part in zip(maps, samples.chunk(len(maps)), strict=True)}
 
 
-def image_tokens(latent: dict) -> int:
-    """How many image tokens FLUX makes of one row."""
-    height, width = latent["samples"].shape[-2:]
-    return -(-height // FLUX_PATCH) * -(-width // FLUX_PATCH)
-
-
 def joint_sigmas(model: ModelPatcher, latent: dict, steps: int) -> Tensor:
-    """LumiX's published noise levels for FLUX; core's "normal" scheduler for other models."""
-    if isinstance(model.model, comfy.model_base.Flux):
-        return shifted_sigmas(steps, published_shift(image_tokens(latent)))
+    """The noise levels that maps are sampled at on the MODEL's backbone."""
+    own_sigmas = require(model, MAP_ATTENTION).sigmas
+    if own_sigmas is not None:
+        return own_sigmas(latent, steps)
     return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
 
 

@@ -7,23 +7,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import comfy.model_management
-import comfy.model_sampling
 import comfy.samplers
 import torch
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from einops import repeat
 from torch import Tensor
 
 from ....methods.intrinsic_lora.extract import Generator
+from ..backbones import SINGLE_STEP, require
 from ..batch_rows import row_lora
 
 # Share of a device's memory that activations of one forward may take beside the weights.
 ACTIVATION_SHARE = 0.6
-
-
-class ImageToImage(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.IMG_TO_IMG):
-    """The model's input goes in unscaled, its raw output comes out."""
 
 
 class RawOutput(comfy.samplers.Sampler):
@@ -34,23 +29,6 @@ class RawOutput(comfy.samplers.Sampler):
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
         return model_wrap(latent_image, self.sigma_of_row.to(latent_image.device), **extra_args)
-
-
-def require_sd_unet(model: ModelPatcher) -> UNetModel:
-    """The MODEL's UNet. Raises ValueError for every other architecture and for UNets with extra input channels."""
-    unet = model.get_model_object("diffusion_model")
-    if not isinstance(unet, UNetModel):
-        raise ValueError(
-            f"This MODEL is a {type(model.model).__name__} ({type(unet).__name__}); Intrinsic LoRA works on Stable Diffusion UNets "
-            "(SD 1.x, SD 2.x, SDXL): load one of those."
-        )
-    wanted = model.get_model_object("latent_format").latent_channels
-    if unet.in_channels != wanted:
-        raise ValueError(
-            f"This UNet takes {unet.in_channels} input channels, {wanted} were expected: load a plain text-to-image checkpoint, "
-            "not an inpainting or editing one."
-        )
-    return unet
 
 
 def require_parts(model: ModelPatcher, clip, vae) -> None:
@@ -67,7 +45,7 @@ def require_parts(model: ModelPatcher, clip, vae) -> None:
 
 @dataclass(frozen=True)
 class RowForward:
-    """One UNet forward with a map per row; where memory does not suffice, several.
+    """One UNet forward with a map per row; where memory turns out not to suffice, several.
 
     names, embeddings, timesteps: of the maps. assign: whether rows get the MODEL's carried LoRAs (not for a merged LoRA).
     """
@@ -99,24 +77,17 @@ def make_generator(model: ModelPatcher, clip, vae, carried: Mapping[str, tuple[s
     carried: prompt and timestep per map, in row order. assign: as in `RowForward`. Nothing in it may refer to itself: a patched clone that
     waits for the garbage collector makes core collect all garbage at every load.
     """
+    single_step = require(model, SINGLE_STEP)
     step_model = model.clone()
-    step_model.add_object_patch("model_sampling", ImageToImage(model.model.model_config))
+    step_model.add_object_patch("model_sampling", single_step.model_sampling(model))
     forward = RowForward(
         step_model,
         tuple(carried),
-        [_encode_prompt(clip, prompt, model) for prompt, _ in carried.values()],
+        [_encode_prompt(clip, prompt, single_step.context_width(model)) for prompt, _ in carried.values()],
         torch.tensor([float(timestep) for _, timestep in carried.values()]),
         assign,
     )
-
-    def predict(latent_bchw: Tensor) -> Tensor:
-        pictures = latent_bchw.shape[0] // len(forward.names)
-        map_index_of_row = [index for index in range(len(forward.names)) for _ in range(pictures)]
-        step = rows_per_forward(model, *latent_bchw.shape[2:])
-        starts = range(0, len(map_index_of_row), step)
-        return torch.cat([forward(latent_bchw[start : start + step], map_index_of_row[start : start + step]) for start in starts])
-
-    return Generator(encode=vae.encode, predict=predict, decode=unclamped(vae).decode, downscale=int(vae.downscale_ratio))
+    return Generator(encode=vae.encode, predict=forward, decode=unclamped(vae).decode, downscale=int(vae.downscale_ratio))
 
 
 def _raw_outputs(
@@ -133,13 +104,12 @@ def _raw_outputs(
     return output.to(comfy.model_management.intermediate_device())
 
 
-def _encode_prompt(clip, prompt: str, model: ModelPatcher) -> tuple[Tensor, dict]:
+def _encode_prompt(clip, prompt: str, context_width: int | None) -> tuple[Tensor, dict]:
     # A CLIP with scheduled hooks gives a conditioning for each part of the schedule; the single step is its first moment.
     embedding, extra = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0]
-    wanted = model.model.model_config.unet_config.get("context_dim", embedding.shape[-1])
-    if embedding.shape[-1] != wanted:
+    if context_width not in (None, embedding.shape[-1]):
         raise ValueError(
-            f"This CLIP gives {embedding.shape[-1]} numbers a token, the MODEL takes {wanted}: connect the CLIP that belongs to it."
+            f"This CLIP gives {embedding.shape[-1]} numbers a token, the MODEL takes {context_width}: connect the CLIP that belongs to it."
         )
     return embedding, extra
 

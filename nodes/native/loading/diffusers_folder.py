@@ -8,17 +8,15 @@ import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ..backbones import BACKBONES, FAMILIES
+from ..backbones.backbone import LoadRequest
 from ..paths import MODEL_INDEX
 from .folder_files import ModelFolderError, describe, read_config, read_json
 from .latent_format import latent_format_of
-from .sampling import read_diffusion_schedule, read_flow_schedule
 from .text_encoder import load_clip
-from .transformer import load_flux, load_pixart
-from .unet import load_unet
 from .vae import load_vae
 
-FAMILY_NAMES = {"sd15": "SD 1.5", "sd21": "SD 2.1", "sdxl": "SDXL", "pixart": "PixArt-alpha", "flux": "FLUX.1"}
-TRANSFORMERS = {"PixArtTransformer2DModel": "pixart", "Transformer2DModel": "pixart", "FluxTransformer2DModel": "flux"}
+FAMILY_NAMES = {name: family.title for name, family in FAMILIES.items()}
 
 
 @dataclass(frozen=True)
@@ -36,20 +34,15 @@ def detect_family(folder: Path) -> str:
     if not folder.is_dir():
         raise ModelFolderError(f"There is no folder {describe(folder)}: put the model there, or choose another one.")
     index = read_json(folder / MODEL_INDEX)
-    if (folder / "unet").is_dir():
-        config = read_config(folder / "unet")
-        kind = config.get("_class_name", "UNet2DConditionModel")
-        if kind == "UNet2DConditionModel":
-            if config.get("addition_embed_type") == "text_time":
-                return "sdxl"
-            # As in ComfyUI's own detection, linear projections around attention tell SD 2 from SD 1.
-            return "sd21" if config.get("use_linear_projection", False) else "sd15"
-    elif (folder / "transformer").is_dir():
-        kind = read_config(folder / "transformer").get("_class_name", "")
-        if kind in TRANSFORMERS:
-            return TRANSFORMERS[kind]
-    else:
-        kind = "without a unet or transformer folder"
+    kind = "without a unet or transformer folder"
+    for part in dict.fromkeys(backbone.part for backbone in BACKBONES):
+        if (folder / part).is_dir():
+            config = read_config(folder / part)
+            families = (backbone.family_of(config) for backbone in BACKBONES if backbone.part == part)
+            if (family := next(filter(None, families), None)) is not None:
+                return family
+            kind = config.get("_class_name", "")
+            break
     raise ModelFolderError(
         f"{folder.name} is a {index.get('_class_name', 'model')} ({kind}); one of {', '.join(FAMILY_NAMES.values())} was expected. "
         "Use ComfyUI's own loader for other models."
@@ -66,23 +59,19 @@ def load_pipeline(
     Only safetensors are read. Raises ModelFolderError (a ValueError) that names the file, what was expected and what to do.
     """
     folder = Path(folder)
-    family = detect_family(folder)
-    clip = load_clip(folder, family, folder_paths.get_folder_paths("embeddings"), text_dtype, disable_dynamic)
+    family = FAMILIES[detect_family(folder)]
+    backbone = next(backbone for backbone in BACKBONES if family in backbone.families)
+    embeddings = folder_paths.get_folder_paths("embeddings")
+    clip = load_clip(folder, family.title, family.text, embeddings, text_dtype, disable_dynamic)
     vae_config = read_config(folder / "vae")
     vae = load_vae(folder / "vae", vae_config)
-    latent_format = latent_format_of(vae_config, vae)
-    if family == "flux":
-        schedule = read_flow_schedule(folder / "scheduler")
-        model = load_flux(folder / "transformer", schedule, latent_format, dtype, disable_dynamic)
-    elif family == "pixart":
-        schedule = read_diffusion_schedule(folder / "scheduler")
-        model = load_pixart(folder / "transformer", schedule, latent_format, dtype, disable_dynamic)
-    else:
-        schedule = read_diffusion_schedule(folder / "scheduler")
-        model = load_unet(folder / "unet", family, schedule, latent_format, dtype, disable_dynamic)
+    # A VAE of any published kind may come with any network.
+    published_formats = dict.fromkeys(latent_format for backbone in BACKBONES for latent_format in backbone.latent_formats)
+    latent_format = latent_format_of(vae_config, vae, published_formats)
+    model = backbone.load(LoadRequest(folder, family, latent_format, dtype, disable_dynamic))
     for name, patcher in (("model", model), ("clip", clip.patcher), ("vae", vae.patcher)):
         patcher.cached_patcher_init = (_reload, (folder, dtype, text_dtype, name))
-    return LoadedPipeline(model, clip, vae, family)
+    return LoadedPipeline(model, clip, vae, family.name)
 
 
 def _reload(

@@ -14,8 +14,8 @@ WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 # Where a weight goes: a name, or (name, slice along a dimension or None[, function of the weight]), as in comfy.utils.*_to_diffusers.
-Place = str | tuple
-KeyMap = Mapping[str, Place]
+Target = str | tuple
+KeyMap = Mapping[str, Target]
 
 
 class ModelFolderError(ValueError):
@@ -142,8 +142,8 @@ def rename(weights: dict[str, Tensor], key_map: KeyMap, part: str, ignore: Colle
         weight = weights.pop(name)
         if name in ignore:
             continue
-        place = key_map[name]
-        target, span, change = (place, None, None) if isinstance(place, str) else (*place, None)[:3]
+        goes_to = key_map[name]
+        target, span, change = (goes_to, None, None) if isinstance(goes_to, str) else (*goes_to, None)[:3]
         weight = change(weight) if change else weight
         if span is None:
             renamed[target] = weight

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import folder_paths
@@ -15,6 +16,7 @@ from ....methods.intrinsic_lora.generators.adapter import KIND_NAMES, GeneratorL
 from ....methods.intrinsic_lora.generators.gan_file import CLASS_NAME as GAN_CLASS
 from ....methods.intrinsic_lora.generators.gan_file import load_gan
 from ....methods.maps import MAPS
+from ..lora_library.files import BUNDLED_MARK, lora_path
 from ..paths import BUNDLED, bundled_file
 from .folder_files import ModelFolderError, read_config, read_weights, rename, require_same_weights
 
@@ -41,7 +43,7 @@ class LoadedGenerator:
     def layers_of_map(self) -> dict:
         return {name: lora.layers for name, lora in self.loras.items()}
 
-    def to_device(self, memory_required: float) -> nn.Module:
+    def to_device(self, memory_required: float) -> Any:
         """The generator, on the device core gives it, with room for `memory_required` bytes beside it."""
         comfy.model_management.load_models_gpu([self.patcher], memory_required=memory_required)
         return self.patcher.model.generator
@@ -75,20 +77,11 @@ def _class_name(config: Path) -> str | None:
     return content.get("_class_name") if isinstance(content, dict) else None
 
 
-def lora_files(kind: str, map_name: str) -> dict[str, Path | None]:
-    """What a node offers as the LoRA of a map; the path of a file in models/loras is looked up when it is read."""
-    bundled = {
-        f"{shown.removesuffix(' (bundled)')}/{map_name} (bundled)": path
-        for shown, name in BUNDLED_FOLDERS[kind].items()
-        if (path := bundled_file(f"{name}_{map_name}.safetensors")).is_file()
+def bundled_loras(kind: str, map_name: str) -> dict[str, str]:
+    """The pack's own LoRAs that make a map with a generator of this kind: see `files.lora_names`."""
+    return {
+        f"{shown.removesuffix(BUNDLED_MARK)}/{map_name}": f"{name}_{map_name}.safetensors" for shown, name in BUNDLED_FOLDERS[kind].items()
     }
-    return {NO_LORA: None, **bundled, **dict.fromkeys(folder_paths.get_filename_list("loras"))}
-
-
-def lora_path(kind: str, map_name: str, lora_name: str) -> Path:
-    """The file behind a name of `lora_files`. Raises FileNotFoundError."""
-    bundled = lora_files(kind, map_name).get(lora_name)
-    return bundled or Path(folder_paths.get_full_path_or_raise("loras", lora_name))
 
 
 def load_generator(kind: str, folder_name: str, lora_names: Mapping[str, str]) -> LoadedGenerator:
@@ -103,7 +96,7 @@ def load_generator(kind: str, folder_name: str, lora_names: Mapping[str, str]) -
     loras = {}
     for name in MAPS:
         if (chosen := lora_names.get(name, NO_LORA)) != NO_LORA:
-            loras[name] = read_generator_lora(lora_path(kind, name, chosen), kind, name)
+            loras[name] = read_generator_lora(lora_path(chosen, bundled_loras(kind, name)), kind, name)
             fit(generator, kind, loras[name].layers, chosen)
     # A plain patcher also where core uses dynamic ones: these layers are not core's, and move as a whole.
     patcher = ModelPatcher(

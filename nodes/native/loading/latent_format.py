@@ -1,6 +1,7 @@
 """How a model's latents relate to its VAE's: number of channels, scale and shift, and colours for previews."""
 
-import comfy.latent_formats
+from collections.abc import Iterable
+
 import comfy.sd
 import torch
 from comfy.latent_formats import LatentFormat
@@ -8,7 +9,6 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn import functional
 
-PUBLISHED = (comfy.latent_formats.SD15, comfy.latent_formats.SDXL, comfy.latent_formats.Flux)
 PROBES = 8
 PROBE_SIZE = 8
 
@@ -29,13 +29,13 @@ class AnyLatent(LatentFormat):
         return latent / self.scale_factor + self.shift_factor
 
 
-def latent_format_of(vae_config: dict, vae: comfy.sd.VAE) -> LatentFormat:
+def latent_format_of(vae_config: dict, vae: comfy.sd.VAE, published_formats: Iterable[type[LatentFormat]]) -> LatentFormat:
     """The latent format of an AutoencoderKL: the published one that fits (with its preview colours), else one measured on `vae`."""
     channels = vae_config.get("latent_channels", 4)
     scale = vae_config.get("scaling_factor") or 1.0
     shift = vae_config.get("shift_factor") or 0.0
     downscale = 2 ** (len(vae_config["block_out_channels"]) - 1)
-    for published in PUBLISHED:
+    for published in published_formats:
         known = published()
         if (channels, scale, shift, downscale) == (known.latent_channels, known.scale_factor, getattr(known, "shift_factor", 0.0), 8):
             return known

@@ -8,7 +8,7 @@ from comfy.latent_formats import LatentFormat
 from comfy.supported_models_base import BASE
 from torch import Tensor
 
-from .folder_files import require_same_weights
+from .folder_files import ModelFolderError, require_same_weights
 from .sampling import NoiseSchedule
 
 
@@ -47,3 +47,12 @@ def build_patcher(
     patcher = patcher_class(model, load_device=load_device, offload_device=comfy.model_management.unet_offload_device())
     model.load_model_weights(weights, "", assign=patcher.is_dynamic())
     return patcher
+
+
+def require_channels(channels: int, latent_format: LatentFormat, part: str) -> None:
+    """Raises ModelFolderError unless a transformer of `channels` channels fits its VAE's latents."""
+    if channels != latent_format.latent_channels:
+        raise ModelFolderError(
+            f"The {part} takes latents of {channels} channels, the VAE's have {latent_format.latent_channels}: "
+            "transformer and vae do not belong together."
+        )

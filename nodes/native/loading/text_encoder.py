@@ -3,14 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.sd
 import comfy.sd1_clip
-import comfy.sdxl_clip
-import comfy.text_encoders.flux
-import comfy.text_encoders.pixart_t5
-import comfy.text_encoders.sd2_clip
 import torch
 from comfy.supported_models_base import ClipTarget
 from torch import Tensor, nn
@@ -59,37 +56,17 @@ class TextPart:
 CLIP_L = TextPart("clip_l", "text_encoder", "tokenizer")
 
 
-def _sd2_model(**params) -> nn.Module:
-    """diffusers' SD 2 folders lack CLIP-H's unused last layer, so the last layer is the one to take."""
-    return comfy.text_encoders.sd2_clip.SD2ClipModel(layer="last", **params)
-
-
 @dataclass(frozen=True)
 class TextFamily:
-    """The text encoders of a model family, and ComfyUI's tokenizer and model for them."""
+    """The text encoders of a model family, and ComfyUI's tokenizer and model for them.
+
+    fewest_layers: of each encoder, where the model takes the last layer but one.
+    """
 
     parts: tuple[TextPart, ...]
     tokenizer: Callable
     model: Callable[..., nn.Module]
-
-
-FAMILIES = {
-    "sd15": TextFamily((CLIP_L,), comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel),
-    "sd21": TextFamily((TextPart("clip_h", "text_encoder", "tokenizer"),), comfy.text_encoders.sd2_clip.SD2Tokenizer, _sd2_model),
-    "sdxl": TextFamily(
-        (CLIP_L, TextPart("clip_g", "text_encoder_2", "tokenizer_2")), comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel
-    ),
-    "pixart": TextFamily(
-        (TextPart("t5xxl", "text_encoder", "tokenizer", tokenizer_name="clip_t5xxl"),),
-        comfy.text_encoders.pixart_t5.PixArtTokenizer,
-        comfy.text_encoders.pixart_t5.pixart_te(),
-    ),
-    "flux": TextFamily(
-        (CLIP_L, TextPart("t5xxl", "text_encoder_2", "tokenizer_2")),
-        comfy.text_encoders.flux.FluxTokenizer,
-        comfy.text_encoders.flux.flux_clip(),
-    ),
-}
+    fewest_layers: int = 1
 
 
 def clip_config(config: dict, part: str) -> dict:
@@ -190,13 +167,12 @@ def _fit_clip(
 
 
 def load_clip(
-    folder: Path, family: str, embeddings: list[str], dtype: torch.dtype | None = None, disable_dynamic: bool = False
+    folder: Path, title: str, text: TextFamily, embeddings: list[str], dtype: torch.dtype | None = None, disable_dynamic: bool = False
 ) -> comfy.sd.CLIP:
-    """CLIP from a model folder. `family`: a key of FAMILIES; `embeddings`: folders of textual inversions.
+    """CLIP from a model folder. title: of the model family, for errors; embeddings: folders of textual inversions.
 
     dtype: in which the weights are kept; None leaves the choice to ComfyUI (half precision; it always computes in float32).
     """
-    text = FAMILIES[family]
     configs, weights, tokenizers = {}, {}, {}
     for part in text.parts:
         config = read_config(folder / part.folder)
@@ -207,8 +183,8 @@ def load_clip(
             tokenizers[part] = own_tokenizer(folder, part, configs[part], embeddings)
         if not part.is_clip and configs[part]["vocab_size"] < T5_VOCABULARY:
             tokenizers[part] = own_t5_tokenizer(folder, part, configs[part], embeddings)
-    if family == "sdxl" and min(config["num_hidden_layers"] for config in configs.values()) < 3:
-        raise ModelFolderError("SDXL takes its text encoders' last layer but one: each must have 3 layers or more.")
+    if text.fewest_layers > 1 and min(config["num_hidden_layers"] for config in configs.values()) < text.fewest_layers:
+        raise ModelFolderError(f"{title} takes its text encoders' last layer but one: each must have {text.fewest_layers} layers or more.")
 
     def build_tokenizer(embedding_directory=None, tokenizer_data=None):
         tokenizer = text.tokenizer(embedding_directory=embedding_directory, tokenizer_data=tokenizer_data or {})
@@ -230,7 +206,7 @@ def load_clip(
                 encoder.special_tokens = {"start": own.start_token, "end": own.end_token, "pad": own.pad_token}
         return model
 
-    options = {f"{part.name}_model_config": config for part, config in configs.items()}
+    options: dict[str, Any] = {f"{part.name}_model_config": config for part, config in configs.items()}
     if dtype is not None:
         options["dtype"] = dtype
     target = ClipTarget(build_tokenizer, build_model)

@@ -7,8 +7,8 @@ import comfy.sd
 import torch
 from torch import Tensor
 
+from .channel_multipliers import channel_multipliers
 from .folder_files import ModelFolderError, read_weights, rename, require_options, require_same_weights
-from .widths import width_ratios
 
 PART = "VAE"
 FIXED_OPTIONS = {
@@ -50,12 +50,12 @@ def _as_convolution(weight: Tensor) -> Tensor:
 
 
 def _key_map(names: list[str], levels: int) -> dict:
-    places = {}
+    targets = {}
     for name in names:
         native = _native_name(name, levels)
         attention_weight = re.search(r"mid\.attn_1\.(q|k|v|proj_out)\.weight$", native)
-        places[name] = (native, None, _as_convolution) if attention_weight else native
-    return places
+        targets[name] = (native, None, _as_convolution) if attention_weight else native
+    return targets
 
 
 def load_vae(part: Path, config: dict, dtype: torch.dtype | None = None, pixel_channels: int = 3) -> comfy.sd.VAE:
@@ -72,7 +72,7 @@ def load_vae(part: Path, config: dict, dtype: torch.dtype | None = None, pixel_c
         if block not in ("DownEncoderBlock2D", "UpDecoderBlock2D"):
             raise ModelFolderError(f"The {PART} has a block {block}, only DownEncoderBlock2D and UpDecoderBlock2D are known to ComfyUI's.")
     widths, channels = list(config["block_out_channels"]), config.get("latent_channels", 4)
-    ratios = width_ratios(widths, PART)
+    multipliers = channel_multipliers(widths, PART)
     weights = read_weights(part)
     weights = rename(weights, _key_map(list(weights), len(widths)), PART)
     if not config.get("use_quant_conv", True):
@@ -87,7 +87,7 @@ def load_vae(part: Path, config: dict, dtype: torch.dtype | None = None, pixel_c
         "in_channels": pixel_channels,
         "out_ch": pixel_channels,
         "ch": widths[0],
-        "ch_mult": ratios,
+        "ch_mult": multipliers,
         "num_res_blocks": config.get("layers_per_block", 1),
         "attn_resolutions": [],
         "dropout": 0.0,

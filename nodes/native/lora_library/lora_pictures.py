@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .lora_shelf import preview_picture
+from .lora_collection import preview_picture
 
 SIDE, MARGIN, WIDTH = 96, 8, 720
 BACKGROUND, BAND, EMPTY, INK, FAINT = "#1e1e22", "#2a2a30", "#3a3a42", "#f0f0f0", "#a8a8b0"
@@ -57,7 +57,7 @@ def table_picture(rows: Sequence[Row]) -> Tensor:
 
 def _draw_row(sheet: Image.Image, pen: ImageDraw.ImageDraw, row: Row, top: int) -> None:
     pen.rectangle((MARGIN, top + MARGIN, WIDTH - MARGIN, top + MARGIN + SIDE), fill=BAND)
-    if picture := preview_picture(row.path, SIDE):
+    if row.path and (picture := preview_picture(row.path, SIDE)):
         sheet.paste(picture, (MARGIN + (SIDE - picture.width) // 2, top + MARGIN + (SIDE - picture.height) // 2))
     else:
         pen.rectangle((MARGIN, top + MARGIN, MARGIN + SIDE, top + MARGIN + SIDE), fill=EMPTY)

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 
-from .lora_shelf import preview_jpeg
+from .lora_collection import preview_jpeg
 
 PREVIEW_ROUTE = "/intrinsic_lab/lora_preview"
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,7 +117,7 @@ def require_free(run: Path, place: Place) -> None:
 
 def publish(run: Path, result: Path, place: Place) -> None:
     """Copy a run's result, a file or a flat folder of files, to its place, each file whole or not at all. Raises as `require_free`."""
-    from ....training.atomic import write_atomically, write_json
+    from ....training.atomic import copy_file, write_json
 
     require_free(run, place)
     own = sorted(_record(run) | {_sha256(path) for path in _files(result)})
@@ -126,7 +125,7 @@ def publish(run: Path, result: Path, place: Place) -> None:
     write_json(run / RECORD, own)
     for source in _files(result):
         target = place.path if result.is_file() else place.path / source.name
-        write_atomically(target, lambda path, source=source: shutil.copyfile(source, path))
+        copy_file(source, target)
 
 
 def _record(run: Path) -> set[str]:

@@ -83,8 +83,9 @@ class Watcher:
     """Shows a run in its node and ends it when the prompt is cancelled: the callbacks that trainers take."""
 
     def __init__(self) -> None:
-        self.total, self.history = 0, None
-        self._bar, self._shown, self._kind = None, 0.0, None
+        self.total, self._shown = 0, 0.0
+        self._bar: comfy.utils.ProgressBar | None = None
+        self._kind: str | None = None
 
     def begin(self, steps: int, earlier: "History") -> None:
         """Before the trainer runs. earlier: of the part of the run that is done."""
@@ -92,14 +93,10 @@ class Watcher:
 
     def encoded(self, kind: str, done: int, total: int) -> None:
         """An `on_encoded` of the trainers. Raises `training.loop.Interrupted`."""
-        if kind != self._kind:
-            self._bar, self._kind = comfy.utils.ProgressBar(total), kind
-        self._update(done, total)
+        self._update(self._bar_of(kind, total), done, total)
 
     def step(self, step: int, loss: float, seconds_left: float) -> None:
         """A `report` of `training.loop.train`. Raises `training.loop.Interrupted`, upon which the loop keeps a checkpoint."""
-        if self._bar is None or self._kind is not None:
-            self._bar, self._kind = comfy.utils.ProgressBar(self.total), None
         self.history.add(loss, 0.0)
         picture = None
         if time.monotonic() - self._shown >= SECONDS_BETWEEN_PREVIEWS:
@@ -107,15 +104,21 @@ class Watcher:
 
             picture = ("JPEG", loss_curve(self.history), None)
             self._shown = time.monotonic()
-        self._update(step, self.total, picture)
+        self._update(self._bar_of(None, self.total), step, self.total, picture)
 
-    def _update(self, value: int, total: int, preview: tuple | None = None) -> None:
+    def _bar_of(self, kind: str | None, total: int) -> comfy.utils.ProgressBar:
+        """A bar for each kind of pictures that is encoded, and one for the steps."""
+        if self._bar is None or kind != self._kind:
+            self._bar, self._kind = comfy.utils.ProgressBar(total), kind
+        return self._bar
+
+    def _update(self, bar: comfy.utils.ProgressBar, value: int, total: int, preview: tuple | None = None) -> None:
         from ....training.loop import Interrupted
 
         try:
             comfy.model_management.throw_exception_if_processing_interrupted()
             # Looks for an interrupt too.
-            self._bar.update_absolute(value, total, preview)
+            bar.update_absolute(value, total, preview)
         except comfy.model_management.InterruptProcessingException as stop:
             raise Interrupted from stop
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from ..draw import cross, unit
-from ..plan import UPRIGHT, Axes, Material, Part, Vector
+from ..plan import UPRIGHT, Axes, Material, Part, Vector, vector
 from ..shapes import BALL, BOX, CYLINDER, TURNED
 
 
@@ -33,14 +33,14 @@ def turned(radius: float, height: float, base: Vector, material: Material, form=
 
 
 def ball(radius: float, centre: Vector, material: Material, stretch: Vector = (1.0, 1.0, 1.0)) -> Part:
-    return Part(TURNED, centre, tuple(radius * factor for factor in stretch), material, form=BALL)
+    return Part(TURNED, centre, vector(radius * factor for factor in stretch), material, form=BALL)
 
 
 def rod(start: Vector, end: Vector, radius: float, material: Material, form=CYLINDER) -> Part:
     """A thin cylinder between two places."""
-    way = tuple(e - s for s, e in zip(start, end, strict=True))
+    way = vector(e - s for s, e in zip(start, end, strict=True))
     length = math.sqrt(sum(x * x for x in way))
     up = unit(way)
     right = unit(cross(up, (0.31, 0.2, 0.93) if abs(up[2]) < 0.9 else (1.0, 0.1, 0.0)))
-    middle = tuple((s + e) / 2 for s, e in zip(start, end, strict=True))
+    middle = vector((s + e) / 2 for s, e in zip(start, end, strict=True))
     return Part(TURNED, middle, (radius, length / 2, radius), material, (right, up, cross(right, up)), form)

@@ -1,19 +1,18 @@
 """UNet2DConditionModel of any width (SD 1.5, SD 2.1, SDXL) as a native MODEL."""
 
-from pathlib import Path
 from typing import ClassVar
 
 import comfy.model_base
 import comfy.supported_models
 import comfy.utils
 import torch
-from comfy.latent_formats import LatentFormat
 from comfy.model_patcher import ModelPatcher
 
-from .folder_files import ModelFolderError, read_config, read_weights, rename, require_options
-from .patcher import build_patcher, configure
-from .sampling import NoiseSchedule
-from .widths import width_ratios
+from ...loading.channel_multipliers import channel_multipliers
+from ...loading.folder_files import ModelFolderError, read_config, read_weights, rename, require_options
+from ...loading.patcher import build_patcher, configure
+from ...loading.sampling import read_diffusion_schedule
+from ..backbone import LoadRequest
 
 PART = "UNet"
 # What ComfyUI's UNetModel fixes; first the value that diffusers takes when the config does not say.
@@ -121,7 +120,7 @@ def unet_config(config: dict) -> dict:
     require_options(config, FIXED_OPTIONS, PART)
     widths = list(config["block_out_channels"])
     levels = len(widths)
-    ratios = width_ratios(widths, PART)
+    multipliers = channel_multipliers(widths, PART)
     attention = _attention_by_level(config)
     heads = _per_level(config, "num_attention_heads" if config.get("num_attention_heads") else "attention_head_dim", levels, 8)
     blocks = _per_level(config, "layers_per_block", levels, 2)
@@ -141,7 +140,7 @@ def unet_config(config: dict) -> dict:
         "in_channels": config["in_channels"],
         "out_channels": config["out_channels"],
         "model_channels": widths[0],
-        "channel_mult": ratios,
+        "channel_mult": multipliers,
         "num_res_blocks": blocks,
         "transformer_depth": [depth[i] for i in range(levels) for _ in range(blocks[i])],
         "transformer_depth_output": [depth[i] for i in range(levels) for _ in range(blocks[i] + 1)],
@@ -154,18 +153,12 @@ def unet_config(config: dict) -> dict:
     }
 
 
-def load_unet(
-    part: Path,
-    family: str,
-    schedule: NoiseSchedule,
-    latent_format: LatentFormat,
-    dtype: torch.dtype | None = None,
-    disable_dynamic: bool = False,
-) -> ModelPatcher:
-    """MODEL from the folder of a UNet2DConditionModel. `family`: sd15, sd21 or sdxl; the last two as `build_patcher` says."""
+def load_unet(request: LoadRequest) -> ModelPatcher:
+    """MODEL from the `unet` and `scheduler` of a diffusers folder. Raises ModelFolderError for what ComfyUI cannot hold."""
+    part = request.folder / "unet"
     config = read_config(part)
     native = unet_config(config)
-    latent = latent_format.latent_channels
+    latent = request.latent_format.latent_channels
     # The blank picture of an inpainting model without one is a constant of the published 4-channel VAE.
     allowed = {latent, 2 * latent} | ({2 * latent + 1} if latent == 4 else set())
     if native["in_channels"] not in allowed or native["out_channels"] != latent:
@@ -173,8 +166,9 @@ def load_unet(
             f"The {PART} takes {native['in_channels']} channels and gives {native['out_channels']}, the VAE's latents have {latent}: "
             f"{' or '.join(map(str, sorted(allowed)))} in and {latent} out were expected; unet and vae do not belong together."
         )
-    model_config = configure(CONFIGS[family](native), schedule, latent_format)
+    schedule = read_diffusion_schedule(request.folder / "scheduler")
+    model_config = configure(CONFIGS[request.family.name](native), schedule, request.latent_format)
     if config.get("upcast_attention"):
         model_config.unet_config["attn_precision"] = torch.float32
     weights = rename(read_weights(part), comfy.utils.unet_to_diffusers(native), PART)
-    return build_patcher(model_config, weights, PART, dtype, disable_dynamic)
+    return build_patcher(model_config, weights, PART, request.dtype, request.disable_dynamic)

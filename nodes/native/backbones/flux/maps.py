@@ -5,25 +5,28 @@ patches of core and of other packs inside the block still run. Where nothing but
 `kernels`, and the query is projected for the colour map alone.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import comfy.ops
 import torch
 import torch.nn.functional as F
 from comfy.ldm.flux.layers import DoubleStreamBlock, QKNorm, SingleStreamBlock, apply_mod
-from comfy.ldm.flux.math import apply_rope, apply_rope1, attention
+from comfy.ldm.flux.math import apply_rope, apply_rope1
+from comfy.ldm.flux.math import attention as core_attention
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from ....kernels.tensor_lora import norm_lora_rotary
-from ....methods.lumix.attention import attend_maps
-from ....methods.lumix.design import CROSS_INTRINSIC, QUERY_BROADCAST, SEPARATE
-from ....methods.lumix.tensor_lora.layer import Adapter, BlockAdapter, Update
-from ..batch_rows.lumix_rows import KEY, MapRows
+from .....kernels.tensor_lora import norm_lora_rotary
+from .....methods.lumix.attention import attend_maps
+from .....methods.lumix.design import COLOR, CROSS_INTRINSIC, QUERY_BROADCAST, SEPARATE
+from .....methods.lumix.tensor_lora.layer import BlockAdapter, Update
+from .....methods.rows import Rows
+from ...batch_rows.lumix_rows import KEY, MapForward
+from ..backbone import TensorLora
 
 # Older versions of core have no attn1_patch in FLUX; there it must not start to act because of us.
 _CORE_RUNS_ATTN1_PATCH = "attn1_patch" in DoubleStreamBlock.forward.__code__.co_consts
@@ -32,28 +35,54 @@ _TOKENS_AT_ONCE = 1024
 _PLAIN_LINEARS = (comfy.ops.disable_weight_init.Linear, comfy.ops.manual_cast.Linear)
 
 
-def require_flux(model: ModelPatcher) -> Flux:
-    """The MODEL's network. Raises ValueError unless it is a FLUX.1."""
-    network = model.get_model_object("diffusion_model")
-    variants = ("global_modulation", "mlp_silu_act", "yak_mlp")
-    if not isinstance(network, Flux) or any(getattr(network.params, variant, False) for variant in variants):
+def join_maps_in(clone: ModelPatcher, map_attention: str) -> None:
+    """Joins maps in every block of `clone`, without weights; map_attention: of `methods.lumix.design.ATTENTIONS`."""
+    network: Flux = clone.get_model_object("diffusion_model")
+    for kind, count in _depth(network).items():
+        for number in range(count):
+            _replace(clone, kind, number, Attention(map_attention, None, 0.0))
+
+
+def attach_tensor_lora(clone: ModelPatcher, lora: TensorLora) -> None:
+    """Joins maps in the chosen blocks of `clone`, with the adapter's update. Raises ValueError for another width or depth."""
+    network: Flux = clone.get_model_object("diffusion_model")
+    _require_same_size(lora, network)
+    chosen = {"double": lora.double_blocks, "single": lora.single_blocks}
+    for kind, count in _depth(network).items():
+        for number in _block_numbers(chosen[kind], count, kind):
+            layer = getattr(lora.adapter, f"{kind}_blocks")[number] if lora.strength else None
+            _replace(clone, kind, number, Attention(lora.attention, layer, lora.strength))
+
+
+def _depth(network: Flux) -> dict[str, int]:
+    """How many blocks of each kind."""
+    return {"double": len(network.double_blocks), "single": len(network.single_blocks)}
+
+
+def _require_same_size(lora: TensorLora, network: Flux) -> None:
+    config = lora.adapter.config
+    found = (config.width, config.double_blocks, config.single_blocks)
+    wanted = (network.hidden_size, *_depth(network).values())
+    if found != wanted:
         raise ValueError(
-            f"This MODEL is a {type(model.model).__name__} ({type(network).__name__}): LumiX adapters belong to FLUX.1; load FLUX.1-dev."
+            "{} was trained on a FLUX of width {} with {} double and {} single blocks, this MODEL has width {}, {} and {}: load the base "
+            "model it belongs to.".format(lora.name, *found, *wanted)
         )
-    return network
 
 
-def attach(clone: ModelPatcher, way: str, adapter: Adapter | None, strength: float, numbers: Mapping[str, Collection[int]]) -> None:
-    """Replaces the blocks of `clone` with these numbers, by kind ("double", "single").
+def _block_numbers(chosen: Collection[int] | None, depth: int, kind: str) -> Collection[int]:
+    if chosen is None:
+        return range(depth)
+    if beyond := sorted(number for number in chosen if not 0 <= number < depth):
+        raise ValueError(f"There is no {kind} block {beyond[0]}: this MODEL has {depth}, numbered 0 to {depth - 1}.")
+    return chosen
 
-    way: how maps attend (`methods.lumix.design.ATTENTIONS`). A replacement that is there already stays, around ours.
-    """
+
+def _replace(clone: ModelPatcher, kind: str, number: int, shared: "Attention") -> None:
+    """Replaces one block; a replacement that is there already stays, around ours."""
     taken = clone.model_options["transformer_options"].get("patches_replace", {}).get("dit", {})
-    for kind, replacement in (("double", double_block), ("single", single_block)):
-        for number in numbers[kind]:
-            layer = getattr(adapter, f"{kind}_blocks")[number] if adapter and strength else None
-            ours = replacement(number, Attention(way, layer, strength))
-            clone.set_model_patch_replace(_inside(taken.get((f"{kind}_block", number)), ours), "dit", f"{kind}_block", number)
+    ours = {"double": double_block, "single": single_block}[kind](number, shared)
+    clone.set_model_patch_replace(_inside(taken.get((f"{kind}_block", number)), ours), "dit", f"{kind}_block", number)
 
 
 def _inside(outer: Callable | None, ours: Callable) -> Callable:
@@ -74,34 +103,34 @@ class Projected:
 
 
 class Attention:
-    """Projections of one stream and the attention of a block, by one way of sharing and with one block's update."""
+    """Projections of one stream and the attention of a block, of one kind (`methods.lumix.design.ATTENTIONS`) and with a block's update."""
 
-    def __init__(self, way: str, layer: BlockAdapter | None, strength: float):
-        self.way, self.layer, self.strength = way, layer, strength
+    def __init__(self, kind: str, layer: BlockAdapter | None, strength: float):
+        self.kind, self.layer, self.strength = kind, layer, strength
 
-    def project(self, linear: nn.Module, x: Tensor, rows: MapRows) -> tuple[Tensor, Tensor]:
+    def project(self, linear: nn.Module, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """The query, of the colour map's rows alone where it is broadcast, and all that follows it in the fused projection."""
         width = x.shape[-1]
-        if self.way != QUERY_BROADCAST:
+        if self.kind != QUERY_BROADCAST:
             projected = linear(x)
             return projected[..., :width], projected[..., width:]
         if not _is_plain(linear):
             projected = linear(x)
-            return rows.of_color(projected[..., :width]), projected[..., width:]
+            return rows.of(COLOR, projected[..., :width]), projected[..., width:]
         weight, bias, stream = comfy.ops.cast_bias_weight(linear, x, offloadable=True)
         query_bias, other_bias = (None, None) if bias is None else (bias[:width], bias[width:])
-        query, others = F.linear(rows.of_color(x), weight[:width], query_bias), F.linear(x, weight[width:], other_bias)
+        query, others = F.linear(rows.of(COLOR, x), weight[:width], query_bias), F.linear(x, weight[width:], other_bias)
         comfy.ops.uncast_bias_weight(linear, weight, bias, stream)
         return query, others
 
-    def _updates(self, x: Tensor, rows: MapRows) -> tuple[Update | None, Update | None, Update | None]:
+    def _updates(self, x: Tensor, rows: Rows) -> tuple[Update | None, Update | None, Update | None]:
         """Of query, key and value."""
         if self.layer is None:
             return None, None, None
         found = self.layer.input(rows.split(x), self.strength)
         return (None,) * (3 - len(found)) + tuple(found)
 
-    def project_out(self, linear: nn.Module, x: Tensor, rows: MapRows) -> Tensor:
+    def project_out(self, linear: nn.Module, x: Tensor, rows: Rows) -> Tensor:
         """The output projection with its update."""
         out = linear(x)
         if self.layer is None:
@@ -111,7 +140,7 @@ class Attention:
         return rows.join(update.add_to_(grouped))
 
     def attend(
-        self, projected: Projected, norm: QKNorm, heads: int, text: tuple[Tensor, ...] | None, args: dict, rows: MapRows
+        self, projected: Projected, norm: QKNorm, heads: int, text: tuple[Tensor, ...] | None, args: dict, rows: Rows
     ) -> tuple[Tensor | None, Tensor]:
         """Attention of text tokens, if they have a stream of their own, and of the rest: [row, token, width] each.
 
@@ -129,28 +158,30 @@ class Attention:
         length = None if text is None else text[0].shape[2]
         patched = _CORE_RUNS_ATTN1_PATCH and "attn1_patch" in options.get("patches", {})
         others = mask is not None or patched or options.get("optimized_attention_override") is not None
-        if self.way == SEPARATE or others or pe is None:
+        if self.kind == SEPARATE or others or pe is None:
             out = self._through_core(query, _by_head(key, heads), value, norm, key_update, text, mask, pe, options, rows)
             return _output_patched(out, length, options)
         key = _rotated_key(norm, _by_head(key, heads), key_update, pe[:, :, length:], rows)
         query = apply_rope1(query, pe[: query.shape[0], :, length:])
-        if self.way != QUERY_BROADCAST:
+        if self.kind != QUERY_BROADCAST:
             query = rows.split(query)
         if text is None:
-            return _output_patched(_joined(attend_maps(self.way, query, rows.split(key), rows.split(value)), rows), length, options)
+            return _output_patched(_joined(attend_maps(self.kind, query, rows.split(key), rows.split(value)), rows), length, options)
         text_query, text_key = apply_rope(text[0], text[1], pe[:, :, :length])
         key, value = (rows.split(torch.cat(streams, dim=2)) for streams in ((text_key, key), (text[2], value)))
         # Apart, because the projections that follow are apart: no copy joins them. Text queries stay per map.
-        way_of_text = SEPARATE if self.way == QUERY_BROADCAST else self.way
-        out = (_joined(attend_maps(way, q, key, value), rows) for way, q in ((way_of_text, rows.split(text_query)), (self.way, query)))
+        text_kind = SEPARATE if self.kind == QUERY_BROADCAST else self.kind
+        text_out = _joined(attend_maps(text_kind, rows.split(text_query), key, value), rows)
+        out = _joined(attend_maps(self.kind, query, key, value), rows)
         if not _output_patches(options):
-            return tuple(out)
-        return _output_patched(torch.cat(tuple(out), dim=1), length, options)
+            return text_out, out
+        return _output_patched(torch.cat([text_out, out], dim=1), length, options)
 
-    def _add_to_query(self, query: Tensor, update: Update, rows: MapRows) -> Tensor:
+    def _add_to_query(self, query: Tensor, update: Update, rows: Rows) -> Tensor:
         tokens = rearrange(query, "row head token dim -> row token (head dim)").contiguous()
-        if self.way == QUERY_BROADCAST:
-            one = slice(rows.color, rows.color + 1)
+        if self.kind == QUERY_BROADCAST:
+            color = rows.members.index(COLOR)
+            one = slice(color, color + 1)
             tokens = Update(update.hidden[:, one], update.up[one], update.scale).add_to_(tokens.unsqueeze(1)).squeeze(1)
         else:
             tokens = rows.join(update.add_to_(rows.split(tokens)))
@@ -162,8 +193,8 @@ class Attention:
         if key_update is not None:
             tokens = rearrange(key, "row head token dim -> row token (head dim)").contiguous()
             key = _by_head(rows.join(key_update.add_to_(rows.split(tokens))), key.shape[1])
-        if self.way == QUERY_BROADCAST:
-            query = rows.join(repeat(query, "group ... -> group map ...", map=rows.maps))
+        if self.kind == QUERY_BROADCAST:
+            query = rows.join(repeat(query, "group ... -> group map ...", map=len(rows.members)))
         extra = {**options}
         if text is not None:
             query, key, value = (torch.cat(pair, dim=2) for pair in zip(text, (query, key, value), strict=True))
@@ -173,18 +204,18 @@ class Attention:
                 changed = patch(query, key, value, pe=pe, attn_mask=mask, extra_options=extra)
                 query, key, value = (changed.get(name, old) for name, old in (("q", query), ("k", key), ("v", value)))
                 pe, mask = changed.get("pe", pe), changed.get("attn_mask", mask)
-        if self.way != CROSS_INTRINSIC:
-            return attention(query, key, value, pe=pe, mask=mask, transformer_options=options)
+        if self.kind != CROSS_INTRINSIC:
+            return core_attention(query, key, value, pe=pe, mask=mask, transformer_options=options)
         if pe is not None:
             query, key = apply_rope(query, key, pe)
         key, value = (_of_all_maps(tensor, rows) for tensor in (key, value))
-        mask = None if mask is None else mask.repeat(*[1] * (mask.ndim - 1), rows.maps)
+        mask = None if mask is None else mask.repeat(*[1] * (mask.ndim - 1), len(rows.members))
         return optimized_attention(query, key, value, query.shape[1], skip_reshape=True, mask=mask, transformer_options=options)
 
 
-def _of_all_maps(tensor: Tensor, rows: MapRows) -> Tensor:
+def _of_all_maps(tensor: Tensor, rows: Rows) -> Tensor:
     joined = rearrange(rows.split(tensor), "group map head token dim -> group head (map token) dim")
-    return rows.join(repeat(joined, "group ... -> group map ...", map=rows.maps))
+    return rows.join(repeat(joined, "group ... -> group map ...", map=len(rows.members)))
 
 
 def _is_plain(linear: nn.Module) -> bool:
@@ -197,7 +228,7 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
     return rearrange(x, "row token (head dim) -> row head token dim", head=heads)
 
 
-def _rotated_key(norm: QKNorm, key: Tensor, update: Update | None, pe: Tensor, rows: MapRows) -> Tensor:
+def _rotated_key(norm: QKNorm, key: Tensor, update: Update | None, pe: Tensor, rows: Rows) -> Tensor:
     """rotate(norm(key) + update), [row, head, token, dim]; the rotation is the same for all rows."""
     if update is None:
         return apply_rope1(norm.key_norm(key).to(key.dtype), pe)
@@ -253,13 +284,13 @@ def single_block(number: int, shared: Attention) -> Callable:
     return run
 
 
-def _running(args: dict, kind: str, number: int) -> tuple[MapRows, DoubleStreamBlock | SingleStreamBlock]:
+def _running(args: dict, kind: str, number: int) -> tuple[Rows, DoubleStreamBlock | SingleStreamBlock]:
     """The rows of the forward that runs, and the block of the network that runs it (which may be a copy on another GPU)."""
-    rows: MapRows = args["transformer_options"][KEY]
-    rows.ran.append((kind, number))
+    forward: MapForward = args["transformer_options"][KEY]
+    forward.ran.append((kind, number))
     if args["vec"].ndim != 2:
         raise ValueError("Reference latents at timestep zero cannot be combined with LumiX: choose another reference latents method.")
-    return rows, getattr(rows.network, kind)[number]
+    return forward.rows, getattr(forward.network, kind)[number]
 
 
 def _output_patches(options: dict) -> tuple:
@@ -274,7 +305,7 @@ def _output_patched(out: Tensor, length: int | None, options: dict) -> tuple[Ten
     return (None, out) if length is None else (out[:, :length], out[:, length:])
 
 
-def _joined(out: Tensor, rows: MapRows) -> Tensor:
+def _joined(out: Tensor, rows: Rows) -> Tensor:
     return rearrange(rows.join(out), "row head token dim -> row token (head dim)")
 
 

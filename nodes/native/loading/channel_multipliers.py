@@ -8,8 +8,8 @@ from .folder_files import ModelFolderError
 NORM_GROUPS = 32
 
 
-class WidthRatio(Fraction):
-    """A width as an exact multiple of the first width: 64 * WidthRatio(96, 64) is the integer 96."""
+class ChannelMultiplier(Fraction):
+    """A width as an exact multiple of the first width: 64 * ChannelMultiplier(96, 64) is the integer 96."""
 
     def __mul__(self, other):
         product = super().__mul__(other)
@@ -18,7 +18,7 @@ class WidthRatio(Fraction):
     __rmul__ = __mul__
 
 
-def width_ratios(widths: Sequence[int], part: str) -> list[int | WidthRatio]:
+def channel_multipliers(widths: Sequence[int], part: str) -> list[int | ChannelMultiplier]:
     """`channel_mult` for `widths`. Raises ModelFolderError for widths that GroupNorm with 32 groups cannot divide."""
     bad = [width for width in widths if width % NORM_GROUPS]
     if bad:
@@ -26,4 +26,4 @@ def width_ratios(widths: Sequence[int], part: str) -> list[int | WidthRatio]:
             f"The {part} has widths {list(widths)}: ComfyUI normalises in {NORM_GROUPS} groups, so every width must be a multiple of "
             f"{NORM_GROUPS}, {bad[0]} is not."
         )
-    return [width // widths[0] if width % widths[0] == 0 else WidthRatio(width, widths[0]) for width in widths]
+    return [width // widths[0] if width % widths[0] == 0 else ChannelMultiplier(width, widths[0]) for width in widths]

@@ -1,14 +1,15 @@
-"""Both domains in one diffusers network: rows are all pictures, then their intrinsics; self-attention as eq. 1 of I-LDM, w = 1."""
+"""Joint self-attention for the networks whose self-attentions diffusers calls attn1: eq. 1 of I-LDM, w = 1."""
 
 import torch
+from diffusers import ModelMixin
 from diffusers.models.attention_processor import Attention
 from einops import rearrange
-from peft import LoraConfig, inject_adapter_in_model
-from torch import Tensor, nn
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
 
 from ...kernels.cross_domain_attention import Segment, joint_attention
 
-TARGETS = r".*\.attn1\.(?:to_q|to_k|to_v|to_out\.0)"
+PROJECTIONS = r".*\.attn1\.(?:to_q|to_k|to_v|to_out\.0)"
 
 
 class JointSelfAttention:
@@ -34,23 +35,12 @@ class JointSelfAttention:
         return attn.to_out[1](_by_domain(attn.to_out[0], rearrange(output, "row head token dim -> row token (head dim)")))
 
 
-def _by_domain(layer: nn.Module, x: Tensor) -> Tensor:
+def _by_domain(layer: LoraLayer, x: Tensor) -> Tensor:
     picture, intrinsic = x.chunk(2)
     return torch.cat([layer.base_layer(picture), layer(intrinsic)])
 
 
-def add_joint_adapter(network: nn.Module, rank: int, seed: int, image_domain: bool = True) -> None:
-    """Freeze `network` and give its self-attentions a trainable LoRA for the intrinsic domain, in place; it changes nothing yet.
-
-    image_domain False: no picture beside the intrinsics, plain self-attention (the paper's LoRA-only ablation). Raises ValueError for
-    an impossible rank.
-    """
-    if rank < 1:
-        raise ValueError(f"the rank is {rank}: it must be at least 1.")
-    network.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS, init_lora_weights=True), network)
-    if image_domain:
-        joint = JointSelfAttention()
-        network.set_attn_processor({name: joint if ".attn1." in name else processor for name, processor in network.attn_processors.items()})
+def exchange_in(network: ModelMixin) -> None:
+    """Puts the joint attention into every self-attention of `network`, whose rows are then all pictures, then their intrinsics."""
+    joint = JointSelfAttention()
+    network.set_attn_processor({name: joint if ".attn1." in name else processor for name, processor in network.attn_processors.items()})

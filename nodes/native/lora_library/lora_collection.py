@@ -1,4 +1,4 @@
-"""The LoRA files that nodes may offer: models/loras and the pack's own; their preview pictures; where their index is kept."""
+"""The collections of LoRAs that are indexed, models/loras and the pack's own styles; their preview pictures; where the index is kept."""
 
 import hashlib
 import json
@@ -19,19 +19,20 @@ from PIL import Image
 from ....methods.lora.names import SUFFIXES
 from ....methods.lora_space.records import Entry, Progress
 from ..paths import bundled_file
+from . import files
+from .files import BUNDLED_MARK
 
 if TYPE_CHECKING:
     from ....methods.lora_space.index import LoraIndex
 
 LORAS, BUNDLED = "models/loras", "nano styles (bundled)"
 COLLECTIONS = (LORAS, BUNDLED)
-BUNDLED_MARK = " (bundled)"
 PREVIEW_SIDE = 256
 _PREVIEW_ENDINGS = tuple(f"{mark}{ending}" for mark in (".preview", "") for ending in (".png", ".jpg", ".jpeg", ".webp"))
 
 
 @dataclass(frozen=True)
-class Shelf:
+class LoraCollection:
     """What a LORA_INDEX is: one collection's index, narrowed to a base family and a folder (None: all of them).
 
     state: changes with the files, so that what is computed from the index is computed again.
@@ -69,28 +70,25 @@ def files_state(collection: str) -> str:
     """Changes whenever a file of the collection is added, replaced, moved or removed; costs a stat per file."""
     from ....methods.lora_space.scan import list_files
 
-    files = sorted((file.name, file.root, file.size, file.mtime_ns) for file in list_files(roots_of(collection)).files)
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    found = sorted((file.name, file.root, file.size, file.mtime_ns) for file in list_files(roots_of(collection)).files)
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
-def bundled_loras() -> dict[str, Path]:
-    """The pack's own style LoRAs, by the names that nodes show."""
-    folder = bundled_file("loras")
-    return {path.relative_to(folder).as_posix() + BUNDLED_MARK: path for path in sorted(folder.rglob("*.safetensors"))}
+def _bundled_styles() -> dict[str, str]:
+    """The pack's own style LoRAs: see `files.lora_names`."""
+    assets = bundled_file("")
+    paths = sorted((assets / "loras").rglob("*.safetensors"))
+    return {path.relative_to(assets / "loras").as_posix(): path.relative_to(assets).as_posix() for path in paths}
 
 
 def lora_names() -> list[str]:
-    """Every LoRA by the name that nodes show: the pack's own first, then models/loras as LoraLoader names them."""
-    return [*bundled_loras(), *(name for name in folder_paths.get_filename_list("loras") if name.endswith(SUFFIXES))]
+    """Every LoRA that can be indexed, by the name that nodes show: no pickles."""
+    return [name for name in files.lora_names(_bundled_styles()) if name.removesuffix(BUNDLED_MARK).endswith(SUFFIXES)]
 
 
 def lora_path(name: str) -> Path:
-    """The file behind a name of `lora_names`. Raises ValueError for any other text, such as a path."""
-    if path := bundled_loras().get(name):
-        return path
-    if name not in folder_paths.get_filename_list("loras"):
-        raise ValueError(f"There is no LoRA {name!r}: write a name as LoraLoader lists it; press R in ComfyUI after adding files.")
-    return Path(folder_paths.get_full_path_or_raise("loras", name))
+    """The file behind a name that nodes show. Raises FileNotFoundError for any other text, such as a path."""
+    return files.lora_path(name, _bundled_styles())
 
 
 def shown_name(entry: Entry, collection: str) -> str:
@@ -124,7 +122,7 @@ def preview_jpeg(name: str) -> bytes | None:
     """The preview of a LoRA by its shown name, for the front end; None if the name or its picture is not there."""
     try:
         picture = preview_picture(lora_path(name))
-    except (ValueError, FileNotFoundError):
+    except FileNotFoundError:
         return None
     if picture is None:
         return None

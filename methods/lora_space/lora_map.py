@@ -1,6 +1,6 @@
-"""A shelf of LoRAs as a map: like lies near like. t-SNE (van der Maaten and Hinton, 2008) of the vectors of both sketches.
+"""LoRAs as a map: like lies near like. t-SNE (van der Maaten and Hinton, 2008) of the vectors of both sketches.
 
-Up to LAID_OUT LoRAs are laid out exactly; of a larger shelf as many are drawn at random, and the others take
+Up to LAID_OUT LoRAs are laid out exactly; of more as many are drawn at random, and the others take
 their places among those they are nearest to.
 """
 
@@ -24,7 +24,7 @@ _NEIGHBOURS = 5
 
 @dataclass(frozen=True)
 class Point:
-    """A LoRA on the map. x, y: 0..1, y down. cluster: place in `ShelfMap.clusters`."""
+    """A LoRA on the map. x, y: 0..1, y down. cluster: place in `LoraMap.clusters`."""
 
     entry: Entry
     x: float
@@ -44,7 +44,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class ShelfMap:
+class LoraMap:
     """All embedded LoRAs of a family (and folder) on a plane, in clusters, the largest first."""
 
     family: str
@@ -60,7 +60,7 @@ class ShelfMap:
         return {"family": self.family, "subnetwork": self.subnetwork, "points": points, "clusters": clusters}
 
 
-def map_shelf(
+def map_loras(
     index: LoraIndex,
     *,
     family: str | None = None,
@@ -69,7 +69,7 @@ def map_shelf(
     clusters: int | None = None,
     seed: int = 0,
     report: Report | None = None,
-) -> ShelfMap:
+) -> LoraMap:
     """The map of a family (None: the one with the most LoRAs). The same files and seed give the same map. report may raise to stop.
 
     Raises ValueError if the index holds no embedded LoRA of that family, sub-network and folder.
@@ -95,14 +95,18 @@ def map_shelf(
     for label, name in enumerate(names):
         members = places[labels == label]
         found.append(Cluster(name, len(members), float(numpy.median(members[:, 0])), float(members[:, 1].min()), _color(label)))
-    return ShelfMap(family, subnetwork, points, tuple(found))
+    return LoraMap(family, subnetwork, points, tuple(found))
 
 
 def layout(vectors: numpy.ndarray, seed: int = 0, report: Report | None = None) -> numpy.ndarray:
     """Places [n, 2] in 0..1 of unit rows [n, d]."""
     chosen = landmarks(len(vectors), LAID_OUT, seed)
     sample = vectors[chosen]
-    progress = report and (lambda done: report(Progress("layout", done, _ROUNDS)))
+
+    def progress(done: int) -> None:
+        if report:
+            report(Progress("layout", done, _ROUNDS))
+
     placed = _tsne(sample, progress) if len(sample) > 4 else _principal_plane(sample)
     if len(chosen) < len(vectors):
         placed = numpy.concatenate([_among(part, sample, placed) for part in numpy.array_split(vectors, len(vectors) // 1000 + 1)])
@@ -129,7 +133,7 @@ def _principal_plane(vectors: numpy.ndarray) -> numpy.ndarray:
     return plane
 
 
-def _tsne(vectors: numpy.ndarray, progress: Callable[[int], None] | None) -> numpy.ndarray:
+def _tsne(vectors: numpy.ndarray, progress: Callable[[int], None]) -> numpy.ndarray:
     """Exact t-SNE from the principal plane: [n, 2]."""
     likeness = _joint_probabilities(numpy.maximum(2 - 2 * vectors @ vectors.T, 0), min(_PERPLEXITY, (len(vectors) - 1) / 3))
     places = _principal_plane(vectors).astype(numpy.float32)
@@ -147,8 +151,7 @@ def _tsne(vectors: numpy.ndarray, progress: Callable[[int], None] | None) -> num
         gains = numpy.where(numpy.sign(gradient) == numpy.sign(step), numpy.maximum(gains * 0.8, 0.01), gains + 0.2)
         step = (0.5 if early else 0.8) * step - rate * gains * gradient
         places = places + step
-        if progress:
-            progress(round_ + 1)
+        progress(round_ + 1)
     return places.astype(numpy.float64)
 
 
@@ -174,21 +177,21 @@ def _color(label: int) -> str:
     return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
 
 
-def draw_map(shelf: ShelfMap, size: int = 1024, marked: Sequence[str] = ()) -> numpy.ndarray:
+def draw_map(lora_map: LoraMap, size: int = 1024, marked: Sequence[str] = ()) -> numpy.ndarray:
     """The map as a picture, uint8 [size, size, 3]. marked: names of LoRAs to ring and to name."""
     # Drawn twice as large, for smooth edges.
     canvas = Image.new("RGB", (2 * size, 2 * size), "#16181d")
     draw = ImageDraw.Draw(canvas)
-    radius = 2 * size * float(numpy.clip(0.11 / max(len(shelf.points), 1) ** 0.5, 0.0022, 0.009))
-    for point in shelf.points:
-        _dot(draw, point.x * 2 * size, point.y * 2 * size, radius, fill=shelf.clusters[point.cluster].color)
+    radius = 2 * size * float(numpy.clip(0.11 / max(len(lora_map.points), 1) ** 0.5, 0.0022, 0.009))
+    for point in lora_map.points:
+        _dot(draw, point.x * 2 * size, point.y * 2 * size, radius, fill=lora_map.clusters[point.cluster].color)
     canvas = canvas.resize((size, size), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(canvas, "RGBA")
     taken: list[tuple[float, float, float, float]] = []
-    for cluster in shelf.clusters:
+    for cluster in lora_map.clusters:
         _write(draw, size, cluster.x, cluster.y - 0.025, f"{cluster.label}  {cluster.size}", cluster.color, size // 48, taken)
     chosen = set(marked)
-    for point in (point for point in shelf.points if point.entry.name in chosen):
+    for point in (point for point in lora_map.points if point.entry.name in chosen):
         _dot(draw, point.x * size, point.y * size, max(radius, 4), outline="#ffffff", width=2)
         _write(draw, size, point.x, point.y + 0.025, point.entry.name, "#ffffff", size // 64, taken)
     return numpy.asarray(canvas)

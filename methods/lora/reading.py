@@ -1,0 +1,188 @@
+"""Any LoRA file as the changes that it makes: a `Delta` per target module, named the same whatever the file's spelling.
+
+What each kind of weights is, and how its change is made, is in `formats`. Projections that are stored as one (FLUX's qkv, linear1) are
+split by their rows, exactly. Pickles are never opened.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .cache import ReadCache
+from .delta import Delta, Stack
+from .formats import ALPHA
+from .header import BadFile, Layout, TensorInfo, once_per_layout
+from .modules import Module, modules_of
+from .names import SUBNETWORKS, fused_rows, part_of
+from .scales import peft_scales
+from .spellings import split_component
+from .weight_file import Reader, Region, region_of
+
+# What is read before it is used, about.
+_BATCH_BYTES = 48 << 20
+
+
+def read_deltas(path: str | Path, subnetwork: str = "all", cache: ReadCache | None = None) -> Iterator[Delta]:
+    """Changes of the weights in float32, about in the order of the file; only what `subnetwork` needs is read.
+
+    Raises BadFile, saying what is wrong, at the first module that cannot be used.
+    """
+    with Reader(path, cache) as reader:
+        yield from deltas_of(reader, subnetwork)
+
+
+def deltas_of(reader: Reader, subnetwork: str = "all") -> Iterator[Delta]:
+    """`read_deltas` of an open file."""
+    for batch in _batches(reader, subnetwork, reuse=False):
+        for one in batch:
+            yield from one.each() if isinstance(one, Stack) else [one]
+
+
+def batches_of(reader: Reader, subnetwork: str = "all") -> Iterator[list[Stack | Delta]]:
+    """`deltas_of` many modules at a time; plain LoRAs of one size side by side, in the dtype of the file. A batch is good until the next is
+    asked for, of this file or of another that shares the reader's cache."""
+    return _batches(reader, subnetwork, reuse=True)
+
+
+def _batches(reader: Reader, subnetwork: str, reuse: bool) -> Iterator[list[Stack | Delta]]:
+    if subnetwork not in SUBNETWORKS:
+        raise ValueError(f"there is no sub-network {subnetwork!r}: choose one of {', '.join(SUBNETWORKS)}.")
+    parts = SUBNETWORKS[subnetwork]
+    for batch in _plan(reader.header.layout, subnetwork):
+        reader.load(batch.region, reuse)
+        deltas: list[Stack | Delta] = [alike.stack(reader) for alike in batch.alike]
+        for name, module in batch.others:
+            deltas += (piece for piece in _pieces(_delta(name, module, reader)) if part_of(piece.module) in parts)
+        yield deltas
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Plain LoRAs of one size and rank, all with an alpha or none: canonical names, and where each is in the file. A fused one is there
+    with those of its rows that are a module of their own (None: all)."""
+
+    rank: int
+    with_alpha: bool
+    names: list[str] = field(default_factory=list)
+    modules: list[Module] = field(default_factory=list)
+    rows: list[slice | None] = field(default_factory=list)
+
+    def add(self, name: str, module: Module, rows: slice | None) -> None:
+        self.names.append(name)
+        self.modules.append(module)
+        self.rows.append(rows)
+
+    def stack(self, reader: Reader) -> Stack:
+        down, up = (reader.matrices([module.keys[side] for module in self.modules]) for side in ("down", "up"))
+        up = [matrix if rows is None else matrix[rows] for matrix, rows in zip(up, self.rows, strict=True)]
+        return Stack(self.names, down, up, self._scales(reader))
+
+    def _scales(self, reader: Reader) -> list[float]:
+        if not self.with_alpha:
+            return [_scale(module, reader, self.rank) for module in self.modules]
+        alphas = [reader.number(module.keys[ALPHA]) for module in self.modules]
+        numbers = torch.empty(len(alphas), dtype=torch.float64)
+        torch._foreach_copy_(list(numbers.unbind()), alphas)
+        return (numbers / self.rank).tolist()
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Modules that are read at once; others: those that need more than copying."""
+
+    region: Region
+    alike: list[_Alike]
+    others: list[tuple[str, Module]]
+
+
+class _Located(NamedTuple):
+    """infos: by role, of what is read; a role is missing if its tensor is broken."""
+
+    name: str
+    module: Module
+    infos: Mapping[str, TensorInfo]
+
+    @property
+    def start(self) -> int:
+        return min((info.start for info in self.infos.values()), default=0)
+
+    @property
+    def size(self) -> int:
+        return sum(info.stop - info.start for info in self.infos.values())
+
+    def plain_sizes(self) -> tuple[int, int, int] | None:
+        """(out, rank, in) of a whole plain LoRA; None for anything else, broken ones too: reading them says why."""
+        if len(self.infos) < len(self.module.read):
+            return None
+        return self.module.format.plain_sizes({role: info.form.shape for role, info in self.infos.items()})
+
+
+@once_per_layout
+def _plan(layout: Layout, subnetwork: str) -> list[_Batch]:
+    """Modules that the sub-network needs, as they lie in the file, in batches of about _BATCH_BYTES."""
+    parts = SUBNETWORKS[subnetwork]
+    located = [
+        _Located(name, module, layout.infos(module.read))
+        for name, module in modules_of(layout).items()
+        # linear1 of a single FLUX block is attention and feed-forward in one.
+        if part_of(name) in parts or name.endswith("_linear1")
+    ]
+    batches: list[list[_Located]] = [[]]
+    size = 0
+    for one in sorted(located, key=lambda one: one.start):
+        if size >= _BATCH_BYTES:
+            batches.append([])
+            size = 0
+        batches[-1].append(one)
+        size += one.size
+    return [_batch(batch, parts) for batch in batches]
+
+
+def _batch(located: Sequence[_Located], parts: Sequence[str]) -> _Batch:
+    alike: dict[tuple, _Alike] = {}
+    others = []
+    for one in located:
+        if sizes := one.plain_sizes():
+            out, rank, width = sizes
+            with_alpha = ALPHA in one.module.keys
+            pieces = fused_rows(one.name, out, width)
+            for piece, start, stop in pieces:
+                if (part := part_of(piece)) in parts:
+                    group = alike.setdefault((part, stop - start, rank, width, with_alpha), _Alike(rank, with_alpha))
+                    group.add(piece, one.module, None if len(pieces) == 1 else slice(start, stop))
+        else:
+            others.append((one.name, one.module))
+    infos = {one.module.read[role]: info for one in located for role, info in one.infos.items()}
+    return _Batch(region_of(infos), list(alike.values()), others)
+
+
+def _pieces(delta: Delta) -> list[Delta]:
+    rows = fused_rows(delta.module, *delta.shape)
+    return [delta] if len(rows) == 1 else [delta.rows(*row) for row in rows]
+
+
+def _delta(name: str, module: Module, reader: Reader) -> Delta:
+    tensors = {role: reader.tensor(key).float() for role, key in module.read.items() if role != ALPHA}
+    try:
+        delta = module.format.delta(name, tensors, lambda rank: _scale(module, reader, rank))
+    except (RuntimeError, IndexError):
+        shapes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in tensors.items())
+        raise BadFile(f"the shapes of module {name} do not fit together ({shapes}): export it again.") from None
+    if not all(map(Tensor.numel, tensors.values())):
+        raise BadFile(f"module {name} holds no numbers: the file is empty, export it again.")
+    return delta
+
+
+def _scale(module: Module, reader: Reader, rank: int) -> float:
+    """Factor of the product."""
+    if ALPHA in module.keys:
+        return float(reader.number(module.keys[ALPHA])) / rank
+    component, name = split_component(module.spelling)
+    try:
+        return peft_scales(reader.header.metadata, component)(name, rank)
+    except ValueError as error:
+        raise BadFile(str(error)) from None

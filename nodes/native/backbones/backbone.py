@@ -1,0 +1,125 @@
+"""What the pack asks of a kind of network. Each kind answers in a `Backbone` of its own, in a file (or folder) beside this one."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from comfy.latent_formats import LatentFormat
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+
+from ....methods.ildm.schedules import Block
+from ....methods.lora.lora_file import LoraLayer
+from ....methods.lumix.tensor_lora.layer import Adapter
+from ..batch_rows.row_lora import MapAdapter
+from ..loading.text_encoder import TextFamily
+
+# What trains on a family's diffusers folders.
+TRAINERS = INTRINSIC_LORA, JOINT_LORA, TENSOR_LORA = "intrinsic LoRA", "joint LoRA", "tensor LoRA"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A published line of models on one backbone, as diffusers folders hold it.
+
+    text: its text encoders. trainers: those of TRAINERS that take it as a base.
+    """
+
+    name: str
+    title: str
+    text: TextFamily
+    trainers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """The diffusers folder whose network is to be loaded as a MODEL; dtype and disable_dynamic as `patcher.build_patcher` says."""
+
+    folder: Path
+    family: Family
+    latent_format: LatentFormat
+    dtype: torch.dtype | None = None
+    disable_dynamic: bool = False
+
+
+# LoRA layers by the file's names, strength, the file's name for errors -> the layers bound to a MODEL's network. Raises ValueError.
+BindLora = Callable[[ModelPatcher, Mapping[str, LoraLayer], float, str], MapAdapter]
+
+
+@dataclass(frozen=True)
+class SingleStep:
+    """What Intrinsic LoRA's one forward needs of a network.
+
+    check: raises ValueError for a MODEL that cannot run it. model_sampling: the object by which the network gets its input unscaled and
+    its raw output comes back. context_width: numbers that the MODEL takes for a text token, None where it does not say.
+    """
+
+    check: Callable[[ModelPatcher], None]
+    model_sampling: Callable[[ModelPatcher], nn.Module]
+    context_width: Callable[[ModelPatcher], int | None]
+    bind_lora: BindLora
+
+
+@dataclass(frozen=True)
+class CrossDomain:
+    """Where I-LDM's exchange between picture and intrinsic rows sits.
+
+    attach: puts it into every self-attention of a clone and returns their blocks in order of execution; raises ValueError where another
+    patch sits.
+    """
+
+    attach: Callable[[ModelPatcher], tuple[Block, ...]]
+    bind_lora: BindLora
+
+
+@dataclass(frozen=True)
+class MapAttention:
+    """How the maps of one picture meet in self-attention (LumiX).
+
+    attach: makes them meet in every block of a clone, by one of `methods.lumix.design.ATTENTIONS`; raises ValueError where another patch
+    sits. sigmas: noise levels to sample them at, for a LATENT and a number of steps; None for those of core's "normal" scheduler.
+    """
+
+    attach: Callable[[ModelPatcher, str], None]
+    sigmas: Callable[[dict, int], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class TensorLora:
+    """A LumiX adapter and the blocks of a network that it changes; None for all blocks of a kind.
+
+    name: the file's, for errors. attention: of `methods.lumix.design.ATTENTIONS`.
+    """
+
+    name: str
+    adapter: Adapter
+    attention: str
+    strength: float
+    double_blocks: Collection[int] | None
+    single_blocks: Collection[int] | None
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A kind of network, and how each method holds on to it; None where a method does not know it.
+
+    name: of this file and of the one under `training.backbones`. title: in messages. matches: whether a MODEL's network is of this kind.
+    part: the subfolder of a diffusers folder that holds it. family_of: the name of the family that its config.json belongs to, None for
+    other networks. layouts: self-attentions of published models, by the name that schedule previews show.
+    attach_tensor_lora: puts a LumiX adapter into a clone; raises ValueError for widths, depths and numbers of blocks that do not fit.
+    """
+
+    name: str
+    title: str
+    matches: Callable[[nn.Module], bool]
+    part: str
+    family_of: Callable[[Mapping], str | None]
+    families: tuple[Family, ...]
+    load: Callable[[LoadRequest], ModelPatcher]
+    latent_formats: tuple[type[LatentFormat], ...]
+    layouts: Mapping[str, tuple[Block, ...]]
+    single_step: SingleStep | None = None
+    cross_domain: CrossDomain | None = None
+    map_attention: MapAttention | None = None
+    attach_tensor_lora: Callable[[ModelPatcher, TensorLora], None] | None = None

@@ -1,0 +1,57 @@
+"""FLUX.1."""
+
+import comfy.latent_formats
+import comfy.text_encoders.flux
+from comfy.ldm.flux.model import Flux
+from torch import Tensor, nn
+
+from .....methods.lumix.schedule import published_shift, shifted_sigmas
+from ...loading.text_encoder import CLIP_L, TextFamily, TextPart
+from ..backbone import TENSOR_LORA, Backbone, Family, MapAttention
+from .loading import PATCH, load_flux
+from .maps import attach_tensor_lora, join_maps_in
+
+# What other networks of core's Flux class have, and FLUX.1 has not.
+_LATER_VARIANTS = ("global_modulation", "mlp_silu_act", "yak_mlp")
+
+
+def is_flux1(network: nn.Module) -> bool:
+    """Whether a network is a FLUX.1, not one of its successors."""
+    return isinstance(network, Flux) and not any(getattr(network.params, variant, False) for variant in _LATER_VARIANTS)
+
+
+def image_tokens(latent: dict) -> int:
+    """How many image tokens FLUX makes of one row of a LATENT."""
+    height, width = latent["samples"].shape[-2:]
+    return -(-height // PATCH) * -(-width // PATCH)
+
+
+def map_sigmas(latent: dict, steps: int) -> Tensor:
+    """LumiX's published noise levels."""
+    return shifted_sigmas(steps, published_shift(image_tokens(latent)))
+
+
+FLUX = Backbone(
+    name="flux",
+    title="FLUX.1",
+    matches=is_flux1,
+    part="transformer",
+    family_of=lambda config: "flux" if config.get("_class_name") == "FluxTransformer2DModel" else None,
+    families=(
+        Family(
+            "flux",
+            "FLUX.1",
+            text=TextFamily(
+                (CLIP_L, TextPart("t5xxl", "text_encoder_2", "tokenizer_2")),
+                comfy.text_encoders.flux.FluxTokenizer,
+                comfy.text_encoders.flux.flux_clip(),
+            ),
+            trainers=(TENSOR_LORA,),
+        ),
+    ),
+    load=load_flux,
+    latent_formats=(comfy.latent_formats.Flux,),
+    layouts={},
+    map_attention=MapAttention(join_maps_in, map_sigmas),
+    attach_tensor_lora=attach_tensor_lora,
+)

@@ -1,0 +1,32 @@
+"""The LoRA files that nodes offer: models/loras as LoraLoader names them, and the pack's own, told by a mark."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import folder_paths
+
+from ..paths import bundled_file
+
+BUNDLED_MARK = " (bundled)"
+
+
+def bundled_loras(files: Mapping[str, str]) -> dict[str, Path]:
+    """The pack's own LoRAs that are there, by the names that nodes show. files: such names without their mark -> files of the assets."""
+    return {name + BUNDLED_MARK: path for name, file in files.items() if (path := bundled_file(file)).is_file()}
+
+
+def lora_names(bundled: Mapping[str, str]) -> list[str]:
+    """Every LoRA that a node may offer: the pack's own (`files` of `bundled_loras`) first, then models/loras."""
+    return [*bundled_loras(bundled), *folder_paths.get_filename_list("loras")]
+
+
+def lora_path(name: str, bundled: Mapping[str, str]) -> Path:
+    """The file behind a name of `lora_names(bundled)`. Raises FileNotFoundError for any other text, such as a path."""
+    if path := bundled_loras(bundled).get(name):
+        return path
+    # Not by the list of names: core may not have seen yet what was just trained.
+    is_weights = Path(name).suffix.lower() in folder_paths.supported_pt_extensions
+    found = folder_paths.get_full_path("loras", name) if is_weights else None
+    if found is None:
+        raise FileNotFoundError(f"There is no LoRA {name!r}: write a name as LoraLoader lists it; press R in ComfyUI after adding files.")
+    return Path(found)

@@ -1,0 +1,79 @@
+"""Every kind of network that trainers work on, one file each, and the one way to ask which kind a network or a folder is."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from torch import nn
+
+from .backbone import Backbone, JointDenoising, MapFlow, SingleStep
+from .flux import FLUX
+from .pixart import PIXART
+from .unet import UNET
+
+BACKBONES: tuple[Backbone, ...] = (UNET, PIXART, FLUX)
+
+
+class _Trainable(Protocol):
+    @property
+    def models(self) -> str: ...
+
+
+Answer = TypeVar("Answer", bound=_Trainable)
+
+
+def single_step_of(network: nn.Module, name: str = "the base") -> SingleStep:
+    """How Intrinsic LoRA trains on a network. name: of its model, for errors. Raises ValueError for networks it does not know."""
+    return _of(network, name, lambda backbone: backbone.single_step)
+
+
+def single_step_in(folder: Path) -> SingleStep:
+    """How Intrinsic LoRA trains on the network of a diffusers folder. Raises ValueError for networks it does not know."""
+    return _in(folder, lambda backbone: backbone.single_step)
+
+
+def joint_denoising_of(network: nn.Module, name: str = "the base") -> JointDenoising:
+    """How I-LDM trains on a network. name: of its model, for errors. Raises ValueError for networks it does not know."""
+    return _of(network, name, lambda backbone: backbone.joint_denoising)
+
+
+def map_flow_of(network: nn.Module, name: str = "the base") -> MapFlow:
+    """How LumiX trains on a network. name: of its model, for errors. Raises ValueError for networks it does not know."""
+    return _of(network, name, lambda backbone: backbone.map_flow)
+
+
+def map_flow_in(folder: Path) -> MapFlow:
+    """How LumiX trains on the network of a diffusers folder. Raises ValueError for networks it does not know."""
+    return _in(folder, lambda backbone: backbone.map_flow)
+
+
+def _able(ability: Callable[[Backbone], Answer | None]) -> list[tuple[Backbone, Answer]]:
+    return [(backbone, answer) for backbone in BACKBONES if (answer := ability(backbone)) is not None]
+
+
+def _of(network: nn.Module, name: str, ability: Callable[[Backbone], Answer | None]) -> Answer:
+    able = _able(ability)
+    for backbone, answer in able:
+        if isinstance(network, backbone.network):
+            return answer
+    raise ValueError(f"{name} is a {type(network).__name__}: {_models(able)} was expected.")
+
+
+def _in(folder: Path, ability: Callable[[Backbone], Answer | None]) -> Answer:
+    able = _able(ability)
+    parts = list(dict.fromkeys(backbone.part for backbone, _ in able))
+    for part in parts:
+        if (config := folder / part / "config.json").is_file():
+            kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+            for backbone, answer in able:
+                if (backbone.part, backbone.network.__name__) == (part, kind):
+                    return answer
+            wanted = " or ".join(backbone.network.__name__ for backbone, _ in able)
+            raise ValueError(f"the {part} in {folder} is a {kind}, a {wanted} was expected: give a {_models(able)} model.")
+    raise ValueError(f"{folder} has no {' or '.join(parts)} folder: give a {_models(able)} model in diffusers format.")
+
+
+def _models(able: list[tuple[Backbone, Answer]]) -> str:
+    """What can be used, in words."""
+    return " or ".join(answer.models for _, answer in able)

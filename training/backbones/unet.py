@@ -1,0 +1,96 @@
+"""Stable Diffusion's UNets: SD 1.x, SD 2.x, SDXL."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ...methods.lora.lora_file import kohya_state_dict
+from .backbone import TIMESTEP, Backbone, JointDenoising, SingleStep, SingleStepBase, TextEmbeddings
+from .self_attention import PROJECTIONS, exchange_in
+
+_ATTENTION = r"attn[12]\.(?:to_q|to_k|to_v|to_out\.0)"
+# Full names, because peft's suffix "proj" would also match time_proj, which has no weights.
+_WIDE = (
+    rf"(?:.*\.)?(?:{_ATTENTION}|ff\.net\.0\.proj|ff\.net\.2|proj_in|proj_out|conv1|conv2|conv_shortcut|time_emb_proj"
+    r"|downsamplers\.0\.conv|upsamplers\.0\.conv)|conv_in|conv_out"
+)
+_TRANSFORMER = rf".*\.(?:{_ATTENTION}|ff\.net\.0\.proj|ff\.net\.2)"
+SINGLE_STEP_LAYERS = {"attention": rf".*\.{_ATTENTION}", "transformer": _TRANSFORMER, "wide": _WIDE}
+
+
+def _is_sdxl(unet: UNet2DConditionModel) -> bool:
+    return unet.config.addition_embed_type == "text_time"
+
+
+def encode(pipeline: DiffusionPipeline, texts: list[str]) -> TextEmbeddings:
+    """What the pipeline's own text encoders make of some texts."""
+    encoded = pipeline.encode_prompt(texts, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False)
+    return TextEmbeddings(encoded[0], pooled=encoded[2] if _is_sdxl(pipeline.unet) else None)
+
+
+def conditions(unet: UNet2DConditionModel, text: TextEmbeddings, size: int) -> dict:
+    """Keyword arguments of the network's forward for square pictures of `size` pixels."""
+    if not _is_sdxl(unet):
+        return {"encoder_hidden_states": text.context}
+    time_ids = text.context.new_tensor([size, size, 0, 0, size, size]).expand(text.context.shape[0], -1)
+    return {"encoder_hidden_states": text.context, "added_cond_kwargs": {"text_embeds": text.pooled, "time_ids": time_ids}}
+
+
+def load_single_step(folder: Path, init: str, seed: int) -> SingleStepBase:
+    """Read an SD 1.x or 2.x folder; init "random" gives the UNet fresh weights drawn with `seed`. Raises ValueError for others."""
+    for part in ("unet", "vae", "tokenizer", "text_encoder"):
+        if not (folder / part).is_dir():
+            raise ValueError(f"{folder} has no {part} folder: give a Stable Diffusion 1.x or 2.x model in diffusers format.")
+    unet = _weights(UNet2DConditionModel, folder, "unet", "diffusion_pytorch_model")
+    if unet.config.addition_embed_type is not None or unet.config.in_channels != unet.config.out_channels:
+        raise ValueError(
+            f"the UNet in {folder} takes {unet.config.in_channels} channels and extra embeddings ({unet.config.addition_embed_type}): "
+            "this trainer needs a plain Stable Diffusion 1.x or 2.x UNet."
+        )
+    vae = _weights(AutoencoderKL, folder, "vae", "diffusion_pytorch_model")
+    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
+    text_encoder = _weights(CLIPTextModel, folder, "text_encoder", "model")
+    for module in (vae, text_encoder):
+        module.requires_grad_(False).eval()
+    if init == "random":
+        unet = _randomly_initialised(unet, seed)
+    return SingleStepBase(unet, vae, tokenizer, text_encoder, partial(_embed, tokenizer, text_encoder))
+
+
+def _weights(kind, folder: Path, part: str, stem: str):
+    """One part of the base, as float32; many folders hold only its fp16 variant."""
+    only_half = not (folder / part / f"{stem}.safetensors").exists() and (folder / part / f"{stem}.fp16.safetensors").exists()
+    return kind.from_pretrained(folder, subfolder=part, local_files_only=True, variant="fp16" if only_half else None).float()
+
+
+def _randomly_initialised(unet: UNet2DConditionModel, seed: int) -> UNet2DConditionModel:
+    """A UNet of the same architecture with fresh random weights (the paper's control: knowledge, or only architecture?)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet2DConditionModel.from_config(unet.config)
+
+
+@torch.no_grad()
+def _embed(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompt: str) -> Tensor:
+    """The last hidden state, as the diffusers pipeline takes it."""
+    length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+    tokens = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return text_encoder(tokens.input_ids.to(text_encoder.device))[0].float()
+
+
+def map_latent(unet: UNet2DConditionModel, latent_bchw: Tensor, text_1td: Tensor) -> Tensor:
+    """The raw output at t = 999."""
+    return unet(latent_bchw, TIMESTEP, encoder_hidden_states=text_1td.expand(len(latent_bchw), -1, -1)).sample
+
+
+UNET = Backbone(
+    name="unet",
+    part="unet",
+    network=UNet2DConditionModel,
+    single_step=SingleStep("Stable Diffusion 1.x or 2.x", load_single_step, map_latent, SINGLE_STEP_LAYERS),
+    joint_denoising=JointDenoising("SD 1.x, SD 2.x, SDXL", encode, conditions, PROJECTIONS, exchange_in, kohya_state_dict),
+)

@@ -1,0 +1,58 @@
+"""The diffusers base that a joint LoRA is trained on, and what its text encoders say."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, ModelMixin
+
+from ..backbones import joint_denoising_of
+from ..backbones.backbone import JointDenoising, TextEmbeddings
+from ..pairs import OnEncoded
+
+# Captions encoded at once.
+_CAPTIONS = 16
+
+
+@dataclass(frozen=True)
+class DiffusionBase:
+    """network: UNet or transformer; vae: of pictures; scheduler: of the noise the base was trained with; denoising: of its backbone."""
+
+    pipeline: DiffusionPipeline
+    network: ModelMixin
+    vae: AutoencoderKL
+    scheduler: DDPMScheduler
+    denoising: JointDenoising
+
+
+def load_diffusion_base(folder: Path) -> DiffusionBase:
+    """Read a diffusers folder in float32, frozen. Raises ValueError for models this method does not support."""
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder} has no model_index.json: give a model in diffusers format (SD 1.x, SD 2.x, SDXL or PixArt-alpha).")
+    files = [path.name for path in folder.glob("*/diffusion_pytorch_model*.safetensors")]
+    only_half = bool(files) and all(".fp16." in name for name in files)
+    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, variant="fp16" if only_half else None).to(torch.float32)
+    network: ModelMixin = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    denoising = joint_denoising_of(network, folder.name)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            f"{folder.name} predicts {scheduler.config.prediction_type!r}: a base that predicts noise or velocity was expected."
+        )
+    return DiffusionBase(pipeline, network, pipeline.vae, scheduler, denoising)
+
+
+@torch.no_grad()
+def encode_captions(base: DiffusionBase, captions: Sequence[str], on_encoded: OnEncoded | None = None) -> TextEmbeddings:
+    """What the base's own text encoders make of the captions, float32 on the CPU. on_encoded: see `pairs.OnEncoded`."""
+    parts = []
+    for start in range(0, len(captions), _CAPTIONS):
+        texts = list(captions[start : start + _CAPTIONS])
+        parts.append(base.denoising.encode(base.pipeline, texts))
+        if on_encoded is not None:
+            on_encoded("captions", start + len(texts), len(captions))
+    return TextEmbeddings.joined(parts)
