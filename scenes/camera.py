@@ -26,7 +26,7 @@ def _photograph(image_hwc: Tensor, seed: int) -> Tensor:
     image = image_hwc * (0.8 + 0.45 * exposure) * (1 - 0.3 * corners * (x * x + y * y) / 2)[..., None]
     image = image.clamp(0, 1)
     if chances[0] < BLURRED:
-        image = _blurred(image, (0.3 + 0.5 * blur) * height / 128)
+        image = _blurred(image, (0.25 + 0.4 * blur) * height / 128)
     if chances[1] < NOISY:
         # Photons: darker parts are noisier once a gamma has lifted them.
         image = image + 0.03 * noise * (1.3 - image) * torch.randn(image.shape, generator=dice)

@@ -19,11 +19,9 @@ def torus(form: Tensor, place: Tensor) -> Tensor:
 
 def blend(form: Tensor, place: Tensor) -> Tensor:
     """Smooth union of six balls, (x, y, z, radius) each: a softest-minimum of distances, so its slope never exceeds 1."""
-    total = torch.zeros_like(place[0])
-    for ball in range(0, 4 * BALLS, 4):
-        x, y, z = place - form[ball : ball + 3]
-        total += (-BLEND_SHARPNESS * ((x * x + y * y + z * z).sqrt() - form[ball + 3])).exp()
-    return -total.clamp(min=1e-30).log() / BLEND_SHARPNESS
+    balls = form.view(BALLS, 4, *form.shape[1:])
+    distance = (place - balls[:, :3]).square().sum(1).sqrt() - balls[:, 3]
+    return -(-BLEND_SHARPNESS * distance).exp().sum(0).clamp(min=1e-30).log() / BLEND_SHARPNESS
 
 
 def bumpy(form: Tensor, place: Tensor) -> Tensor:

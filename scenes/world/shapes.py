@@ -107,8 +107,10 @@ def _turned_normal(form: Tensor, place: Tensor) -> Tensor:
     return torch.where(on_cap, cap, mantle)
 
 
-def _field_hit(field, form: Tensor, origin: Tensor, direction: Tensor, from_: Tensor) -> tuple[Tensor, Tensor]:
-    """Sphere tracing through the unit ball; rays that have left or arrived drop out every few steps. Newton's method ends it in float64."""
+def _field_hit(field, form: Tensor, origin: Tensor, direction: Tensor, from_: Tensor, exact: bool = True) -> tuple[Tensor, Tensor]:
+    """Sphere tracing through the unit ball; rays that have left or arrived drop out every few steps. Newton's method ends it in float64,
+    if it is to be exact.
+    """
     speed = dot(direction, direction).sqrt()
     half_chord = (1 - dot(origin, origin)).clamp(min=0).sqrt() / speed
     at = torch.maximum(-half_chord, from_)
@@ -128,6 +130,11 @@ def _field_hit(field, form: Tensor, origin: Tensor, direction: Tensor, from_: Te
         near = value < CLOSE
         arrived[active] = near
         active = active[~near & (now < half_chord[active])]
+    hit = torch.zeros_like(at, dtype=torch.bool)
+    if not exact:
+        hit[part, ray] = arrived & (t < half_chord)
+        at[part, ray] = t
+        return hit, at
     found = (arrived & (t < half_chord)).nonzero()[:, 0]
     form, origin, direction, t, flattest = (of[..., found].double() for of in (form, origin, direction, t, -0.03 * speed))
     for _ in range(4):
@@ -135,7 +142,6 @@ def _field_hit(field, form: Tensor, origin: Tensor, direction: Tensor, from_: Te
         slope = (field(form, origin + direction * (t + 1e-6)) - value) / 1e-6
         t = t - value / torch.minimum(slope, flattest)
     good = (field(form, origin + direction * t).abs() < 1e-5) & (t > least[found])
-    hit = torch.zeros_like(at, dtype=torch.bool)
     hit[part[found], ray[found]] = good
     at[part[found], ray[found]] = t.float()
     return hit, at
@@ -153,6 +159,8 @@ HITS: dict[int, Callable] = {
     **{shape: partial(_slabs_hit, slabs) for shape, slabs in SLABS.items()},
     **{shape: partial(_field_hit, field) for shape, field in FIELDS.items()},
 }
+# Shadows need to know that something is met, not just where.
+SHADOW_HITS = HITS | {shape: partial(_field_hit, field, exact=False) for shape, field in FIELDS.items()}
 NORMALS: dict[int, Callable] = {
     TURNED: _turned_normal,
     **{shape: partial(_slabs_normal, slabs) for shape, slabs in SLABS.items()},

@@ -1,5 +1,6 @@
 """Where rays meet the parts, the room and the hills of a batch of plans. Vectors are `[3, b, p]`, as in `intersect`."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from ..intersect import dot, reciprocal
 from .fields import flattened, hills
 from .plan import HILLS_ROW, ROOM_ROWS, Table
-from .shapes import FORM_ROWS, HITS, NORMALS, STEPS_TOGETHER
+from .shapes import FORM_ROWS, HITS, NORMALS, SHADOW_HITS, STEPS_TOGETHER
 
 # The sky is a wall at this depth, in metres; what lies behind it is not seen.
 SKY_DEPTH = 60.0
@@ -65,10 +66,12 @@ def cut(height: int, width: int) -> Tiles:
     return Tiles(rearrange(pixels, "(y i) (x j) -> (y x) (i j)", i=TILE, j=TILE), places, height)
 
 
-def part_hits(table: Table, origin: Tensor, direction: Tensor, tiles: Tiles, wanted: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def part_hits(
+    table: Table, origin: Tensor, direction: Tensor, tiles: Tiles, wanted: Tensor | None = None, hits: Mapping[int, Callable] = HITS
+) -> tuple[Tensor, Tensor, Tensor]:
     """(ray [n] as scene * p + pixel, part [n], distance [n]) of all meetings in front of the origins.
 
-    origin, direction: `[3, b, p]`. wanted: `[b, p]` bool.
+    origin, direction: `[3, b, p]`. wanted: `[b, p]` bool. hits: by shape, HITS or SHADOW_HITS.
     """
     pixels = direction.shape[2]
     origin, direction = origin[:, :, tiles.pixels], direction[:, :, tiles.pixels]
@@ -80,7 +83,7 @@ def part_hits(table: Table, origin: Tensor, direction: Tensor, tiles: Tiles, wan
     shape, column, row = table.shape[scene, part], scene * table.shape.shape[1] + part, scene * len(tiles.pixels) + tile
     origin, direction = origin.flatten(1, 2), direction.flatten(1, 2)
     rays, parts, distances = [scene.new_empty(0)], [scene.new_empty(0)], [origin.new_empty(0)]
-    for kind, hit_of in HITS.items():
+    for kind, hit_of in hits.items():
         chosen = (shape == kind).nonzero()[:, 0]
         if not len(chosen):
             continue
@@ -160,7 +163,7 @@ def _hill_hit(waves: Tensor, origin: Tensor, direction: Tensor, farthest: Tensor
             above = y - flattened(waves[0].T @ torch.addcmul(first, rate, t).sin(), x, z)[0]
             ahead = above > 0
             before = torch.where(ahead, t, before)
-            further = t + (above / (1 + slope)).clamp(min=0.01) + 0.006 * t
+            further = t + (above / (0.6 + 0.7 * slope)).clamp(min=0.01) + 0.006 * t
             t = torch.where(ahead, torch.minimum(further, end), t)
         met = ~ahead
         result[active[met]] = _between(waves, place[:, met], towards[:, met], before[met], t[met])
@@ -190,7 +193,7 @@ def _between(waves: Tensor, origin: Tensor, direction: Tensor, above: Tensor, be
 
 def blocked(table: Table, origin: Tensor, direction: Tensor, reach: Tensor, wanted: Tensor, tiles: Tiles) -> Tensor:
     """[b, p] bool: something stands within `reach` metres `[b, p]` of the origins that are wanted."""
-    ray, _, distance = part_hits(table, origin, direction, tiles, wanted)
+    ray, _, distance = part_hits(table, origin, direction, tiles, wanted, SHADOW_HITS)
     result = torch.zeros(wanted.numel(), dtype=torch.bool)
     result[ray[distance < reach.flatten()[ray]]] = True
     result = result.view_as(wanted)

@@ -50,14 +50,16 @@ def stone(draw: Draw, size: float) -> Thing:
 def sculpture(draw: Draw, size: float) -> Thing:
     """Balls that flow into each other."""
     material = draw.material(("", "", "marbled", "mottled", "wooden"), scale=(0.6 / size, 1.5 / size), shiny=0.5, metal=0.25)
-    form = [0.0, -0.42, 0.0, 0.5]
-    for _ in range(5):
-        angle, out, up = draw.between(0, 6.28), draw.between(0.1, 0.5), draw.between(-0.5, 0.6)
-        radius = draw.between(0.12, 0.32)
-        limit = 0.95 - radius - 0.1
-        reach = math.hypot(out, up)
-        shrink = min(1.0, limit / reach)
-        form += [out * shrink * math.cos(angle), up * shrink, out * shrink * math.sin(angle), radius]
+    balls = [(0.0, -0.42, 0.0, 0.5)]
+    for _ in range(12):
+        # Each grows out of one before it, within the ball of radius 1 that rays are tested with.
+        x, y, z, grown = draw.pick(balls)
+        angle, lift, radius = draw.between(0, 6.28), draw.between(-0.4, 1.0), draw.between(0.14, 0.34)
+        out, reach = math.sqrt(1 - lift * lift), 0.8 * (grown + radius)
+        ball_at = (x + reach * out * math.cos(angle), y + reach * lift, z + reach * out * math.sin(angle))
+        if math.hypot(*ball_at) + radius < 0.93 and len(balls) < 6:
+            balls.append((*ball_at, radius))
+    form = [number for ball in balls + [(0.0, 0.0, 0.0, -9.0)] * (6 - len(balls)) for number in ball]
     r = size / 2
     return Thing("sculpture", (Part(BLEND, (0, r * 0.93, 0), (r, r, r), material, form=tuple(form)),), r, 2 * r)
 
