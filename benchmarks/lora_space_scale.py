@@ -28,6 +28,7 @@ import numpy
 import torch
 from safetensors.torch import save_file
 
+from ..methods.lora_space.__main__ import own_process
 from ..methods.lora_space.index import LoraIndex
 from ..methods.lora_space.search import find_similar
 from ..methods.lora_space.sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, packed
@@ -286,6 +287,7 @@ def main() -> None:
     parser.add_argument("--embed", type=int, default=36, help="SDXL-shaped files on a shelf, 85 MB each (%(default)s)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; a record is kept of a whole run")
     options = parser.parse_args()
+    own_process()
     load, parts = os.getloadavg()[0], {}
     measures = {
         "search": lambda: measure_search(options.vectors),

@@ -7,6 +7,7 @@ python -m intrinsic_lab.methods.lora_space map DIR --out map.png
 """
 
 import argparse
+import gc
 import hashlib
 import io
 import json
@@ -16,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..lora.names import SUBNETWORKS
 from .baseline import nearest_raw
@@ -144,5 +147,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def own_process() -> None:
+    """Settings of the whole process, for one that does nothing else: each reader is a thread of its own, and what imports made lives on.
+
+    In ComfyUI's process, which others share, the index leaves both as they are.
+    """
+    torch.set_num_threads(1)
+    gc.freeze()
+
+
 if __name__ == "__main__":
+    own_process()
     raise SystemExit(main())

@@ -125,7 +125,8 @@ def without_docstrings(tree):
 
 
 def test_reading_switches_nothing_that_the_whole_process_shares():
-    paths = [*METHODS.glob("lora/**/*.py"), *METHODS.glob("lora_space/*.py")]
+    # The command line is a process of its own.
+    paths = [*METHODS.glob("lora/**/*.py"), *(path for path in METHODS.glob("lora_space/*.py") if path.name != "__main__.py")]
     assert len(paths) > 25
     for path in paths:
         tree = ast.parse(path.read_text())
