@@ -47,11 +47,13 @@ class LoraFile:
     """What a LoRA file holds. `layers` is keyed by module name: diffusers', or LDM's where the file uses those.
 
     `metadata` is the safetensors header (empty for pickled files). `ignored` counts text-encoder tensors, which a UNet has no use for.
+    `attention_processors`: whether it is in the last spelling of the table above.
     """
 
     layers: dict[str, LoraLayer]
     metadata: dict[str, str]
     ignored: int = 0
+    attention_processors: bool = False
 
 
 def read_lora(path: str | Path) -> LoraFile:
@@ -135,7 +137,7 @@ def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
     orphans = sorted(alphas.keys() - layers.keys())
     if orphans:
         raise ValueError(f"{len(orphans)} alpha values have no weights (first: {orphans[0]}): the file is incomplete, export it again.")
-    return LoraFile(layers, metadata, ignored)
+    return LoraFile(layers, metadata, ignored, any(".processor.to_" in key for key in tensors))
 
 
 def _refuse_unknown(unknown: list[str], found: int, ignored: int) -> None:
