@@ -32,7 +32,7 @@ class Recipe:
     """How a LoRA makes its map.
 
     timestep: 0..999. resolution: short side in pixels it was trained at, None where unknown. convention: of the pictures that come
-    out, one of the map's `files.choices`; the map's own without it. reason: why this convention, after "because".
+    out, one of the map's `files.choices`; the map's own without it. reason: why this one.
     """
 
     map: str
@@ -55,9 +55,7 @@ class Recipe:
     @property
     def in_words(self) -> str:
         """Which convention was taken, and why."""
-        if not self.convention:
-            return f"{self.map} is read as it is: there is one convention."
-        return f"{self.map} is read as {self.convention} ({self._learnt.meaning}): {self.reason}."
+        return f"{self.map}: {self.convention} ({self._learnt.meaning}), {self.reason}." if self.convention else f"{self.map}: as it is."
 
 
 def conventions() -> list[str]:
@@ -93,20 +91,20 @@ def _convention(lora: LoraFile, source: str, map_name: str, header: Mapping[str,
     """Its name and the reason."""
     files = MAPS[map_name].files
     if chosen != AUTO:
-        name, reason = chosen, "it was chosen"
+        name, reason = chosen, "as chosen"
     elif not files.setting:
         return "", ""
     elif "convention" in header:
-        name, reason = header["convention"], "the file's header says so"
+        name, reason = header["convention"], "says the file's header"
     elif header:
-        name, reason = files.own, "so this pack's trainer learns it"
+        name, reason = files.own, "as this pack's trainer learns it"
     elif map_name in PUBLISHED and (mark := _mark_of_published(lora)):
         name, reason = (
             PUBLISHED[map_name],
-            f"it has {mark}, like the published Intrinsic LoRA files; choose another convention if it is none",
+            f"as in the published files: {mark}, no header",
         )
     else:
-        name, reason = files.own, "the file does not say; choose another convention if the map comes out turned"
+        name, reason = files.own, "this pack's own: the file does not say"
     if name not in files.choices:
         has = f"is one of {', '.join(files.choices)}" if files.setting else f"has no conventions to choose from ('{AUTO}')"
         raise ValueError(f"{source} came with the convention '{name}', the map {map_name} {has}: choose that as 'convention'.")
@@ -118,9 +116,9 @@ def _mark_of_published(lora: LoraFile) -> str | None:
     if lora.metadata.keys() - _SAYS_NOTHING:
         return None
     if lora.attention_processors:
-        return "the keys of old attention processors and no header"
+        return "keys of old attention processors"
     sizes = Counter((layer.rank, layer.down.shape[1], layer.up.shape[0]) for layer in lora.layers.values())
-    return "rank 8 on all 128 attention layers of Stable Diffusion 1.5 and no header" if sizes == _PUBLISHED_SIZES else None
+    return "rank 8 on all attention layers of SD 1.5" if sizes == _PUBLISHED_SIZES else None
 
 
 def _header_number(header: Mapping[str, str], key: str, source: str) -> int | None:

@@ -82,7 +82,7 @@ NORMAL_FILES = FileConvention(
     {
         "opengl": Convention("x right, y up, z to the viewer", as_is),
         "directx": Convention("x right, y down, z to the viewer", _turned("directx")),
-        "opencv": Convention("x right, y down, z away from the viewer", _turned("opencv")),
+        "opencv": Convention("x right, y down, z away", _turned("opencv")),
     },
     _unit,
 )

@@ -45,8 +45,9 @@ def test_published_files_and_renamed_copies_are_known(key, metadata, map_name, c
     recipe = recipe_of(lora, "file", map_name)
     assert recipe.convention == convention
     if convention:
-        mark = "rank 8 on all 128 attention layers" if key else "the keys of old attention processors"
-        assert f"{map_name} is read as {convention} (" in recipe.in_words and mark in recipe.in_words
+        mark = "rank 8 on all attention layers of SD 1.5" if key else "keys of old attention processors"
+        assert recipe.in_words.startswith(f"{map_name}: {convention} (")
+        assert recipe.in_words.endswith(f", as in the published files: {mark}, no header.")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_the_header_says_it_for_its_own_map_and_a_choice_overrides_it():
     metadata = {"intrinsic_lab.map": "normal", "intrinsic_lab.convention": "directx"}
     lora = parse_lora(published(), metadata)
     assert recipe_of(lora, "file").convention == recipe_of(lora, "file", "normal").convention == "directx"
-    assert "the file's header says so" in recipe_of(lora, "file").in_words
+    assert recipe_of(lora, "file").in_words == "normal: directx (x right, y down, z to the viewer), says the file's header."
     assert recipe_of(lora, "file", convention="opengl").to_own is None
     assert recipe_of(lora, "file", "depth").convention == "near_dark"
     assert recipe_of(lora, "file", "depth", "near_bright").convention == "near_bright"

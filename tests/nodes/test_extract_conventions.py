@@ -74,8 +74,10 @@ def test_files_like_the_published_ones_give_the_exact_scenes_axes_by_auto(folder
 
     with caplog.at_level(logging.INFO):
         found = maps()
-    assert "normal.bin: normal is read as opencv (x right, y down, z away from the viewer): it has the keys of old" in caplog.text
-    assert "depth.bin: depth is read as near_bright (near is bright): it has the keys of old" in caplog.text
+    assert (
+        "normal.bin: normal: opencv (x right, y down, z away), as in the published files: keys of old attention processors" in caplog.text
+    )
+    assert "depth.bin: depth: near_bright (near is bright), as in the published files: keys of old attention processors" in caplog.text
     assert angle(found["normal"]) < 30 and agreement(found["depth"]) > 0.85
     unturned = maps(normal="opengl", depth="near_dark")
     perfect = angle(exact.normal_bhwc * Y_AND_Z_TURNED)
@@ -117,7 +119,7 @@ def test_the_node_says_what_it_took_and_graphs_without_the_input_run(tiny, folde
     save_lora(folders, "normal", peft_unet(tiny, ATTENTION, seed=0)[1])
     output = ApplyIntrinsicLoRA.execute(model=tiny.model, lora_name="normal.safetensors", map="auto", strength=1.0)
     [text] = output.ui.as_dict()["text"]
-    assert text == "normal is read as opengl (x right, y up, z to the viewer): so this pack's trainer learns it."
+    assert text == "normal: opengl (x right, y up, z to the viewer), as this pack's trainer learns it."
     last = ApplyIntrinsicLoRA.define_schema().inputs[-1]
     assert last.id == "convention" and last.optional and last.default == last.options[0] == "auto"
 
