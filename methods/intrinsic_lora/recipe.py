@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..lora.lora_file import LoraFile
+from ..lora.layers import LoraFile
 from ..maps import MAPS
 from ..maps.files import Convention, Reading
 

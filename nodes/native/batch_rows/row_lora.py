@@ -21,7 +21,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ....methods.intrinsic_lora.recipe import Recipe
-from ....methods.lora.lora_file import LoraLayer
+from ....methods.lora.layers import LoraLayer
 from ....methods.rows import labelled_slices, windows_per_row
 
 KEY = "intrinsic_lab.row_lora"
