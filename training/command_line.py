@@ -39,16 +39,16 @@ def add_data_options(
     group.add_argument("--size", type=int, help=f"side of the square training pictures ({sizes[0]} for a folder, {sizes[1]} for scenes)")
     group.add_argument(
         "--normals",
-        choices=tuple(NORMAL_FILES.choices),
+        choices=tuple(NORMAL_FILES.readings),
         default=FolderData.normals,
         help=f"of the folder's normals. {NORMAL_FILES.meanings}",
     )
     group.add_argument(
-        "--depth", choices=tuple(DEPTH_FILES.choices), default=FolderData.depth, help=f"of the folder's depth. {DEPTH_FILES.meanings}"
+        "--depth", choices=tuple(DEPTH_FILES.readings), default=FolderData.depth, help=f"of the folder's depth. {DEPTH_FILES.meanings}"
     )
     if colors:
         group.add_argument(
-            "--colors", choices=tuple(COLOR_FILES.choices), default=FolderData.colors, help="of the folder's albedo and shading"
+            "--colors", choices=tuple(COLOR_FILES.readings), default=FolderData.colors, help="of the folder's albedo and shading"
         )
     group.add_argument("--scenes", type=int, default=SceneData.count, help="number of rendered scenes")
     group.add_argument("--first-scene", type=int, default=SceneData.first_seed, help="seed of the first scene")

@@ -48,13 +48,13 @@ class FolderData:
 
     def __post_init__(self) -> None:
         for files in (kind.files for kind in MAPS.values()):
-            if self.chosen(files) not in files.choices:
-                raise ValueError(f"{files.setting} is {self.chosen(files)!r}: choose {' or '.join(files.choices)}.")
+            if self.chosen(files) not in files.readings:
+                raise ValueError(f"{files.setting} is {self.chosen(files)!r}: choose {' or '.join(files.readings)}.")
         if self.size < 8:
             raise ValueError(f"the size is {self.size} pixels: at least 8 are needed.")
 
     def chosen(self, files: FileConvention) -> str:
-        """What this folder's files of a map mean: a key of `files.choices`."""
+        """What this folder's files of a map mean: a key of the convention's readings."""
         return getattr(self, files.setting) if files.setting else ""
 
     def source(self, map_name: str) -> "FolderPairs":
@@ -131,7 +131,7 @@ class FolderPairs:
             )
         files = map_kind(self.map_name).files
         pixels_bhw3 = rearrange(_square(values, self.data.size), "c h w -> 1 h w c")
-        return rearrange(files.read(self.data.chosen(files), pixels_bhw3), "1 h w c -> c h w")
+        return rearrange(files.readings[self.data.chosen(files)](pixels_bhw3), "1 h w c -> c h w")
 
 
 @dataclass(frozen=True)

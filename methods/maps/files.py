@@ -44,9 +44,13 @@ class FileConvention:
         """All choices in words."""
         return "; ".join(f"{name}: {choice.meaning}" for name, choice in self.choices.items())
 
-    def read(self, name: str, pixels_bhw3: Tensor) -> Tensor:
-        """The map's own picture of a picture file's pixels in the convention `name`."""
-        return self.tidy(self.choices[name].to_own(pixels_bhw3))
+    @property
+    def readings(self) -> dict[str, Reading]:
+        """By the convention's name: the pixels of a picture file to the map's own picture."""
+        return {name: self._then_tidy(choice.to_own) for name, choice in self.choices.items()}
+
+    def _then_tidy(self, to_own: Reading) -> Reading:
+        return lambda pixels_bhw3: self.tidy(to_own(pixels_bhw3))
 
 
 # Signs of x, y, z beside the pack's own normals.

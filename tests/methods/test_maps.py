@@ -37,9 +37,9 @@ def test_an_entry_is_whole(name):
     torch.testing.assert_close(kind.from_picture(picture), data, atol=1e-5, rtol=0)
     planes = picture.movedim(-1, 1) * 2 - 1
     assert kind.picture_loss(planes, planes).item() == pytest.approx(0, abs=1e-6)
-    for name in kind.files.choices:
-        assert kind.files.read(name, picture).shape == (2, 9, 9, 3)
-    torch.testing.assert_close(kind.files.read(kind.files.own, picture), picture, atol=1e-6, rtol=0)
+    for read in kind.files.readings.values():
+        assert read(picture).shape == (2, 9, 9, 3)
+    torch.testing.assert_close(kind.files.readings[kind.files.own](picture), picture, atol=1e-6, rtol=0)
     assert torch.equal(kind.files.choices[kind.files.own].to_own(picture), picture)
 
 
