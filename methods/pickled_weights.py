@@ -37,6 +37,19 @@ _STORAGE_IN_BYTES = "torch.storage._load_from_bytes"
 _BYTES = "_codecs.encode"
 _DICTS = ("collections.OrderedDict", "builtins.dict", "__builtin__.dict")
 _DEEPEST_MODULE = 16
+# What reading a file comes to that was cut off, damaged or made up.
+_DAMAGED = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+    EOFError,
+    OSError,
+    zipfile.BadZipFile,
+)
 
 
 @dataclass(eq=False)
@@ -65,7 +78,10 @@ class Pickled:
             value = value.args[0]
         match value:
             case Made(name=name, args=(stored, int(offset), tuple(size), tuple(stride), *_)) if name == _TENSOR:
-                return _view(self._storage(stored), offset, size, stride)
+                try:
+                    return _view(self._storage(stored), offset, size, stride)
+                except _DAMAGED as error:
+                    raise ValueError(f"a tensor cannot be read ({error}): the file is truncated or damaged.") from None
         raise ValueError(f"{_called(value)} stands where a tensor was expected: it is damaged or of another kind.")
 
     def tensors(self, state: Any) -> dict[str, Tensor]:
@@ -84,9 +100,9 @@ class Pickled:
             state = module.args[0].get("state")
         if not isinstance(state, Mapping) or "_parameters" not in state or depth > _DEEPEST_MODULE:
             raise ValueError(f"{_called(module)} stands where a PyTorch module was expected: it is damaged or of another kind.")
-        own = {**state["_parameters"], **state.get("_buffers", {})}
-        found = {f"{prefix}{name}": self.tensor(value) for name, value in own.items() if value is not None}
-        for name, part in state.get("_modules", {}).items():
+        own, parts = [*_pairs(state["_parameters"]), *_pairs(state.get("_buffers"))], _pairs(state.get("_modules"))
+        found = {f"{prefix}{name}": self.tensor(value) for name, value in own if value is not None}
+        for name, part in parts:
             found |= self.module_tensors(part, f"{prefix}{name}.", depth + 1)
         return found
 
@@ -94,10 +110,12 @@ class Pickled:
         match stored:
             case Made(name=name, args=(bytes(raw),)) if name == _STORAGE_IN_BYTES:
                 inner = _read(BytesIO(raw))
-                return inner._storage(inner.content)
+                match inner.content:
+                    case Made(name=kind) if kind == _PERSISTENT:
+                        return inner._storage(inner.content)
             case Made(name=name, args=("storage", Made(name=kind), key, _, int(numbers), *view)) if name == _PERSISTENT and not any(view):
                 return self.storage(key, _dtype(kind), numbers)
-        raise ValueError(f"{_called(stored)} stands where numbers were expected: it is damaged or of another kind.")
+        raise ValueError(f"{_called(stored)} stands where numbers were expected")
 
 
 def read_pickled(path: Path) -> Pickled:
@@ -106,13 +124,13 @@ def read_pickled(path: Path) -> Pickled:
         return _read_zip(path) if zipfile.is_zipfile(path) else _read(BytesIO(path.read_bytes()))
     except OSError as error:
         raise ValueError(f"{path.name} cannot be read ({error.strerror}): check that the file is there and readable.") from None
-    except (ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile, OverflowError, MemoryError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{path.name} is no whole pickle ({error}): it is truncated, damaged or of another kind.") from None
 
 
 def _read_zip(path: Path) -> Pickled:
     archive = zipfile.ZipFile(path)
-    prefix = next(name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]).removesuffix("data.pkl")
+    [prefix] = [name.removesuffix("data.pkl") for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]]
 
     def entry(name: str) -> bytes:
         info = archive.getinfo(prefix + name)
@@ -145,7 +163,7 @@ def _read(stream: BytesIO) -> Pickled:
 
 
 def _no_storage(key: Any, dtype: torch.dtype, numbers: int) -> NoReturn:
-    raise ValueError("its numbers are kept outside of it: it is damaged or of another kind.")
+    raise ValueError("its numbers are kept outside of it")
 
 
 def _dtype(kind: str) -> torch.dtype:
@@ -154,7 +172,7 @@ def _dtype(kind: str) -> torch.dtype:
 
 def _numbers(raw: bytes | memoryview, dtype: torch.dtype, count: int) -> Tensor:
     if len(raw) != count * dtype.itemsize:
-        raise ValueError(f"{len(raw)} bytes were found for {count} numbers of {dtype}: it is truncated or damaged.")
+        raise ValueError(f"{len(raw)} bytes were found for {count} numbers of {dtype}")
     return torch.frombuffer(bytearray(raw), dtype=dtype) if count else torch.empty(0, dtype=dtype)
 
 
@@ -162,8 +180,12 @@ def _view(storage: Tensor, offset: int, size: tuple, stride: tuple) -> Tensor:
     numbers = (offset, *size, *stride)
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if not all(type(number) is int and number >= 0 for number in numbers) or max(last + 1, prod(size)) > len(storage):
-        raise ValueError(f"a tensor of size {size} does not lie inside its {len(storage)} numbers: it is damaged.")
+        raise ValueError(f"a tensor of size {size} does not lie inside its {len(storage)} numbers")
     return storage.as_strided(size, stride, offset).clone(memory_format=torch.contiguous_format)
+
+
+def _pairs(state: Any) -> list[tuple[Any, Any]]:
+    return list(state.items()) if isinstance(state, Mapping) else []
 
 
 def _called(value: Any) -> str:

@@ -189,7 +189,7 @@ def _outputs(generator: LoadedGenerator, maps: dict) -> list:
 
 
 class LoadGAN(io.ComfyNode):
-    """A folder with a style-based generator, and a LoRA per map -> INTRINSIC_GAN."""
+    """A style-based generator, ours or a published one, and a LoRA per map -> INTRINSIC_GAN."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -198,15 +198,16 @@ class LoadGAN(io.ComfyNode):
             display_name="Load Intrinsic GAN",
             category=CATEGORY,
             description=(
-                "Loads a style-based generator (config.json and model.safetensors, as this pack's trainer writes them) and the small LoRAs "
-                "with which it makes intrinsic maps instead of the picture. Published StyleGAN pickles hold code and are not read."
+                "Loads a StyleGAN2 (rosinality's .pt, NVIDIA's PyTorch .pkl, of which only the weights are read and no code is run) or a "
+                "generator of this pack's trainer, and the small LoRAs with which it makes intrinsic maps instead of the picture."
             ),
-            search_aliases=["stylegan", "style-based generator", "i-lora", "intrinsic lora"],
+            search_aliases=["stylegan", "stylegan2", "style-based generator", "i-lora", "intrinsic lora"],
             inputs=[
                 io.Combo.Input(
                     "gan",
                     options=list(generator_paths("gan")),
-                    tooltip="A folder whose config.json says IntrinsicLabStyleGenerator, in models/diffusers or models/vae.",
+                    tooltip="A folder whose config.json says IntrinsicLabStyleGenerator, in models/diffusers or models/vae; or a StyleGAN2 "
+                    "file (.pt, .pkl) in models/vae.",
                 ),
                 *_lora_inputs("gan"),
             ],

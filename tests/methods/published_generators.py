@@ -142,3 +142,118 @@ class TamingOracle:
             if level:
                 x = self.convolution(f"decoder.up.{level}.upsample.conv", functional.interpolate(x, scale_factor=2.0, mode="nearest"))
         return self.last("decoder", x)
+
+
+def rosinality_shapes(widths, style=512, latent=512, mapping=8):
+    """{name under `g_ema`: shape} without noises and filters. widths: channels at 4 x 4, 8 x 8..."""
+    shapes = {"input.input": (1, widths[0], 4, 4)}
+    for layer in range(mapping):
+        shapes |= {f"style.{layer + 1}.weight": (style, style if layer else latent), f"style.{layer + 1}.bias": (style,)}
+
+    def convolution(name, inputs, outputs, kernel):
+        shapes[f"{name}.conv.weight"] = (1, outputs, inputs, kernel, kernel)
+        shapes[f"{name}.conv.modulation.weight"], shapes[f"{name}.conv.modulation.bias"] = (inputs, style), (inputs,)
+
+    def styled(name, inputs, outputs):
+        convolution(name, inputs, outputs, 3)
+        shapes[f"{name}.noise.weight"], shapes[f"{name}.activate.bias"] = (1,), (outputs,)
+
+    def to_picture(name, width):
+        convolution(name, width, 3, 1)
+        shapes[f"{name}.bias"] = (1, 3, 1, 1)
+
+    styled("conv1", widths[0], widths[0])
+    to_picture("to_rgb1", widths[0])
+    for level in range(len(widths) - 1):
+        styled(f"convs.{2 * level}", widths[level], widths[level + 1])
+        styled(f"convs.{2 * level + 1}", widths[level + 1], widths[level + 1])
+        to_picture(f"to_rgbs.{level}", widths[level + 1])
+    return shapes
+
+
+def as_nvidia(weights):
+    """A `g_ema` under the names and in the shapes of NVIDIA's module, where convolutions come without a constant."""
+    renamed = {"synthesis.b4.const": weights["input.input"][0]}
+    layers = {
+        "conv.weight": "weight",
+        "conv.modulation.weight": "affine.weight",
+        "conv.modulation.bias": "affine.bias",
+        "noise.weight": "noise_strength",
+        "activate.bias": "bias",
+        "bias": "bias",
+    }
+    for name, weight in weights.items():
+        layer, _, rest = name.partition(".")
+        if layer == "style":
+            number, kind = rest.split(".")
+            renamed[f"mapping.fc{int(number) - 1}.{kind}"] = weight
+            continue
+        if layer == "input":
+            continue
+        number, own = ("", rest) if layer.endswith("1") else rest.split(".", 1)
+        side = 4 if number == "" else 8 * 2 ** (int(number) // (2 if layer == "convs" else 1))
+        part = "torgb" if layer.startswith("to_rgb") else "conv1" if number == "" or int(number) % 2 else "conv0"
+        weight = weight[0] if own == "conv.weight" else weight.reshape(()) if own == "noise.weight" else weight
+        renamed[f"synthesis.b{side}.{part}.{layers[own]}"] = weight.flatten() if own == "bias" else weight
+    return renamed
+
+
+class StyleGan2Oracle:
+    """z and noises -> picture, of a `g_ema`, one picture at a time. constants: whether convolutions are multiplied by He's constant."""
+
+    def __init__(self, weights, constants=True):
+        self.weights, self.constants = {name: weight.double() for name, weight in weights.items()}, constants
+
+    def linear(self, name, x, rate=1.0):
+        weight = self.weights[f"{name}.weight"]
+        return weight @ x * rate / weight.shape[1] ** 0.5 + self.weights[f"{name}.bias"] * rate
+
+    def style(self, z):
+        w, layer = z.double() / (z.double().square().mean() + 1e-8).sqrt(), 1
+        while f"style.{layer}.weight" in self.weights:
+            w = functional.leaky_relu(self.linear(f"style.{layer}", w, 0.01), 0.2) * 2**0.5
+            layer += 1
+        return w
+
+    @staticmethod
+    def filtered(x, zeros_before, zeros_after):
+        """The filter [1, 3, 3, 1] for a picture of twice the size, on x with that many zeros around it."""
+        row = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64) / 4
+        padded = functional.pad(x[:, None], (zeros_before, zeros_after) * 2)
+        return functional.conv2d(padded, torch.outer(row, row)[None, None])[:, 0]
+
+    @staticmethod
+    def spread(x):
+        wide = x.new_zeros(len(x), 2 * x.shape[1], 2 * x.shape[2])
+        wide[:, ::2, ::2] = x
+        return wide
+
+    def convolution(self, name, x, w, demodulate, enlarge=False):
+        weight = self.weights[f"{name}.conv.weight"][0]
+        if self.constants or not demodulate:
+            weight = weight / weight[0].numel() ** 0.5
+        weight = weight * self.linear(f"{name}.conv.modulation", w)[None, :, None, None]
+        if demodulate:
+            weight = weight / (weight.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        if not enlarge:
+            return functional.conv2d(x[None], weight, padding=weight.shape[-1] // 2)[0]
+        # Transposed, written out: a convolution (kernel turned round) of the pixels with zeros between them.
+        wide = functional.conv2d(functional.pad(self.spread(x), (2, 1, 2, 1))[None], weight.flip(2, 3))[0]
+        return self.filtered(wide, 1, 1)
+
+    def styled(self, name, x, w, noise, enlarge=False):
+        out = self.convolution(name, x, w, True, enlarge) + self.weights[f"{name}.noise.weight"] * noise.double()
+        return functional.leaky_relu(out + self.weights[f"{name}.activate.bias"][:, None, None], 0.2) * 2**0.5
+
+    def to_picture(self, name, x, w):
+        return self.convolution(name, x, w, False) + self.weights[f"{name}.bias"][0]
+
+    def __call__(self, w, noises):
+        x = self.styled("conv1", self.weights["input.input"][0], w, noises[0])
+        picture, level = self.to_picture("to_rgb1", x, w), 0
+        while f"to_rgbs.{level}.bias" in self.weights:
+            x = self.styled(f"convs.{2 * level}", x, w, noises[2 * level + 1], enlarge=True)
+            x = self.styled(f"convs.{2 * level + 1}", x, w, noises[2 * level + 2])
+            picture = self.filtered(self.spread(picture), 2, 1) + self.to_picture(f"to_rgbs.{level}", x, w)
+            level += 1
+        return picture

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import random
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
@@ -180,6 +181,25 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path):
     for place in ((8, (5,), (1,)), (0, (20,), (0,)), (-1, (2,), (1,)), (0, (2,), (-1,)), (0, (2, 2), (1,))):
         with pytest.raises(ValueError):
             tensor.tensor(Made("torch._utils._rebuild_tensor_v2", (stored, *place)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_damaged_files_end_in_words(form, tmp_path):
+    path = save(tmp_path / "a.pt", {"state_dict": {"a": torch.arange(6.0), "b": torch.nn.Parameter(torch.ones(2, 3))}}, form)
+    whole, draw, refused = path.read_bytes(), random.Random(0), 0
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for place in draw.sample(range(len(whole)), draw.choice((1, 3, 20))):
+            damaged[place] = draw.randrange(256)
+        path.write_bytes(damaged[: draw.choice((len(whole), len(whole), draw.randrange(len(whole))))])
+        try:
+            pickled = read_pickled(path)
+            pickled.tensors(pickled.content["state_dict"] if isinstance(pickled.content, dict) else pickled.content)
+        except ValueError:
+            refused += 1
+        except KeyError as error:
+            assert error.args == ("state_dict",), "the test's own key"
+    assert refused > 100
 
 
 def test_a_key_that_takes_for_ever_to_hash_costs_nothing(tmp_path):

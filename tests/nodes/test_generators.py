@@ -20,7 +20,7 @@ from intrinsic_lab.training.generators.vqgan_lora import load_vqgan as load_for_
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
-from published_generators import TINY, TamingOracle, random_weights, taming_shapes
+from published_generators import TINY, StyleGan2Oracle, TamingOracle, random_weights, rosinality_shapes, taming_shapes
 
 NOTHING = {f"{name}_lora": "none" for name in MAPS}
 CONFIG = methods.StyleGanConfig(widths=(8, 8, 4), latent_dim=6, style_dim=5, mapping_layers=2)
@@ -219,6 +219,24 @@ def test_a_published_vqgan_is_offered_extracts_maps_and_can_be_trained(world):
     with torch.inference_mode(False):
         fresh = load_for_training(world["folder"] / "vae/faces.ckpt", "random", 1)
     assert fresh.config == vqgan.config and not torch.equal(fresh.decoder.conv_in.weight, vqgan.decoder.conv_in.weight)
+
+
+def test_a_published_stylegan2_is_offered_and_sampled(world):
+    weights = random_weights(rosinality_shapes((6, 5, 4), style=7, latent=8, mapping=2))
+    torch.save({"g_ema": weights, "latent_avg": torch.zeros(7)}, world["folder"] / "vae/ffhq.pt")
+    (world["folder"] / "vae/notes.pkl").write_bytes(b"text")
+    assert list(native.generator_paths("gan")) == ["diffusers/faces/gan", "vae/ffhq.pt", "vae/notes.pkl"]
+    loaded = nodes.LoadGAN.execute("vae/ffhq.pt", **NOTHING)[0]
+    image = nodes.SampleGAN.execute(loaded, 3, 1, 1.0, 1.0)[0]
+    draws, oracle = methods.draw(loaded.patcher.model.generator.config, 3, 1), StyleGan2Oracle(weights)
+    wanted = oracle(oracle.style(draws.z_bd[0]), [noise[0, 0] for noise in draws.noise]) / 2 + 0.5
+    assert image.shape == (1, 16, 16, 3) and (rearrange(image[0], "h w c -> c h w").double() - wanted.clamp(0, 1)).abs().max() < 1e-4
+    assert image.std() > 0.01, "not all of it is clamped"
+    state = nodes.LoadGAN.fingerprint_inputs("vae/ffhq.pt", **NOTHING)
+    (world["folder"] / "vae/ffhq.pt").touch()
+    assert nodes.LoadGAN.fingerprint_inputs("vae/ffhq.pt", **NOTHING) != state
+    with pytest.raises(ValueError, match=r"notes\.pkl is no whole pickle"):
+        nodes.LoadGAN.execute("vae/notes.pkl", **NOTHING)
 
 
 def test_a_lora_in_the_wrong_place_is_refused_in_words(world):

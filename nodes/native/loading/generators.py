@@ -15,6 +15,7 @@ from torch import nn
 from ....methods.intrinsic_lora.generators.adapter import KIND_NAMES, GeneratorLora, fit, read_generator_lora
 from ....methods.intrinsic_lora.generators.gan_file import CLASS_NAME as GAN_CLASS
 from ....methods.intrinsic_lora.generators.gan_file import load_gan
+from ....methods.intrinsic_lora.generators.published_gan import SUFFIXES as GAN_SUFFIXES
 from ....methods.intrinsic_lora.generators.taming import SUFFIX as TAMING_SUFFIX
 from ....methods.intrinsic_lora.generators.taming import load_taming, settings_file
 from ....methods.maps import MAPS
@@ -25,7 +26,7 @@ from .folder_files import ModelFolderError, read_config, read_weights, rename, r
 NO_LORA = "none"
 CLASSES = {"vqgan": "VQModel", "gan": GAN_CLASS}
 # What the papers' authors published files under.
-PUBLISHED: Mapping[str, tuple[str, ...]] = {"vqgan": (TAMING_SUFFIX,), "gan": ()}
+PUBLISHED: Mapping[str, tuple[str, ...]] = {"vqgan": (TAMING_SUFFIX,), "gan": GAN_SUFFIXES}
 PUBLISHED_AS = {"vqgan": "a published .ckpt with its .yaml", "gan": "a published .pt or .pkl"}
 BUNDLED_FOLDERS = {"vqgan": {"nano VQGAN (bundled)": "nano_vqgan"}, "gan": {}}
 # Names of the attention in files older than diffusers 0.12.
@@ -65,7 +66,8 @@ class _Holder(nn.Module):
 def generator_paths(kind: str) -> dict[str, Path]:
     """Every generator of this kind, by the name a node shows: folders (bundled, in models/diffusers, models/vae), files in models/vae.
 
-    A published VQGAN is offered where its yaml is beside it: other checkpoints in models/vae are no VQGANs.
+    A published VQGAN is offered where its yaml is beside it: other checkpoints in models/vae are no VQGANs. What a .pt or .pkl is, only
+    reading it tells.
     """
     found = {shown: bundled_file(name) for shown, name in BUNDLED_FOLDERS[kind].items() if (BUNDLED / name / "config.json").is_file()}
     for category in ("diffusers", "vae"):
