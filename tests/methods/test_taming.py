@@ -107,9 +107,9 @@ def described(**changes):
         (described(double_z=True), "double_z True"),
         (described(in_channels=182), "takes 182 channels"),
         (described(n_embed=0), "n_embed is 0"),
-        (described(n_embed=25), r"quantize\.embedding\.weight .* is \[24, 6\], \[25, 6\] was expected from ffhq\.yaml"),
-        (described(num_res_blocks=2), r"lacks \d+ weights of the network that ffhq\.yaml describes"),
-        (described(attn_resolutions=[32]), "do not belong together, or it is the checkpoint of another model"),
+        (described(n_embed=25), r"quantize\.embedding\.weight is \[24, 6\], \[25, 6\] was expected: ffhq\.yaml describes another"),
+        (described(num_res_blocks=2), r"lacks \d+ weights .*ffhq\.yaml describes another network"),
+        (described(attn_resolutions=[32]), "or it is the checkpoint of another model"),
     ],
 )
 def test_a_wrong_yaml_is_told_in_words(content, words, tmp_path):
@@ -125,7 +125,7 @@ def test_a_checkpoint_of_another_model_is_told_in_words(tmp_path):
         ({"model": weights}, "holds no 'state_dict'"),
         ({"state_dict": {"model.diffusion_model.out.2.bias": torch.zeros(3)}}, r"ffhq\.ckpt lacks \d+ weights"),
         ({"state_dict": weights | {"decoder.conv_out.bias": "text"}}, r"ffhq\.ckpt: str stands where a tensor was expected"),
-        ({"state_dict": weights | {"decoder.conv_out.bias": torch.full((3,), torch.nan)}}, "is not finite"),
+        ({"state_dict": weights | {"decoder.conv_out.bias": torch.full((3,), torch.nan)}}, "is not finite floating point"),
     ):
         torch.save(content, path)
         with pytest.raises(ValueError, match=words):

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from .published_gan import read_published_gan
 from .style_gan import StyleGanConfig, StyleGenerator
+from .weights import require_same_weights
 
 CLASS_NAME = "IntrinsicLabStyleGenerator"
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -81,21 +82,10 @@ def _load_folder(folder: Path) -> StyleGenerator:
     return _generator(config, weights, f"{folder.name}/{WEIGHTS_FILE}", f"{CONFIG_FILE} and the weights do not belong together")
 
 
-def _generator(config: StyleGanConfig, weights: Mapping[str, Tensor], source: str, wrong_together: str) -> StyleGenerator:
+def _generator(config: StyleGanConfig, weights: Mapping[str, Tensor], source: str, otherwise: str) -> StyleGenerator:
     with torch.device("meta"):
         generator = StyleGenerator(config)
-    expected = generator.state_dict()
-    if wrong := sorted(expected.keys() ^ weights.keys()):
-        missing = sum(name in expected for name in wrong)
-        raise ValueError(
-            f"{source} lacks {missing} weights and has {len(wrong) - missing} that its config does not call for "
-            f"(first: {wrong[0]}): {wrong_together}."
-        )
-    for name, weight in weights.items():
-        if weight.shape != expected[name].shape:
-            raise ValueError(f"{source}: {name} is {list(weight.shape)}, {list(expected[name].shape)} was expected: {wrong_together}.")
-        if not weight.is_floating_point() or not torch.isfinite(weight.float()).all():
-            raise ValueError(f"{source}: {name} is not finite floating point: the training diverged, or it is damaged.")
+    require_same_weights(generator, weights, source, otherwise)
     generator.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
     return generator.requires_grad_(False).eval()
 

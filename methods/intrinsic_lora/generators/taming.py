@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...pickled_weights import read_pickled
+from .weights import require_same_weights
 
 SUFFIX = ".ckpt"
 _TARGET, _FIRST_STAGE = "taming.models.vqgan.VQModel", "first_stage_model."
@@ -68,7 +69,8 @@ def load_taming(checkpoint: Path, build: Callable[[dict], Any]) -> Any:
     weights = diffusers_weights({key.removeprefix(prefix): weight for key, weight in found.items()}, len(config["block_out_channels"]))
     with torch.device("meta"):
         vqgan = build(config)
-    _require_same(vqgan, weights, checkpoint.name, settings.name)
+    together = f"{settings.name} describes another network (names are diffusers'), or it is the checkpoint of another model"
+    require_same_weights(vqgan, weights, checkpoint.name, together)
     vqgan.load_state_dict(weights, assign=True)
     return vqgan.requires_grad_(False).eval()
 
@@ -141,21 +143,3 @@ def _number(settings: Mapping, name: Any) -> int:
     if type(value) is not int or not 1 <= value <= 1 << 20:
         raise ValueError(f"{name} is {value!r}; a whole number from 1 on was expected")
     return value
-
-
-def _require_same(vqgan: nn.Module, weights: Mapping[str, Tensor], file: str, settings: str) -> None:
-    expected = vqgan.state_dict()
-    if wrong := sorted(expected.keys() ^ weights.keys()):
-        missing = sum(name in expected for name in wrong)
-        raise ValueError(
-            f"{file} lacks {missing} weights of the network that {settings} describes and has {len(wrong) - missing} others (first: "
-            f"{wrong[0]}, in diffusers' names): they do not belong together, or it is the checkpoint of another model."
-        )
-    for name, weight in weights.items():
-        if weight.shape != expected[name].shape:
-            raise ValueError(
-                f"{file}: {name} (in diffusers' names) is {list(weight.shape)}, {list(expected[name].shape)} was expected from {settings}: "
-                "they do not belong together."
-            )
-        if not torch.isfinite(weight).all():
-            raise ValueError(f"{file}: {name} (in diffusers' names) is not finite: it is damaged, download it again.")
