@@ -13,7 +13,7 @@ from intrinsic_lab.methods.intrinsic_lora.generators import Draws, StyleGanConfi
 from intrinsic_lab.methods.intrinsic_lora.generators.adapter import target_names
 from intrinsic_lab.methods.intrinsic_lora.generators.published_gan import convert, nvidia_name, rosinality_name
 from intrinsic_lab.methods.intrinsic_lora.generators.style_gan import StyleGenerator
-from intrinsic_lab.methods.lora.lora_file import LoraLayer
+from intrinsic_lab.methods.lora.layers import LoraLayer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from published_generators import StyleGan2Oracle, as_nvidia, random_weights, rosinality_shapes

@@ -24,7 +24,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...pickled_weights import Made, read_pickled
 from .style_gan import FIRST_SIDE, StyleGanConfig
 
 SUFFIXES = (".pt", ".pkl")
@@ -44,6 +43,8 @@ _UNUSED = re.compile(r"noises\.noise_\d+|.*\.noise_const")
 
 def read_published_gan(path: Path) -> tuple[StyleGanConfig, dict[str, Tensor]]:
     """(config, weights of a `StyleGenerator`, without `mean_style` where the file has none). Raises ValueError, naming the file."""
+    from ...pickled_weights import Made, read_pickled
+
     pickled = read_pickled(path)
     content = pickled.content if isinstance(pickled.content, Mapping) else {}
     try:

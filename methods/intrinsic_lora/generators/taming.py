@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...pickled_weights import read_pickled
 from .weights import require_same_weights
 
 SUFFIX = ".ckpt"
@@ -50,6 +49,8 @@ def load_taming(checkpoint: Path, build: Callable[[dict], Any]) -> Any:
 
     Raises ValueError, naming the file, what is wrong with it and what to do.
     """
+    from ...pickled_weights import read_pickled
+
     settings = settings_file(checkpoint)
     if settings is None:
         raise ValueError(

@@ -18,7 +18,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ...lora.lora_file import load_safetensors
 from ..design import HYBRID, LORAS, MAP_NAMES, QUERY_BROADCAST, TENSOR, Design
 from .config import AdapterConfig
 from .layer import Adapter
@@ -38,6 +37,8 @@ def read_adapter(path: str | Path) -> Adapter:
 
 def read_file(path: Path, parse: Callable[[Mapping[str, Tensor], Mapping[str, str]], Parsed]) -> Parsed:
     """What `parse` makes of a file's tensors and header. Raises ValueError as it does, naming the file."""
+    from ...lora.lora_file import load_safetensors
+
     try:
         tensors, metadata = load_safetensors(path)
     except (SafetensorError, OSError) as error:
