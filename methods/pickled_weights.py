@@ -9,6 +9,7 @@ import pickletools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -71,9 +72,13 @@ class Pickled:
 
     content: Any
     storage: Callable[[Any, torch.dtype, int], Tensor]
+    _storages: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     def tensor(self, value: Any) -> Tensor:
-        """The tensor or parameter that a `Made` stands for, in memory of its own. Raises ValueError for anything else."""
+        """The tensor or parameter that a `Made` stands for. Raises ValueError for anything else.
+
+        Tensors share the numbers that they share in the file, so that many names cost no more than the file holds.
+        """
         while isinstance(value, Made) and value.name == _PARAMETER and value.args:
             value = value.args[0]
         match value:
@@ -90,23 +95,33 @@ class Pickled:
             raise ValueError(f"{_called(state)} stands where named weights were expected: it is damaged or of another kind.")
         return {key: self.tensor(value) for key, value in state.items()}
 
-    def module_tensors(self, module: Any, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
+    def module_tensors(self, module: Any) -> dict[str, Tensor]:
         """Parameters and buffers of a pickled `torch.nn.Module`, by their names in its state dict, whatever its class is.
 
-        Also of modules that a function rebuilds from a dictionary with their state. Raises ValueError for anything else.
+        Also of modules that a function rebuilds from a dictionary with their state. Raises ValueError for anything else, and for modules
+        that stand in two places.
         """
+        return self._module_tensors(module, "", set())
+
+    def _module_tensors(self, module: Any, prefix: str, met: set) -> dict[str, Tensor]:
         state = module.state if isinstance(module, Made) else None
         if state is None and isinstance(module, Made) and module.args and isinstance(module.args[0], Mapping):
             state = module.args[0].get("state")
-        if not isinstance(state, Mapping) or "_parameters" not in state or depth > _DEEPEST_MODULE:
+        if not isinstance(state, Mapping) or "_parameters" not in state or module in met or prefix.count(".") > _DEEPEST_MODULE:
             raise ValueError(f"{_called(module)} stands where a PyTorch module was expected: it is damaged or of another kind.")
+        met.add(module)
         own, parts = [*_pairs(state["_parameters"]), *_pairs(state.get("_buffers"))], _pairs(state.get("_modules"))
         found = {f"{prefix}{name}": self.tensor(value) for name, value in own if value is not None}
         for name, part in parts:
-            found |= self.module_tensors(part, f"{prefix}{name}.", depth + 1)
+            found |= self._module_tensors(part, f"{prefix}{name}.", met)
         return found
 
     def _storage(self, stored: Any) -> Tensor:
+        if id(stored) not in self._storages:
+            self._storages[id(stored)] = self._read_storage(stored)
+        return self._storages[id(stored)]
+
+    def _read_storage(self, stored: Any) -> Tensor:
         match stored:
             case Made(name=name, args=(bytes(raw),)) if name == _STORAGE_IN_BYTES:
                 inner = _read(BytesIO(raw))
@@ -141,7 +156,7 @@ def _read_zip(path: Path) -> Pickled:
     if f"{prefix}byteorder" in archive.namelist() and entry("byteorder") != b"little":
         raise ValueError("its numbers are big-endian")
     content, _ = parse_pickle(BytesIO(entry("data.pkl")))
-    return Pickled(content, lambda key, dtype, numbers: _numbers(entry(f"data/{key}"), dtype, numbers))
+    return Pickled(content, lru_cache(None)(lambda key, dtype, numbers: _numbers(entry(f"data/{key}"), dtype, numbers)))
 
 
 def _read(stream: BytesIO) -> Pickled:
@@ -159,7 +174,7 @@ def _read(stream: BytesIO) -> Pickled:
         stop = start + 8 + int.from_bytes(data[start : start + 8], "little") * sizes[key]
         places[key] = slice(start + 8, stop)
         start = stop
-    return Pickled(content, lambda key, dtype, numbers: _numbers(data[places[key]], dtype, numbers))
+    return Pickled(content, lru_cache(None)(lambda key, dtype, numbers: _numbers(data[places[key]], dtype, numbers)))
 
 
 def _no_storage(key: Any, dtype: torch.dtype, numbers: int) -> NoReturn:
@@ -181,7 +196,7 @@ def _view(storage: Tensor, offset: int, size: tuple, stride: tuple) -> Tensor:
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if not all(type(number) is int and number >= 0 for number in numbers) or max(last + 1, prod(size)) > len(storage):
         raise ValueError(f"a tensor of size {size} does not lie inside its {len(storage)} numbers")
-    return storage.as_strided(size, stride, offset).clone(memory_format=torch.contiguous_format)
+    return storage.as_strided(size, stride, offset)
 
 
 def _pairs(state: Any) -> list[tuple[Any, Any]]:
