@@ -116,16 +116,13 @@ class Bundle:
             yield name, main_metric(name, decode(self.base.vae, latents, name), exact, held_out.mask_bhw)
 
     @torch.no_grad()
-    def errors(self, held_out: HeldOut) -> Iterator[tuple[str, Tensor]]:
-        """Every map that has an adapter, out of the pictures."""
+    def errors(self, held_out: HeldOut, name: str) -> Tensor:
+        """One map out of the pictures, by its adapter."""
         latents = encode(self.base.vae, held_out.pictures)
-        for name, exact in held_out.maps.items():
-            if not (adapter := self.assets / f"nano_{name}.safetensors").exists():
-                continue
-            unet = with_adapter(load_base(self.assets / "nano").network, adapter)
-            text = self.base.embed(MAPS[name].prompt)
-            predicted = torch.cat([map_latent(unet, part, text) for part in latents.split(16)])
-            yield name, main_metric(name, decode(self.base.vae, predicted, name), exact, held_out.mask_bhw)
+        network = with_adapter(load_base(self.assets / "nano").network, self.assets / f"nano_{name}.safetensors")
+        text = self.base.embed(MAPS[name].prompt)
+        predicted = torch.cat([map_latent(network, part, text) for part in latents.split(16)])
+        return main_metric(name, decode(self.base.vae, predicted, name), held_out.maps[name], held_out.mask_bhw)
 
     @torch.no_grad()
     def distances(self, held_out: HeldOut) -> list[float]:
@@ -189,12 +186,19 @@ def features(latents_bchw: Tensor) -> Tensor:
 def measure(bundle: Bundle, sets: list[HeldOut], judge: "ildm_table.PictureNormals") -> Iterator[tuple[str, Callable[[], Scores]]]:
     """(group of rows, what measures it): each group is kept as soon as it is measured."""
 
-    def per_map(rows: Callable[[HeldOut], Iterator[tuple[str, Tensor]]], held_out: HeldOut, what: str) -> Scores:
-        return {f"{what}, {held_out.name}: {name}, {MAPS[name].evaluation.main}": values.tolist() for name, values in rows(held_out)}
+    def row(what: str, held_out: HeldOut, name: str) -> str:
+        return f"{what}, {held_out.name}: {name}, {MAPS[name].evaluation.main}"
 
     for held_out in sets:
-        yield f"bound-{held_out.name}", lambda held_out=held_out: per_map(bundle.bounds, held_out, "VAE bound")
-        yield f"maps-{held_out.name}", lambda held_out=held_out: per_map(bundle.errors, held_out, "map")
+        yield (
+            f"bound-{held_out.name}",
+            lambda held_out=held_out: {row("VAE bound", held_out, name): values.tolist() for name, values in bundle.bounds(held_out)},
+        )
+        for name in TABLED:
+            yield (
+                f"{name}-{held_out.name}",
+                lambda held_out=held_out, name=name: {row("map", held_out, name): bundle.errors(held_out, name).tolist()},
+            )
         if held_out.captions:
             name = f"pictures from text, {held_out.name}: Fréchet distance"
             yield f"distance-{held_out.name}", lambda held_out=held_out, name=name: {name: bundle.distances(held_out)}
@@ -206,8 +210,8 @@ def measure(bundle: Bundle, sets: list[HeldOut], judge: "ildm_table.PictureNorma
 # Of every group, the files that its rows depend on.
 DEPENDS = {
     "bound": ("nano/vae",),
-    "maps": ("nano", "nano_*"),
-    "distance": ("nano",),
+    **{name: ("nano/unet", "nano/vae", "nano/text_encoder", f"nano_{name}.safetensors") for name in TABLED},
+    "distance": ("nano/unet", "nano/vae", "nano/text_encoder"),
     "joint": ("nano", "nano_ildm*"),
     "lumix": ("nano_flux", "nano_lumix*"),
 }
