@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 
 # What only an execution needs is imported there: the pack loads with ComfyUI, whether its nodes are used or not.
 from ..methods.lora.names import SUBNETWORKS
-from ..methods.lora_space.records import Entry
+from ..methods.lora_space.entries import Entry
 from .native.lora_library import lora_collection
 from .native.lora_library.files import BUNDLED_MARK
 from .native.lora_library.lora_collection import LoraCollection, lora_path, shown_name

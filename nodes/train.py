@@ -17,12 +17,12 @@ from .native.paths import folder_fingerprint, model_folders
 from .native.schema import schema
 from .native.training.files import (
     SCENES,
-    Place,
+    Destination,
     base_names,
     data_folders,
-    intrinsic_vae_place,
+    intrinsic_vae_destination,
     is_finished,
-    lora_place,
+    lora_destination,
     maps_in,
     name_problem,
     run_folder,
@@ -135,7 +135,7 @@ def _outputs(result: str, label: str, tooltip: str) -> list[io.Output]:
 class _Training(io.ComfyNode):
     """What all training nodes share: when they run again, and how they answer."""
 
-    place: Callable[[str], Place] = staticmethod(lora_place)
+    destination: Callable[[str], Destination] = staticmethod(lora_destination)
 
     @classmethod
     def validate_inputs(cls, name: str | None = None) -> bool | str:
@@ -147,7 +147,7 @@ class _Training(io.ComfyNode):
         cls, base: str | None = None, data: str | None = None, name: str | None = None, intrinsic_vae: str | None = None, **others
     ) -> tuple | float:
         """Changes with the base's and the data's files; a result that was deleted is made again."""
-        if name is not None and name_problem(name) is None and is_finished(run_folder(name)) and not cls.place(name).path.exists():
+        if name is not None and name_problem(name) is None and is_finished(run_folder(name)) and not cls.destination(name).path.exists():
             return float("nan")
         chosen = ((model_folders(), base), (data_folders(), data), (intrinsic_vae_folders(), intrinsic_vae))
         folders = (offered.get(choice) if choice else None for offered, choice in chosen)
@@ -156,7 +156,7 @@ class _Training(io.ComfyNode):
     @classmethod
     def train(cls, settings: Settings, trainer: Trainer) -> io.NodeOutput:
         """Runs the trainer and shows its loss curve."""
-        trained: Trained = train_in_graph(settings, cls.place(settings.name), trainer)
+        trained: Trained = train_in_graph(settings, cls.destination(settings.name), trainer)
         return io.NodeOutput(trained.name, trained.curve, trained.report, ui=ui.PreviewImage(trained.curve, cls=cls))
 
 
@@ -232,7 +232,7 @@ JOINT_DATA = f" Maps: those of {', '.join(INTRINSICS)} that the folder holds."
 class TrainIntrinsicVAE(_Training):
     """A base's VAE -> its intrinsic VAE."""
 
-    place = staticmethod(intrinsic_vae_place)
+    destination = staticmethod(intrinsic_vae_destination)
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -222,17 +222,20 @@ def test_dependencies_have_lower_bounds_only_and_are_the_same_for_comfyui_manage
 PAGES = ["ARCHITECTURE.md", "CONTRIBUTING.md", *(f"{room}/README.md" for room in (*ROOMS, "assets", "benchmarks", "tests", "tools", "web"))]
 
 
-def named_files(text: str, name: str = "*") -> Iterator[tuple[str, list[Path]]]:
-    """(what a page says, the files it means) of every file or folder that a page names by its path; NAME stands for `name`."""
+def named_files(text: str, name: str = "*", room: Path = ROOT) -> Iterator[tuple[str, list[Path]]]:
+    """(what a page says, the files it means) of every file or folder that a page names by its path, from the top or from its room.
+
+    NAME stands for `name`.
+    """
     for said in re.findall(r"`([\w.*/-]+/[\w.*-]+)/?(?::\w+)?`", text):
-        yield said, list(ROOT.glob(said.replace("NAME", name)))
+        yield said, [*ROOT.glob(said.replace("NAME", name)), *room.glob(said.replace("NAME", name))]
 
 
 def test_every_file_that_the_pages_for_strangers_name_is_there():
     missing = [
         f"{page}: {said}"
         for page in PAGES
-        for said, files in named_files((ROOT / page).read_text(encoding="utf-8"))
+        for said, files in named_files((ROOT / page).read_text(encoding="utf-8"), room=(ROOT / page).parent)
         if not files and said != "try/except"
     ]
     assert not missing, "\n".join(missing)

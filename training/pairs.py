@@ -1,5 +1,6 @@
 """Where training pairs come from: the rendered `scenes`, with exact maps. (A folder of pictures: `folder_data`.)"""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -97,6 +98,10 @@ class VariedSceneData(SceneData):
     @property
     def _scenes(self) -> str:
         return self.kind
+
+    def identity(self, kind: str) -> dict[str, Any]:
+        # Rooms never change; of other kinds a later version of the pack may draw other scenes.
+        return super().identity(kind) | {"captions": hashlib.sha256("\n".join(self.captions).encode()).hexdigest()}
 
     def source(self, map_name: str) -> "VariedSceneData":
         """The pairs for one map; these scenes have all of them. Raises ValueError as `SceneData.source`."""

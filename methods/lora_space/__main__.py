@@ -23,10 +23,10 @@ import torch
 from ..lora.names import SUBNETWORKS
 from .baseline import nearest_raw
 from .duplicates import find_duplicates
+from .entries import Progress
 from .index import WORKERS, LoraIndex
 from .lora_map import draw_map, map_loras
 from .qdrant_store import QdrantStore, connect
-from .records import Progress
 from .search import RERANK, family_of, find_similar
 
 

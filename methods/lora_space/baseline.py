@@ -16,8 +16,8 @@ import torch
 
 from ..lora.delta import LowRank
 from ..lora.reading import read_deltas
+from .entries import Entry
 from .index import LoraIndex
-from .records import Entry
 from .search import family_of
 from .sketch import unit
 

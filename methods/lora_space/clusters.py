@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy
 
-from .records import Entry
+from .entries import Entry
 from .sketch import unit
 
 # What needs a matrix of all pairs is done on this many, at most; the rest follow their nearest.

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy
 
+from .entries import Entry, Progress, Report
 from .gram import gram
 from .index import LoraIndex
-from .records import Entry, Progress, Report
 from .sketch import KINDS, subnetwork_vectors
 from .space import Space
 

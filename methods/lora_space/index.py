@@ -15,7 +15,7 @@ import numpy
 from ..lora.cache import ReadCache
 from ..lora.names import SUBNETWORKS
 from .database import connect, snapshot, transaction
-from .records import Entry, Problem, Progress, Report, Summary
+from .entries import Entry, Problem, Progress, Report, Summary
 from .scan import Found, Inspection, inspect, list_files
 from .sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, Sketches, packed, unit, unpacked
 from .space import DIMENSIONS, LEAST_FOR_PCA, Pca, Space, fit_pca, pack, unpack

@@ -13,8 +13,8 @@ import numpy
 from PIL import Image, ImageDraw, ImageFont
 
 from .clusters import cluster_vectors, landmarks, name_clusters
+from .entries import Entry, Progress, Report
 from .index import LoraIndex
-from .records import Entry, Progress, Report
 
 LAID_OUT = 1_200
 _ROUNDS, _EXAGGERATED = 400, 120

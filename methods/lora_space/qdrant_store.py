@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy
 
+from .entries import Progress, Report
 from .index import LoraIndex
-from .records import Progress, Report
 from .sketch import KINDS, SKETCH_VERSION
 from .space import Candidate, Pca, Space, pack, project
 

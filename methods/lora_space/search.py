@@ -10,9 +10,9 @@ import numpy
 from ..lora.header import BadFile
 from ..lora.modules import describe
 from ..lora.weight_file import read_header
+from .entries import Entry, Progress, Report
 from .gram import gram
 from .index import LoraIndex
-from .records import Entry, Progress, Report
 from .scan import inspect
 from .sketch import KINDS, Sketches, subnetwork_vectors, unit
 from .space import Candidate, Store

@@ -10,8 +10,8 @@ from intrinsic_lab.methods.maps import MAPS, MapKind, image_from_map
 from intrinsic_lab.nodes import extract as extract_nodes
 from intrinsic_lab.nodes import generators as generator_nodes
 from intrinsic_lab.nodes import train as train_nodes
+from intrinsic_lab.nodes.compare import CompareMaps
 from intrinsic_lab.nodes.format_maps import FormatColor
-from intrinsic_lab.nodes.judge import CompareMaps
 from intrinsic_lab.scenes import render_scenes
 from intrinsic_lab.scenes.pictures import save_picture
 from intrinsic_lab.training.folder_data import FolderData

@@ -12,7 +12,7 @@ import torch
 from intrinsic_lab.nodes import train
 from intrinsic_lab.nodes.native.training import files as training_files
 from intrinsic_lab.nodes.native.training import session as training
-from intrinsic_lab.nodes.native.training.files import Place, lora_place, name_problem, publish, require_free
+from intrinsic_lab.nodes.native.training.files import Destination, lora_destination, name_problem, publish, require_free
 from intrinsic_lab.nodes.native.training.session import Settings, Watcher, require_packages, train_in_graph, training_session
 from intrinsic_lab.tools.comfyui_source import ROOT
 from intrinsic_lab.training.history import History
@@ -74,8 +74,8 @@ def test_only_folders_of_the_input_directory_are_data(tmp_path):
 
 def test_a_result_replaces_its_own_earlier_one_and_nothing_else(tmp_path):
     run, other, result = tmp_path / "run", tmp_path / "other", tmp_path / "result.safetensors"
-    place = lora_place("x")
-    assert place == Place(str(Path("intrinsic_lab/x.safetensors")), tmp_path / "loras/intrinsic_lab/x.safetensors")
+    place = lora_destination("x")
+    assert place == Destination(str(Path("intrinsic_lab/x.safetensors")), tmp_path / "loras/intrinsic_lab/x.safetensors")
     for content in (b"one", b"two"):
         result.write_bytes(content)
         publish(run, result, place)
@@ -94,7 +94,7 @@ def test_a_folder_that_was_half_put_in_place_is_the_runs_own(tmp_path):
     result.mkdir()
     for name in ("config.json", "weights.safetensors"):
         (result / name).write_text(name)
-    place = Place("vae/x", tmp_path / "vae/x")
+    place = Destination("vae/x", tmp_path / "vae/x")
     publish(run, result, place)
     (place.path / "config.json").unlink()
     require_free(run, place)
@@ -152,7 +152,7 @@ def test_an_interrupt_reaches_the_loop_in_its_own_words_and_comfyui_in_comfyuis(
         raise Interrupted
 
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        train_in_graph(SETTINGS, lora_place("run"), cancelled)
+        train_in_graph(SETTINGS, lora_destination("run"), cancelled)
 
 
 def test_a_diverging_run_is_told_in_the_nodes_words():
@@ -160,7 +160,7 @@ def test_a_diverging_run_is_told_in_the_nodes_words():
         raise Diverged(math.nan, 7, Path("/some/where"))
 
     with pytest.raises(ValueError, match=r"^The loss became nan at step 7: lower learning_rate, and choose another name\.$"):
-        train_in_graph(SETTINGS, lora_place("run"), diverges)
+        train_in_graph(SETTINGS, lora_destination("run"), diverges)
 
 
 def test_previews_come_at_most_once_in_a_while(monkeypatch):

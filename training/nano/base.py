@@ -1,11 +1,13 @@
 """The nano UNet and text encoder, trained together as a latent diffusion model of the pictures of `scenes` (never of their maps)."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -61,21 +63,25 @@ class LatentCaptions:
 
 @torch.no_grad()
 def encode_pictures(vae, seeds: Sequence[int], cache: Path, size: int = 128, kind: str = ROOM) -> tuple[Tensor, list[str]]:
-    """Latents (mode) of the pictures of `seeds`, kept in `cache` so that a resumed run does not encode twice."""
+    """Latents (mode) of the pictures of `seeds`, kept in `cache` so that a resumed run does not encode twice; and their captions.
+
+    Latents of other scenes, such as an earlier version of a kind drew them, are encoded again.
+    """
     from ...scenes import sample_scenes
 
     captions = list(sample_scenes(seeds, kind=kind).captions)
+    drawn = {"captions": hashlib.sha256("\n".join(captions).encode()).hexdigest()}
     if cache.exists():
-        latents = load_file(cache)["latents"]
-        if len(latents) == len(seeds):
-            return latents, captions
+        with safe_open(cache, "pt") as kept:
+            if kept.metadata() == drawn:
+                return kept.get_tensor("latents"), captions
     parts = []
     for start in range(0, len(seeds), 64):
         pool = PicturePool.render(seeds[start : start + 64], size, ("image",), kind)
         pictures = pool.latents_input(0, slice(None)).contiguous(memory_format=torch.channels_last)
-        parts += [vae.encode(part).latent_dist.mode() for part in pictures.split(16)]
+        parts += [vae.encode(part.to(vae.device)).latent_dist.mode().cpu() for part in pictures.split(16)]
     latents = torch.cat(parts).contiguous()
-    write_atomically(cache, lambda path: save_file({"latents": latents}, path))
+    write_atomically(cache, lambda path: save_file({"latents": latents}, path, drawn))
     return latents, captions
 
 

@@ -1,12 +1,14 @@
 """The nano VAE's decoder, trained further while its encoder stays: latents, and all that was trained on them, keep their meaning."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..atomic import write_atomically
@@ -28,19 +30,24 @@ class DecoderPairs:
     @torch.no_grad()
     def encode(cls, vae, pool: PicturePool, cache: Path | None = None) -> "DecoderPairs":
         """Encode (mode) every picture of the pool; `cache`: a file that keeps the latents."""
+        drawn = {"pictures": hashlib.sha256(pool.pictures.numpy().data).hexdigest()}
         if cache is not None and cache.exists():
-            latents = load_file(cache)["latents"]
-            if latents.shape[:2] == pool.pictures.shape[:2]:
-                return cls(pool, latents)
+            with safe_open(cache, "pt") as kept:
+                if kept.metadata() == drawn:
+                    return cls(pool, kept.get_tensor("latents"))
         kinds = []
         for kind in range(len(pool.pictures)):
             rows = range(pool.pictures.shape[1])
             parts = [pool.latents_input(kind, rows[start : start + 16]) for start in rows[::16]]
-            kinds.append(torch.cat([vae.encode(p.contiguous(memory_format=torch.channels_last)).latent_dist.mode() for p in parts]))
+            kinds.append(torch.cat([_latents(vae, part) for part in parts]))
         latents = torch.stack(kinds).contiguous()
         if cache is not None:
-            write_atomically(cache, lambda path: save_file({"latents": latents}, path))
+            write_atomically(cache, lambda path: save_file({"latents": latents}, path, drawn))
         return cls(pool, latents)
+
+
+def _latents(vae, pictures_bchw: Tensor) -> Tensor:
+    return vae.encode(pictures_bchw.to(vae.device, memory_format=torch.channels_last)).latent_dist.mode().cpu()
 
 
 class DecoderTask:

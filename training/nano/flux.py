@@ -215,7 +215,7 @@ def further(folder: Path, config: LoopConfig, seeds: Sequence[int], kinds: Seque
     transformer, t5 = load(FluxTransformer2DModel, "transformer"), load(T5EncoderModel, "text_encoder_2")
     words = config.output / "tokenizer_2"
     extend_t5_tokenizer(folder / "tokenizer_2", words, t5, kinds)
-    vae = load(AutoencoderKL, "vae").to(memory_format=torch.channels_last)
+    vae = load(AutoencoderKL, "vae").to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
     kept = config.output / f"latents-{seeds[0]}-{len(seeds)}"
     latents, captions = zip(*(encode_pictures(vae, seeds, kept / f"{kind}.safetensors", kind=kind) for kind in kinds), strict=True)
     texts = [*(caption for part in captions for caption in part), ""]

@@ -102,7 +102,8 @@ class Sitting:
 def _vae(folder: Path) -> nn.Module:
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).to(memory_format=torch.channels_last)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).to(device, memory_format=torch.channels_last)
 
 
 def _save_half(model, folder: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 # The index itself is imported where it is opened: the pack loads with ComfyUI, whether its nodes are used or not.
 from ....methods.lora.names import SUFFIXES
-from ....methods.lora_space.records import Entry, Progress
+from ....methods.lora_space.entries import Entry, Progress
 from ..paths import bundled_file
 from . import files
 from .files import BUNDLED_MARK

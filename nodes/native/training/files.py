@@ -23,7 +23,7 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Place:
+class Destination:
     """Where a result goes: `path`, a file or a folder, and `name`, under which loader nodes know it."""
 
     name: str
@@ -92,15 +92,15 @@ def _first_folder(category: str) -> Path:
     return Path(folder_paths.get_folder_paths(category)[0])
 
 
-def lora_place(name: str) -> Place:
+def lora_destination(name: str) -> Destination:
     """For a LoRA of this name: a file in the first models/loras folder."""
     listed = Path(SUBFOLDER) / f"{name}.safetensors"
-    return Place(str(listed), _first_folder("loras") / listed)
+    return Destination(str(listed), _first_folder("loras") / listed)
 
 
-def intrinsic_vae_place(name: str) -> Place:
+def intrinsic_vae_destination(name: str) -> Destination:
     """For an intrinsic VAE of this name: a folder in the first models/vae folder, where Load Intrinsic VAE looks."""
-    return Place(f"vae/{name}", _first_folder("vae") / name)
+    return Destination(f"vae/{name}", _first_folder("vae") / name)
 
 
 def is_finished(run: Path) -> bool:
@@ -108,23 +108,23 @@ def is_finished(run: Path) -> bool:
     return (run / FINISHED).is_file()
 
 
-def require_free(run: Path, place: Place) -> None:
-    """Raises ValueError if the place holds anything that this run did not put there itself."""
+def require_free(run: Path, destination: Destination) -> None:
+    """Raises ValueError if the destination holds anything that this run did not put there itself."""
     own = _record(run)
-    if any(_sha256(path) not in own for path in _files(place.path)):
-        raise ValueError(f"{place.name} is there already and was not made by this run: choose another name.")
+    if any(_sha256(path) not in own for path in _files(destination.path)):
+        raise ValueError(f"{destination.name} is there already and was not made by this run: choose another name.")
 
 
-def publish(run: Path, result: Path, place: Place) -> None:
-    """Copy a run's result, a file or a flat folder of files, to its place, each file whole or not at all. Raises as `require_free`."""
+def publish(run: Path, result: Path, destination: Destination) -> None:
+    """Copy a run's result, a file or a flat folder of files, to its destination, each file whole or not. Raises as `require_free`."""
     from ....training.atomic import copy_file, write_json
 
-    require_free(run, place)
+    require_free(run, destination)
     own = sorted(_record(run) | {_sha256(path) for path in _files(result)})
     # Before the files: what a crash leaves behind must be known as the run's own.
     write_json(run / RECORD, own)
     for source in _files(result):
-        target = place.path if result.is_file() else place.path / source.name
+        target = destination.path if result.is_file() else destination.path / source.name
         copy_file(source, target)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..paths import model_folder
-from .files import SCENES, Place, data_folder, publish, require_free, run_folder
+from .files import SCENES, Destination, data_folder, publish, require_free, run_folder
 
 if TYPE_CHECKING:
     from ....training.config import TrainerConfig
@@ -136,15 +136,15 @@ class Trained:
 Trainer = Callable[[Settings], tuple["TrainerConfig", Callable[[Watcher], Any]]]
 
 
-def train_in_graph(settings: Settings, place: Place, trainer: Trainer) -> Trained:
-    """Run (or resume) a training, put its result in its place, and tell about it.
+def train_in_graph(settings: Settings, destination: Destination, trainer: Trainer) -> Trained:
+    """Run (or resume) a training, put its result in its destination, and tell about it.
 
     Raises ValueError that names the input to change, and ComfyUI's own exception if the prompt is cancelled; what is done by then is
     kept, and the same settings go on from there.
     """
     require_packages()
     run = run_folder(settings.name)
-    require_free(run, place)
+    require_free(run, destination)
     with training_session():
         from ....training.checkpoint import CheckpointMismatch
         from ....training.loop import Diverged, Interrupted
@@ -164,8 +164,8 @@ def train_in_graph(settings: Settings, place: Place, trainer: Trainer) -> Traine
             raise ValueError(_other_settings(settings.name, error.changes)) from error
         except Diverged as error:
             raise ValueError(f"The loss became {error.loss} at step {error.step}: lower learning_rate, and choose another name.") from error
-        publish(run, config.weights, place)
-    return Trained(place.name, _curve(history), _report(settings, place, done, history))
+        publish(run, config.weights, destination)
+    return Trained(destination.name, _curve(history), _report(settings, destination, done, history))
 
 
 def require_packages() -> None:
@@ -215,9 +215,9 @@ def _own_accelerate_state() -> Iterator[None]:
 
 
 def _other_settings(name: str, changes: Mapping[str, tuple[Any, Any]]) -> str:
-    told = "; ".join(f"{setting} was {_short(was)}, now {_short(now)}" for setting, was, now in _flat(changes)) or "another model"
+    changed = "; ".join(f"{setting} was {_short(was)}, now {_short(now)}" for setting, was, now in _flat(changes)) or "another model"
     return (
-        f"There is a run {name!r} with other settings already ({told}): choose another name, or set them back to go on with that run. "
+        f"There is a run {name!r} with other settings already ({changed}): choose another name, or set them back to go on with that run. "
         "Only more steps can be asked of it."
     )
 
@@ -243,13 +243,13 @@ def _curve(history: "History") -> Tensor:
     return torch.from_numpy(numpy.array(loss_curve(history))).float()[None] / 255
 
 
-def _report(settings: Settings, place: Place, earlier: int, history: "History") -> str:
+def _report(settings: Settings, destination: Destination, earlier: int, history: "History") -> str:
     from ....kernels.machine import machine_and_card
 
     losses, count = history.losses, max(1, len(history.losses) // 10)
     first, last = sum(losses[:count]) / count, sum(losses[-count:]) / count
     spent = f"{history.seconds:.0f} seconds" if history.seconds < 120 else f"{history.seconds / 60:.1f} minutes"
-    lines = [f"{place.name} is ready: {history.steps} steps in {spent} on {machine_and_card()}."]
+    lines = [f"{destination.name} is ready: {history.steps} steps in {spent} on {machine_and_card()}."]
     if earlier == history.steps:
         lines.append("The run was complete: raise steps to go on with it, or choose another name for a new one.")
     elif earlier:

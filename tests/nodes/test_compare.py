@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("comfy_api.latest")
 import folder_paths
 from intrinsic_lab.methods.maps import MAPS
-from intrinsic_lab.nodes.judge import NOT_COMPARED, CompareMaps
+from intrinsic_lab.nodes.compare import NOT_COMPARED, CompareMaps
 from intrinsic_lab.scenes import render_scenes
 
 
