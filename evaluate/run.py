@@ -1,0 +1,178 @@
+"""An evaluation: picture by picture, each kept as it comes."""
+
+import csv
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..data import DATA_SETS, Pair, require_same_size
+from ..methods import metrics
+from ..methods.maps import MAPS, map_kind
+from ..training.atomic import write_json, write_text
+from . import report
+from .measures import measure, whdr
+from .predictions import FolderPredictions, ModelPredictions, Predictions, resized
+
+_LOG = logging.getLogger(__name__)
+SETTINGS, PICTURES, TABLE, SHEET = "settings.json", "pictures.csv", "table.md", "sheet.jpg"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is judged on what.
+
+    data, folder, split: a data set (`data.DATA_SETS`; an empty split is the usual one). map: what is judged. output: folder of the results.
+    predictions: a folder of them, or base and lora: a model that makes them at `size` pixels (short side; 0: the picture's own). alignment:
+    of depth, `metrics.ALIGNMENTS`. conventions: of the predictions, see `FolderPredictions`. limit: the first so many pictures; 0: all.
+    Raises ValueError for impossible values.
+    """
+
+    data: str
+    folder: Path
+    map: str
+    output: Path
+    split: str = ""
+    predictions: Path | None = None
+    base: Path | None = None
+    lora: Path | None = None
+    size: int = 512
+    alignment: str = metrics.SCALE_AND_SHIFT
+    conventions: Mapping[str, str] = field(default_factory=dict)
+    limit: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("map", self.map, MAPS),
+            ("data", self.data, DATA_SETS),
+            ("alignment", self.alignment, metrics.ALIGNMENTS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}: choose {', '.join(allowed)}.")
+        if (self.predictions is None) == (self.base is None) or (self.base is None) != (self.lora is None):
+            raise ValueError("either a folder of predictions is judged, or a base with a LoRA: give --predictions, or --base and --lora.")
+        if self.limit < 0 or self.size < 0:
+            raise ValueError(f"limit {self.limit}, size {self.size}: both must be at least 0.")
+
+    def load(self) -> Predictions:
+        if self.predictions is not None:
+            return FolderPredictions(self.predictions, self.map, self.conventions)
+        assert self.base is not None and self.lora is not None
+        return ModelPredictions(self.base, self.lora, self.map, self.conventions, self.size)
+
+    def settings(self) -> dict[str, Any]:
+        """What the numbers depend on, in JSON's types."""
+        return {name: value for name, value in json.loads(json.dumps(asdict(self), default=str)).items() if name not in ("output", "limit")}
+
+
+Scores = dict[str, dict[str, float]]
+
+
+def evaluate(evaluation: Evaluation, on_picture: Callable[[int, int], None] = lambda done, of: None) -> Scores:
+    """Judge every picture (those that were judged before are not judged again), and write table and sheet.
+
+    Returns the metrics of every picture by its name. on_picture: how many are done, of how many. Raises ValueError, also for an output
+    folder that belongs to another evaluation.
+    """
+    pairs = DATA_SETS[evaluation.data].pairs(evaluation.folder, evaluation.map, evaluation.split)[: evaluation.limit or None]
+    kept = _kept_scores(evaluation)
+    predictions = evaluation.load()
+    scores = {}
+    for done, (pair, score) in enumerate(_scored(evaluation, predictions, pairs, kept), 1):
+        if score:
+            scores[pair.name] = score
+        on_picture(done, len(pairs))
+    if not scores:
+        raise ValueError(f"none of the {len(pairs)} pictures of {evaluation.data} has anything to judge: its masks are empty.")
+    title = f"{evaluation.map} on {DATA_SETS[evaluation.data].title}, {len(scores)} pictures"
+    write_text(evaluation.output / TABLE, report.table(title, _how(evaluation), scores))
+    chosen = report.best_median_worst(scores, main_metric(evaluation))
+    report.write_sheet(
+        evaluation.output / SHEET, [_shown(evaluation, predictions, pair) for name in chosen for pair in pairs if pair.name == name]
+    )
+    return scores
+
+
+def main_metric(evaluation: Evaluation) -> str:
+    """The metric that pictures are sorted by, less is better."""
+    return map_kind(evaluation.map).evaluation.main if DATA_SETS[evaluation.data].read else "whdr"
+
+
+def _how(evaluation: Evaluation) -> str:
+    made = str(evaluation.predictions) if evaluation.predictions else f"{evaluation.base} with {evaluation.lora}"
+    aligned = f", depth after {evaluation.alignment} alignment" if map_kind(evaluation.map).evaluation is metrics.DEPTH else ""
+    return f"Predictions: {made}{aligned}."
+
+
+def _scored(
+    evaluation: Evaluation, predictions: Predictions, pairs: tuple[Pair, ...], kept: Scores
+) -> Iterator[tuple[Pair, dict[str, float]]]:
+    """Each pair with its metrics; none where nothing can be judged, which is logged. New ones are appended to the file of pictures."""
+    path = evaluation.output / PICTURES
+    with path.open("a", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        for pair in pairs:
+            if pair.name in kept:
+                yield pair, kept[pair.name]
+                continue
+            score = _score(evaluation, predictions, pair)
+            if score:
+                if not path.stat().st_size:
+                    lines.writerow(["picture", *score])
+                lines.writerow([pair.name, *score.values()])
+                file.flush()
+            else:
+                _LOG.warning("%s has nothing to judge and is left out", pair.name)
+            yield pair, score
+
+
+def _score(evaluation: Evaluation, predictions: Predictions, pair: Pair) -> dict[str, float]:
+    kind = DATA_SETS[evaluation.data]
+    picture = kind.picture(pair)
+    if kind.read is None:
+        judgements = kind.judgements(pair)
+        return {"whdr": whdr(_predicted(predictions, pair, picture), judgements)} if judgements else {}
+    reference = kind.read(pair, evaluation.map)
+    require_same_size(pair, picture, reference)
+    if not reference.mask_hw.any():
+        return {}
+    try:
+        return measure(evaluation.map, _predicted(predictions, pair, picture), reference, evaluation.alignment)
+    except ValueError as error:
+        raise ValueError(f"{pair.name}: {error}") from None
+
+
+def _predicted(predictions: Predictions, pair: Pair, picture_hw3) -> Any:
+    """At the picture's size. Raises ValueError for a prediction that shows another view."""
+    data = predictions.predict(pair, picture_hw3)
+    (height, width), (own_height, own_width) = picture_hw3.shape[:2], data.shape[:2]
+    if abs(width * own_height - height * own_width) > max(width, height):
+        raise ValueError(f"the prediction is {own_width} x {own_height}, the picture {width} x {height}: both must show the same view.")
+    return resized(data, height, width)
+
+
+def _shown(evaluation: Evaluation, predictions: Predictions, pair: Pair) -> report.Shown:
+    kind = DATA_SETS[evaluation.data]
+    picture = kind.picture(pair)
+    reference = None if kind.read is None else kind.read(pair, evaluation.map)
+    return report.Shown(pair.name, evaluation.map, picture, _predicted(predictions, pair, picture), reference)
+
+
+def _kept_scores(evaluation: Evaluation) -> Scores:
+    """What was judged before; the folder is made, and a line that was cut off is dropped. Raises ValueError for another evaluation's."""
+    settings, path = evaluation.output / SETTINGS, evaluation.output / PICTURES
+    if settings.is_file():
+        before = json.loads(settings.read_text(encoding="utf-8"))
+        if differing := [name for name, value in evaluation.settings().items() if before.get(name) != value]:
+            raise ValueError(f"{evaluation.output} holds an evaluation with another {', '.join(differing)}: choose another output folder.")
+    else:
+        write_json(settings, evaluation.settings())
+    if not path.is_file():
+        return {}
+    header, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+    names = header.strip().split(",")[1:]
+    whole = [line for line in lines if line.endswith("\n")]
+    write_text(path, "".join([header, *whole]) if names else "")
+    return {name: dict(zip(names, map(float, values), strict=True)) for name, *values in csv.reader(whole)}
