@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy
@@ -111,12 +112,18 @@ def relative_name(path: Path, folder: Path, ending: str) -> str:
 def map_data(path: Path, values_hwc: numpy.ndarray, mask_hw: numpy.ndarray | None = None) -> MapData:
     """Values and the mask of what counts, less what is NaN or infinite. Raises ValueError, naming `path`, for a mask of another size."""
     values = torch.from_numpy(numpy.ascontiguousarray(values_hwc, dtype=numpy.float32))
-    mask = torch.isfinite(values).all(-1)
-    if mask_hw is not None:
-        if mask_hw.shape != values.shape[:2]:
-            raise ValueError(f"{path} is {values.shape[1]} x {values.shape[0]}, its mask {_size(mask_hw)}: both must have one size.")
-        mask &= torch.from_numpy(mask_hw > 0.5)
+    if mask_hw is not None and mask_hw.shape != values.shape[:2]:
+        raise ValueError(f"{path} is {values.shape[1]} x {values.shape[0]}, its mask {_size(mask_hw)}: both must have one size.")
+    inside = torch.ones(values.shape[:2], dtype=torch.bool) if mask_hw is None else torch.from_numpy(mask_hw > 0.5)
+    mask = inside & torch.isfinite(values).all(-1)
+    if broken := int((inside & ~mask).sum()):
+        _tell_once(path, broken, mask.numel())
     return MapData(values.masked_fill(~mask[..., None], 0), mask)
+
+
+@cache
+def _tell_once(path: Path, broken: int, pixels: int) -> None:
+    _LOG.warning("%s is NaN or infinite at %d of %d pixels: they do not count", path, broken, pixels)
 
 
 def _size(values: numpy.ndarray) -> str:

@@ -1,8 +1,6 @@
 """One picture's metrics."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,7 +21,7 @@ _FURTHER: dict[metrics.Evaluation, tuple[str, Callable[[Tensor, Tensor, Tensor],
 def evaluation_of(map_name: str, alignment: str) -> metrics.Evaluation:
     """How a map is measured. alignment: of `metrics.ALIGNMENTS`, for depth."""
     evaluation = map_kind(map_name).evaluation
-    return replace(evaluation, metrics=partial(metrics.depth_metrics, alignment=alignment)) if evaluation is metrics.DEPTH else evaluation
+    return metrics.depth_evaluation(alignment) if evaluation is metrics.DEPTH else evaluation
 
 
 def measure(map_name: str, prediction_hwc: Tensor, reference: MapData, alignment: str) -> dict[str, float]:
@@ -57,8 +55,8 @@ def whdr(albedo_hw3: Tensor, judgements: Sequence[Judgement], threshold: float =
     return 100 * wrong / sum(judgement.weight for judgement in judgements)
 
 
-def error_picture(map_name: str, prediction_hwc: Tensor, reference: MapData) -> tuple[Tensor, Tensor]:
+def error_picture(map_name: str, prediction_hwc: Tensor, reference: MapData, alignment: str) -> tuple[Tensor, Tensor]:
     """Error per pixel, 1 where it is as large as is shown, and the pixels that count; both `[h, w]`."""
-    evaluation = map_kind(map_name).evaluation
+    evaluation = evaluation_of(map_name, alignment)
     error, counted = evaluation.error(prediction_hwc[None], reference.values_hwc[None], reference.mask_hw[None])
     return (error[0] / evaluation.error_top).clamp(0, 1).to(torch.float32), counted[0]

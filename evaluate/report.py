@@ -54,6 +54,7 @@ class Shown:
     picture_hw3: Tensor
     prediction_hwc: Tensor
     reference: MapData | None
+    alignment: str
 
 
 def write_sheet(path: Path, rows: Sequence[Shown]) -> None:
@@ -68,7 +69,7 @@ def write_sheet(path: Path, rows: Sequence[Shown]) -> None:
 def _strip(row: Shown) -> Image.Image:
     pictures = [row.picture_hw3, _look(row.map_name, row.prediction_hwc, row.reference)]
     if row.reference is not None:
-        error, counted = error_picture(row.map_name, row.prediction_hwc, row.reference)
+        error, counted = error_picture(row.map_name, row.prediction_hwc, row.reference, row.alignment)
         shown = color_map(error[None, ..., None], "magma")[0]
         pictures += [_look(row.map_name, row.reference.values_hwc, row.reference), torch.where(counted[..., None], shown, 0.35)]
     height, width = row.picture_hw3.shape[:2]

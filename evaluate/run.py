@@ -157,7 +157,7 @@ def _shown(evaluation: Evaluation, predictions: Predictions, pair: Pair) -> repo
     kind = DATA_SETS[evaluation.data]
     picture = kind.picture(pair)
     reference = None if kind.read is None else kind.read(pair, evaluation.map)
-    return report.Shown(pair.name, evaluation.map, picture, _predicted(predictions, pair, picture), reference)
+    return report.Shown(pair.name, evaluation.map, picture, _predicted(predictions, pair, picture), reference, evaluation.alignment)
 
 
 def _kept_scores(evaluation: Evaluation) -> Scores:

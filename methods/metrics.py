@@ -12,6 +12,7 @@ its pictures' metrics, so that pictures count alike whatever their masks leave o
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy
 import torch
@@ -273,8 +274,8 @@ def _normal_error(prediction: Tensor, reference: Tensor, mask: Tensor | None) ->
     return normal_angle_degrees(prediction, reference), _valid_normals(reference, mask)
 
 
-def _depth_error(prediction: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    prediction, reference, mask = _aligned_depth(prediction, reference, mask)
+def _depth_error(prediction: Tensor, reference: Tensor, mask: Tensor | None, alignment: str = SCALE_AND_SHIFT) -> tuple[Tensor, Tensor]:
+    prediction, reference, mask = _aligned_depth(prediction, reference, mask, alignment)
     return (prediction - reference).abs() / reference.masked_fill(~mask, 1.0), mask
 
 
@@ -311,6 +312,13 @@ NORMAL = Evaluation(normal_metrics, "mean_degrees", _normal_error, "degrees", 45
 DEPTH = Evaluation(depth_metrics, "abs_rel", _depth_error, "of the reference depth, after scale and shift", 0.5)
 COLOR = Evaluation(color_metrics, "rmse", _value_error, "linear, root mean square of the channels", 0.25)
 VALUE = Evaluation(value_metrics, "rmse", _value_error, "root mean square of the channels", 0.25)
+
+
+def depth_evaluation(alignment: str) -> Evaluation:
+    """DEPTH after another alignment, of ALIGNMENTS."""
+    measured, error = partial(depth_metrics, alignment=alignment), partial(_depth_error, alignment=alignment)
+    return Evaluation(measured, DEPTH.main, error, f"of the reference depth, alignment {alignment}", DEPTH.error_top)
+
 
 LABELS = {
     "mean_degrees": "mean angle, degrees (less is better)",

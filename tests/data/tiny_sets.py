@@ -106,7 +106,7 @@ def write_interiorverse(folder: Path) -> dict[str, numpy.ndarray]:
     written = {"im": 1.5 * draw.random((HEIGHT, WIDTH, 3)), "albedo": draw.random((HEIGHT, WIDTH, 3)), "normal": unit_vectors(draw)}
     written |= {"material": draw.random((HEIGHT, WIDTH, 3)), "depth": 1 + draw.random((HEIGHT, WIDTH))}
     written["mask"] = (draw.random((HEIGHT, WIDTH)) > 0.2).astype(numpy.float32)
-    written["albedo"][4, 5] = numpy.nan
+    written["albedo"][4, 5], written["mask"][4, 5] = numpy.nan, 1
     (folder / "test.txt").parent.mkdir(parents=True, exist_ok=True)
     (folder / "test.txt").write_text(f"{scene.name}\n")
     return {name: write_exr(scene / f"000_{name}.exr", values) for name, values in written.items()}

@@ -6,13 +6,16 @@ import math
 import numpy
 import pytest
 import torch
-from intrinsic_lab.data import Judgement, MapData
+from intrinsic_lab.data import DATA_SETS, Judgement, MapData
 from intrinsic_lab.evaluate import report
 from intrinsic_lab.evaluate.__main__ import main
 from intrinsic_lab.evaluate.measures import measure, whdr
 from intrinsic_lab.evaluate.predictions import ModelPredictions
-from intrinsic_lab.methods.maps import linear_from_srgb
+from intrinsic_lab.methods.maps import MAPS, linear_from_srgb
 from intrinsic_lab.tests.data import tiny_sets
+from intrinsic_lab.training.intrinsic_lora import IntrinsicLoraConfig, load_base, predict_maps, train_intrinsic_lora
+from intrinsic_lab.training.loop import LoopConfig
+from intrinsic_lab.training.set_data import SetData
 from PIL import Image
 from skimage.metrics import structural_similarity
 
@@ -171,14 +174,11 @@ def test_a_stopped_evaluation_goes_on_and_drops_a_line_that_was_cut_off(diode, t
 def test_pictures_in_other_conventions_and_sizes_are_brought_to_the_reference(diode, tmp_path):
     folder, written, names = diode
     for name, truth in zip(names, written, strict=True):
-        smooth = numpy.zeros((*SHAPE, 3), numpy.float32)
-        smooth[:] = (0.6, 0.0, 0.8)
-        truth["normal"][:] = (0.6, 0.0, 0.8)
-        smooth[..., 1] = 0.3
-        truth["normal"][..., 1] = 0.3
+        one_way = numpy.array([0.6, 0.3, 0.742], dtype=numpy.float32)
+        truth["normal"][:] = one_way
         numpy.save(folder / f"{name}_normal.npy", truth["normal"])
-        directx = smooth / numpy.linalg.norm(smooth, axis=-1, keepdims=True) * [1, -1, 1]
-        tiny_sets.write_png(tmp_path / "made" / f"{name}.png", numpy.rint(directx[::2, ::2] * 127.5 + 127.5))
+        directx = numpy.rint(one_way * [1, -1, 1] * 127.5 + 127.5)
+        tiny_sets.write_png(tmp_path / "made" / f"{name}.png", numpy.tile(directx, (SHAPE[0] // 2, SHAPE[1] // 2, 1)))
     options = ("--predictions", str(tmp_path / "made"))
     assert main(arguments(folder, "normal", tmp_path / "right", *options, "--normals", "directx")) == 0
     assert main(arguments(folder, "normal", tmp_path / "wrong", *options)) == 0
@@ -234,12 +234,6 @@ def test_the_intervals_hold_the_mean_as_often_as_they_say():
 
 def test_a_model_with_a_lora_predicts_as_its_trainer_does(tiny_base, diode, tmp_path):
     """Merged weights against the adapter's own layers, on a picture of the trained size."""
-    from intrinsic_lab.data import DATA_SETS
-    from intrinsic_lab.methods.maps import MAPS
-    from intrinsic_lab.training.intrinsic_lora import IntrinsicLoraConfig, predict_maps, train_intrinsic_lora
-    from intrinsic_lab.training.loop import LoopConfig
-    from intrinsic_lab.training.set_data import SetData
-
     folder, _, names = diode
     loop = LoopConfig(tmp_path / "lora", 4, learning_rate=0.05)
     trained = train_intrinsic_lora(IntrinsicLoraConfig(tiny_base, "normal", loop, SetData("diode", folder, size=24), "wide", 4, 2))
@@ -249,6 +243,9 @@ def test_a_model_with_a_lora_predicts_as_its_trainer_does(tiny_base, diode, tmp_
     text = trained.base.embed(MAPS["normal"].prompt)
     wanted = predict_maps(trained.base.network, trained.base.vae, text, picture.movedim(-1, 0)[None], "normal")[0]
     torch.testing.assert_close(made, wanted, rtol=0, atol=2e-4)
+    untrained = load_base(tiny_base)
+    without = predict_maps(untrained.network, untrained.vae, text, picture.movedim(-1, 0)[None], "normal")[0]
+    assert (made - without).abs().mean() > 0.01
     model = ("--base", str(tiny_base), "--lora", str(trained.weights), "--size", "0")
     assert main(arguments(folder, "normal", tmp_path / "out", *model)) == 0
     assert rows_of(tmp_path / "out").keys() == set(names)

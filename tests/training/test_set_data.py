@@ -118,7 +118,10 @@ def test_scenes_with_a_folder_limits_the_pairs_and_labels_are_drawn_by_seed(tmp_
     for number in range(6):
         for kind in ("image", "depth", "albedo"):
             tiny_sets.write_png(tmp_path / kind / f"{number}.png", numpy.full((8, 8, 3), 10 * number))
-    names = lambda data: [path.stem for path in data.source("depth").pictures]  # noqa: E731
+
+    def names(data: FolderData) -> list[str]:
+        return [path.stem for path in data.source("depth").pictures]
+
     assert names(FewPairs(tmp_path, 8, count=2)) == ["0", "1"]
     drawn = [names(FewPairs(tmp_path, 8, labels=3, seed=seed)) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2] and len(set(drawn[0])) == 3

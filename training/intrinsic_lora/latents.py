@@ -91,7 +91,7 @@ def encode_kinds(
     Row by row: a source that makes all kinds of a row at once has to do so once only.
     """
     paths = {kind: None if cache is None else cache / f"latents-{kind}-{_fingerprint(vae, source, kind)}.safetensors" for kind in kinds}
-    encoded = {kind: kept for kind, path in paths.items() if (kept := _kept(path)) is not None}
+    encoded = {kind: (kept["mean"], kept["std"]) for kind, path in paths.items() if (kept := _kept(path, "mean", "std"))}
     missing = [kind for kind in kinds if kind not in encoded]
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {kind: [] for kind in missing}
     factor, start = vae.config.scaling_factor, 0
@@ -119,8 +119,8 @@ def _latent_masks(source: MaskedSource, map_name: str, factor: int, cache: Path 
     """`[n, 1, h, w]` bool: the latents all of whose `factor` x `factor` pixels count."""
     digest = hashlib.sha256(json.dumps([source.identity(map_name), factor], sort_keys=True).encode()).hexdigest()[:16]
     path = None if cache is None else cache / f"masks-{map_name}-{digest}.safetensors"
-    if path is not None and path.exists():
-        return load_file(path)["mask"]
+    if kept := _kept(path, "mask"):
+        return kept["mask"]
     unknown = [functional.max_pool2d((~source.masks([row])).float(), factor) for row in range(len(source))]
     mask = torch.cat(unknown) == 0
     if path is not None:
@@ -128,13 +128,13 @@ def _latent_masks(source: MaskedSource, map_name: str, factor: int, cache: Path 
     return mask
 
 
-def _kept(path: Path | None) -> tuple[Tensor, Tensor] | None:
+def _kept(path: Path | None, *names: str) -> dict[str, Tensor] | None:
     """What was encoded before, if it is there and whole."""
     if path is None or not path.exists():
         return None
     try:
         kept = load_file(path)
-        return kept["mean"], kept["std"]
+        return {name: kept[name] for name in names}
     except (SafetensorError, KeyError):
         _LOG.warning("%s is damaged: encoding again", path)
         return None
