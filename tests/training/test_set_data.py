@@ -10,7 +10,9 @@ from intrinsic_lab.methods.maps import normal_from_picture
 from intrinsic_lab.tests.data import tiny_sets
 from intrinsic_lab.training import command_line
 from intrinsic_lab.training.folder_data import FewPairs, FolderData, few_rows
+from intrinsic_lab.training.generators.vqgan_lora import VqganLoraConfig, train_vqgan_lora
 from intrinsic_lab.training.intrinsic_lora.__main__ import build_parser, config_from, main
+from intrinsic_lab.training.loop import LoopConfig
 from intrinsic_lab.training.losses import latent_loss, picture_loss
 from intrinsic_lab.training.pairs import MaskedSource
 from intrinsic_lab.training.set_data import SetData
@@ -97,6 +99,18 @@ def test_the_trainer_learns_nothing_of_unknown_pixels(tiny_base, tmp_path, loss)
     with safe_open(tmp_path / "out-7.0" / "depth.safetensors", "pt") as file:
         data = json.loads(file.metadata()["intrinsic_lab.config"])["data"]
     assert data["name"] == "diode" and data["folder"] == "data-7.0"
+
+
+def test_a_vqgan_learns_nothing_of_unknown_pixels(vqgan_folder, tmp_path):
+    losses = []
+    for filled in (0.0, 9.0):
+        folder = tmp_path / f"data-{filled}"
+        tiny_sets.write_diode(folder, shape=(16, 16))
+        for path in folder.rglob("*_depth.npy"):
+            numpy.save(path, numpy.where(numpy.load(path.with_name(f"{path.stem}_mask.npy"))[..., None] > 0, numpy.load(path), filled))
+        loop = LoopConfig(tmp_path / f"out-{filled}", 3, 1e-2)
+        losses.append(train_vqgan_lora(VqganLoraConfig(vqgan_folder, "depth", loop, SetData("diode", folder, size=16), batch=2)).losses)
+    assert losses[0] == losses[1]
 
 
 def test_the_command_line_names_sets_and_limits_pairs(tmp_path):
