@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..kernels.cross_domain_attention import Segment, per_row
 from ..kernels.flops import attention_flops, cross_domain_attention_flops
 from ..methods.ildm.schedules import constant_schedule
-from ..methods.lora.lora_file import LoraFile, LoraLayer
+from ..methods.lora.layers import LoraFile, LoraLayer
 from ..tools.console import format_table
 from .extraction_cost import start_comfyui
 from .measuring import in_turns

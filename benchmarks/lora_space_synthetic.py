@@ -27,7 +27,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..methods.lora.lora_file import LoraLayer, kohya_state_dict
+from ..methods.lora.layers import LoraLayer
+from ..methods.lora.lora_file import kohya_state_dict
 from ..methods.lora_space.index import LoraIndex
 from ..methods.lora_space.search import find_similar
 from ..methods.lora_space.sketch import KINDS, SKETCH_VERSION, unit

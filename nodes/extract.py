@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..methods.intrinsic_lora.extract import ExtractSettings, extract, plan_extraction, resize
-from ..methods.lora.lora_file import LoraFile, read_lora
+from ..methods.lora.layers import LoraFile
 from ..methods.maps import MAPS, image_from_map, map_from_image
 from .native.backbones import SINGLE_STEP, require
 from .native.batch_rows import row_lora
@@ -102,6 +102,8 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
     def execute(cls, model, lora_name: str, map: str, strength: float) -> io.NodeOutput:
         single_step = require(model, SINGLE_STEP)
         single_step.check(model)
+        from ..methods.lora.lora_file import read_lora
+
         lora = read_lora(lora_path(lora_name, BUNDLED_LORAS))
         if lora.ignored:
             logging.warning("%s: %d text-encoder tensors are left out, intrinsic maps use the UNet only.", lora_name, lora.ignored)

@@ -11,7 +11,6 @@ from ..methods.ildm import schedules
 from ..methods.ildm.heat_map import heat_map
 from ..methods.ildm.joint_forward import INTRINSIC, PICTURE
 from ..methods.ildm.schedules import BlockFilter, WeightSchedule, stage_blocks
-from ..methods.lora.lora_file import read_lora
 from .native.backbones import LAYOUTS
 from .native.joint_sampling import cross_domain
 from .native.lora_library.files import lora_names, lora_path
@@ -248,6 +247,8 @@ class CrossDomainAttention(io.ComfyNode):
         picture_lora_name: str = NO_LORA,
         picture_strength: float = 1.0,
     ) -> io.NodeOutput:
+        from ..methods.lora.lora_file import read_lora
+
         wanted = {INTRINSIC: (lora_name, strength), PICTURE: (picture_lora_name, picture_strength)}
         adapters = {
             domain: cross_domain.bind_lora(model, read_lora(lora_path(name, BUNDLED_LORAS)), factor, source=name)

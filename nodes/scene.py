@@ -9,8 +9,7 @@ from comfy_api.latest import io
 
 from ..methods import relight
 from ..methods.maps import image_from_map, linear_from_srgb, map_from_image, unit_normals
-from ..scenes import KINDS, WORLD, render_scenes, segmentation_colors
-from ..scenes.parameters import ROOM_SURFACES
+from ..scenes import KINDS, WORLD
 from .native.schema import schema
 
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
@@ -84,6 +83,9 @@ class RenderScene(io.ComfyNode):
 
     @classmethod
     def execute(cls, seed, width, height, batch_size, kind=KINDS[0]) -> io.NodeOutput:
+        from ..scenes import render_scenes, segmentation_colors
+        from ..scenes.parameters import ROOM_SURFACES
+
         progress = comfy.utils.ProgressBar(batch_size)
         rendered = []
         for offset in range(batch_size):

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .camera import photographed
 from .intersect import dot, object_hits, reciprocal, turn
+from .names import ROOM
 from .parameters import FREE_STYLE, ROOM_SURFACES, Scenes, Style
-from .sampling import ROOM, Worlds, sample_scenes
+from .sampling import Worlds, sample_scenes
 from .world.plan import Plan, Table
 from .world.render import render_plans
 

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .names import KINDS, ROOM, WORLD
 from .parameters import FREE_STYLE, Scenes, Style, sample_rooms
 from .world.draw import Draw
 from .world.kinds import PLANNED
 from .world.plan import Plan
-
-ROOM, WORLD = "room", "world"
-KINDS = (ROOM, *PLANNED)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ Files are safetensors, or what `torch.load(weights_only=True)` accepts: a pickle
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,37 +20,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .formats import ALPHA, label_of, split_key
+from .layers import LoraFile, LoraLayer
 from .names import dotted_name
 from .scales import peft_scales
 from .spellings import KOHYA, split_component, split_text_encoder
-
-
-@dataclass(frozen=True)
-class LoraLayer:
-    """The change of one layer: `scale * up @ down`.
-
-    down: [rank, in] or, for a convolution, [rank, in, kh, kw]. up: [out, rank] or [out, rank, 1, 1].
-    """
-
-    down: Tensor
-    up: Tensor
-    scale: float = 1.0
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
-
-
-@dataclass(frozen=True)
-class LoraFile:
-    """What a LoRA file holds. `layers` is keyed by module name: diffusers', or LDM's where the file uses those.
-
-    `metadata` is the safetensors header (empty for pickled files). `ignored` counts text-encoder tensors, which a UNet has no use for.
-    """
-
-    layers: dict[str, LoraLayer]
-    metadata: dict[str, str]
-    ignored: int = 0
 
 
 def read_lora(path: str | Path) -> LoraFile:

@@ -1,7 +1,8 @@
 """Small LoRAs with a known style, in the spellings found in the wild."""
 
 import torch
-from intrinsic_lab.methods.lora.lora_file import LoraLayer, kohya_state_dict
+from intrinsic_lab.methods.lora.layers import LoraLayer
+from intrinsic_lab.methods.lora.lora_file import kohya_state_dict
 from safetensors.torch import save_file
 
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"

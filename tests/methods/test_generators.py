@@ -9,7 +9,7 @@ from einops import rearrange
 from intrinsic_lab.methods.intrinsic_lora import generators
 from intrinsic_lab.methods.intrinsic_lora.extract import ExtractSettings, extract
 from intrinsic_lab.methods.intrinsic_lora.generators import adapter, gan_file, style_gan
-from intrinsic_lab.methods.lora.lora_file import LoraLayer
+from intrinsic_lab.methods.lora.layers import LoraLayer
 from intrinsic_lab.methods.maps import MAPS
 from safetensors.torch import load_file, save_file
 from torch import nn

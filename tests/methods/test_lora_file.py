@@ -5,7 +5,8 @@ import pickle
 
 import pytest
 import torch
-from intrinsic_lab.methods.lora.lora_file import LoraLayer, kohya_state_dict, parse_lora, read_lora
+from intrinsic_lab.methods.lora.layers import LoraLayer
+from intrinsic_lab.methods.lora.lora_file import kohya_state_dict, parse_lora, read_lora
 from intrinsic_lab.methods.lora.names import dotted_name
 from safetensors.torch import save_file
 

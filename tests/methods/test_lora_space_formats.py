@@ -12,7 +12,7 @@ from intrinsic_lab.methods.lora.cache import ReadCache
 from intrinsic_lab.methods.lora.delta import Kronecker, LowRank, inner_product
 from intrinsic_lab.methods.lora.families import base_family
 from intrinsic_lab.methods.lora.header import BadFile
-from intrinsic_lab.methods.lora.lora_file import LoraLayer
+from intrinsic_lab.methods.lora.layers import LoraLayer
 from intrinsic_lab.methods.lora.modules import describe
 from intrinsic_lab.methods.lora.names import canonical_name, part_of
 from intrinsic_lab.methods.lora.reading import batches_of, deltas_of, read_deltas

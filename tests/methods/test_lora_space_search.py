@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from intrinsic_lab.methods.lora.lora_file import LoraLayer, kohya_state_dict
+from intrinsic_lab.methods.lora.layers import LoraLayer
+from intrinsic_lab.methods.lora.lora_file import kohya_state_dict
 from intrinsic_lab.methods.lora_space import clusters, lora_map
 from intrinsic_lab.methods.lora_space.__main__ import main
 from intrinsic_lab.methods.lora_space.baseline import RawSpace, nearest_raw

@@ -11,7 +11,8 @@ from intrinsic_lab.methods.lora import reading, weight_file
 from intrinsic_lab.methods.lora.cache import ReadCache
 from intrinsic_lab.methods.lora.delta import Kronecker, LowRank
 from intrinsic_lab.methods.lora.header import BadFile
-from intrinsic_lab.methods.lora.lora_file import LoraLayer, kohya_state_dict
+from intrinsic_lab.methods.lora.layers import LoraLayer
+from intrinsic_lab.methods.lora.lora_file import kohya_state_dict
 from intrinsic_lab.methods.lora.reading import read_deltas
 from intrinsic_lab.methods.lora_space import sketch as sketch_module
 from intrinsic_lab.methods.lora_space.baseline import RawSpace, singular_values

@@ -8,7 +8,8 @@ import peft
 import pytest
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
-from intrinsic_lab.methods.lora.lora_file import LoraLayer, kohya_state_dict
+from intrinsic_lab.methods.lora.layers import LoraLayer
+from intrinsic_lab.methods.lora.lora_file import kohya_state_dict
 from intrinsic_lab.methods.maps import MAPS
 from intrinsic_lab.nodes.extract import ApplyIntrinsicLoRA, ExtractIntrinsicMaps
 from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline

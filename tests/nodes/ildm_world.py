@@ -10,7 +10,8 @@ import pytest
 import torch
 from comfy_extras import nodes_custom_sampler
 from intrinsic_lab.methods.ildm import schedules
-from intrinsic_lab.methods.lora.lora_file import LoraLayer, kohya_state_dict
+from intrinsic_lab.methods.lora.layers import LoraLayer
+from intrinsic_lab.methods.lora.lora_file import kohya_state_dict
 from intrinsic_lab.nodes import ildm
 from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
 from intrinsic_lab.tests.nodes.conftest import randn

@@ -65,7 +65,7 @@ def test_it_is_trained_extracted_and_compared(nano_like, curvature, folders, tmp
     found = output.pop(name)
     assert all(isinstance(values, ExecutionBlocker) and f"it has: {name}" in values.message for values in output.values())
     base = trained.base
-    wanted = predict_maps(base.unet, base.vae, base.embed(kind.prompt), image.movedim(-1, 1), name)
+    wanted = predict_maps(base.network, base.vae, base.embed(kind.prompt), image.movedim(-1, 1), name)
     assert (found - wanted).abs().max() < 1e-3
     untrained = maps_of(extract(nano_like, nano_like.model, image, merged_map=name))[name]
     assert (untrained - found).abs().max() > 0.01, "the training changed nothing"

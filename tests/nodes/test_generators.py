@@ -8,7 +8,7 @@ from diffusers import VQModel
 from einops import rearrange
 from intrinsic_lab.methods.intrinsic_lora import generators as methods
 from intrinsic_lab.methods.intrinsic_lora.generators.adapter import generator_header, peft_state_dict, target_names
-from intrinsic_lab.methods.lora.lora_file import LoraLayer
+from intrinsic_lab.methods.lora.layers import LoraLayer
 from intrinsic_lab.methods.maps import MAPS
 from intrinsic_lab.nodes import generators as nodes
 from intrinsic_lab.nodes.native.loading import generators as native

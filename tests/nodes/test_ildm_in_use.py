@@ -15,7 +15,8 @@ import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from intrinsic_lab.methods.ildm import joint_forward, schedules
-from intrinsic_lab.methods.lora.lora_file import LoraLayer, kohya_state_dict
+from intrinsic_lab.methods.lora.layers import LoraLayer
+from intrinsic_lab.methods.lora.lora_file import kohya_state_dict
 from intrinsic_lab.methods.rows import Rows
 from intrinsic_lab.nodes.extract import ApplyIntrinsicLoRA
 from intrinsic_lab.nodes.native.joint_sampling import cross_domain

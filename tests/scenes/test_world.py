@@ -10,7 +10,7 @@ import torch
 from intrinsic_lab.scenes import KINDS, WORLD, Scenes, Style, Worlds, render, render_scenes, sample_scenes
 from intrinsic_lab.scenes.parameters import COLOR_WORDS, ROOM_SURFACES
 from intrinsic_lab.scenes.sampling import kind_of
-from intrinsic_lab.scenes.world import shapes
+from intrinsic_lab.scenes.world import kinds, shapes
 from intrinsic_lab.scenes.world.light import light_at
 from intrinsic_lab.scenes.world.plan import CLEAR, Camera, Light, Material, Part, Plan, pack
 from intrinsic_lab.scenes.world.trace import SKY_DEPTH, blocked, cut
@@ -20,7 +20,7 @@ spec = importlib.util.spec_from_file_location("world_oracle", Path(__file__).wit
 oracle = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(oracle)
 
-PLANNED = KINDS[1:]
+PLANNED = tuple(kinds.PLANNED)
 MAPS = ("image_bhwc", "albedo_bhwc", "shading_bhwc", "specular_bhwc", "depth_bhw1", "normal_bhwc", "roughness_bhw1", "metallic_bhw1")
 MAPS += ("segmentation_bhw", "line_bhw1")
 GRAY = Material((0.5, 0.5, 0.5))
@@ -161,6 +161,10 @@ def test_picture_is_albedo_times_shading_plus_specular_in_srgb_and_nothing_clips
     expected = torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     assert (maps.image_bhwc.double() - expected).abs().max() < 1e-5
     assert maps.specular_bhwc.min() >= 0 and maps.specular_bhwc.max() > 0.02
+
+
+def test_the_lists_of_kinds_offer_what_can_be_drawn():
+    assert ("room", *PLANNED) == KINDS
 
 
 def test_rooms_have_no_highlights():

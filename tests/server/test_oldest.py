@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from intrinsic_lab.methods.lora.lora_file import LoraLayer, kohya_state_dict
+from intrinsic_lab.methods.lora.layers import LoraLayer
+from intrinsic_lab.methods.lora.lora_file import kohya_state_dict
 from intrinsic_lab.tests.nodes.conftest import build_model_folder
 from intrinsic_lab.tests.server.test_train import interrupted, lora_file, lora_node, message
 from intrinsic_lab.tools.comfyui_server import RunningServer, comfyui_server

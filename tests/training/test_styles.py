@@ -13,7 +13,8 @@ from intrinsic_lab.benchmarks.lora_space_table import (
     normalized_mutual_information,
     retrieval,
 )
-from intrinsic_lab.methods.lora.lora_file import LoraLayer, read_lora
+from intrinsic_lab.methods.lora.layers import LoraLayer
+from intrinsic_lab.methods.lora.lora_file import read_lora
 from intrinsic_lab.methods.lora_space.baseline import RawSpace
 from intrinsic_lab.training.intrinsic_lora import load_base
 from intrinsic_lab.training.nano import shelf, styles

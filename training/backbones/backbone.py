@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ...methods.lora.lora_file import LoraLayer
+from ...methods.lora.layers import LoraLayer
 from ...methods.lumix.tensor_lora.layer import Adapter
 from ..pairs import OnEncoded
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from diffusers import DiffusionPipeline, PixArtTransformer2DModel
 from torch import Tensor
 
-from ...methods.lora.lora_file import LoraLayer
+from ...methods.lora.layers import LoraLayer
 from .backbone import Backbone, JointDenoising, TextEmbeddings
 from .self_attention import PROJECTIONS, exchange_in
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...methods.intrinsic_lora.generators.adapter import generator_header, peft_state_dict, run_adapted
-from ...methods.lora.lora_file import LoraLayer
+from ...methods.lora.layers import LoraLayer
 from ..atomic import write_tensors
 
 

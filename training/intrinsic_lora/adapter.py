@@ -8,7 +8,8 @@ from diffusers import ModelMixin
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer as PeftLayer
 
-from ...methods.lora.lora_file import LoraFile, LoraLayer, kohya_state_dict
+from ...methods.lora.layers import LoraFile, LoraLayer
+from ...methods.lora.lora_file import kohya_state_dict
 from ..atomic import write_tensors
 from ..backbones import single_step_of
 

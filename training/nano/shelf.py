@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...methods.lora.lora_file import LoraLayer, kohya_state_dict, read_lora
+from ...methods.lora.layers import LoraLayer
+from ...methods.lora.lora_file import kohya_state_dict, read_lora
 from ...scenes import render_scenes
 from ...scenes.pictures import save_picture
 from ..atomic import write_atomically

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ...lora.lora_file import LoraLayer, read_lora
+from ...lora.layers import LoraLayer
 from ...maps import MAPS
 
 _ATTENTION = r"attentions\.\d+\.to_(?:q|k|v|out\.0)"
@@ -89,6 +89,8 @@ def read_generator_lora(path: Path, kind: str, map_name: str) -> GeneratorLora:
     Raises ValueError for files that cannot be read, and for those whose header says that they make another map or belong to a
     generator of another kind. Files without such a header are taken as what they are used for.
     """
+    from ...lora.lora_file import read_lora
+
     lora = read_lora(path)
     header = {key.removeprefix(_HEADER): value for key, value in lora.metadata.items() if key.startswith(_HEADER)}
     if (says := header.get("generator", kind if header.get("map") is None else "diffusion model")) != kind:

@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ...lora.lora_file import LoraLayer
+from ...lora.layers import LoraLayer
 from ...maps import map_kind
 from .adapter import run_adapted
 from .style_gan import StyleGanConfig, StyleGenerator

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ...lora.lora_file import LoraLayer
+from ...lora.layers import LoraLayer
 from ..extract import Generator
 from .adapter import run_adapted
 

@@ -17,7 +17,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ...lora.lora_file import load_safetensors
 from ..design import HYBRID, LORAS, MAP_NAMES, QUERY_BROADCAST, TENSOR, Design
 from .config import AdapterConfig
 from .layer import Adapter
@@ -31,6 +30,8 @@ _SIZES = {"tt": ("G2", 0, 1, 2), "separate": ("down", 1, 2, 3), "fused": ("down"
 
 def read_adapter(path: str | Path) -> Adapter:
     """A file as an `Adapter` in the file's precision. Raises ValueError, naming the file, what is wrong with it and what to do."""
+    from ...lora.lora_file import load_safetensors
+
     path = Path(path)
     try:
         tensors, metadata = load_safetensors(path)

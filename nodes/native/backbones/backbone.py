@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ....methods.ildm.schedules import Block
-from ....methods.lora.lora_file import LoraLayer
+from ....methods.lora.layers import LoraLayer
 from ....methods.lumix.tensor_lora.layer import Adapter
 from ..batch_rows.row_lora import MapAdapter
 from ..loading.text_encoder import TextFamily

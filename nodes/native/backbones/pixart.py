@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ....methods.ildm.joint_forward import CURRENT, exchange
 from ....methods.ildm.schedules import Block, transformer_blocks
-from ....methods.lora.lora_file import LoraLayer
+from ....methods.lora.layers import LoraLayer
 from ..batch_rows.row_lora import MapAdapter
 from ..loading.folder_files import ModelFolderError, read_config, read_weights, rename, require_options
 from ..loading.patcher import build_patcher, configure, require_channels

@@ -20,7 +20,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from ....methods.lora.lora_file import LoraLayer
+from ....methods.lora.layers import LoraLayer
 from ....methods.rows import labelled_slices, windows_per_row
 
 KEY = "intrinsic_lab.row_lora"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ....methods.ildm.joint_forward import CURRENT, DOMAINS, PICTURE, JointForward
 from ....methods.ildm.schedules import Block, WeightSchedule
-from ....methods.lora.lora_file import LoraFile
+from ....methods.lora.layers import LoraFile
 from ....methods.rows import Rows
 from ..backbones import CROSS_DOMAIN, require
 from ..batch_rows import row_lora

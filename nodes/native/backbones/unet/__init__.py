@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from .....methods.ildm.schedules import stage_blocks
-from .....methods.lora.lora_file import LoraLayer
+from .....methods.lora.layers import LoraLayer
 from ...batch_rows.row_lora import MapAdapter
 from ...loading.text_encoder import CLIP_L, TextFamily, TextPart
 from ..backbone import INTRINSIC_LORA, JOINT_LORA, Backbone, CrossDomain, Family, MapAttention, SingleStep
