@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..data import DATA_SETS, named_set
 from ..methods.maps import MAPS
-from ..methods.maps.files import COLOR_FILES, DEPTH_FILES, NORMAL_FILES
 from ..methods.metrics import ALIGNMENTS
+from .predictions import AUTO
 from .run import TABLE, Evaluation, evaluate
 
 REFUSED, STOPPED = 2, 130
@@ -33,12 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("--base", type=Path, help="diffusers folder of a Stable Diffusion 1.x or 2.x model")
     made.add_argument("--lora", type=Path, help="Intrinsic LoRA for this map")
     made.add_argument("--size", type=int, default=Evaluation.size, help="short side at which the model sees a picture; 0: its own")
-    for files, meaning in (
-        (NORMAL_FILES, "axes of predicted normals"),
-        (DEPTH_FILES, "of predicted depth"),
-        (COLOR_FILES, "of predicted colours"),
-    ):
-        made.add_argument(f"--{files.setting}", choices=tuple(files.readings), default=next(iter(files.readings)), help=meaning)
+    names = dict.fromkeys(name for kind in MAPS.values() for name in kind.files.readings if name)
+    made.add_argument("--convention", choices=(AUTO, *names), default=AUTO, help="of the predicted map; auto: this pack's own")
     return parser
 
 
@@ -58,7 +54,7 @@ def evaluation_from(arguments: argparse.Namespace) -> Evaluation:
         arguments.lora,
         arguments.size,
         arguments.align,
-        {files.setting: getattr(arguments, files.setting) for files in (NORMAL_FILES, DEPTH_FILES, COLOR_FILES)},
+        arguments.convention,
         arguments.limit,
     )
 

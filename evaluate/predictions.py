@@ -1,6 +1,5 @@
 """Where the maps that are judged come from: a folder of files, or a base with an Intrinsic LoRA."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -15,10 +14,11 @@ from ..data.files import read_exr, read_npy, read_pixels
 from ..methods.intrinsic_lora.extract import processed_size
 from ..methods.lora.lora_file import LoraFile, read_lora
 from ..methods.maps import MapKind, map_kind
-from ..methods.maps.files import COLOR_FILES
+from ..methods.maps.files import COLOR_FILES, Reading
 from ..training.intrinsic_lora import load_base, predict_maps
 from ..training.intrinsic_lora.latents import downscale
 
+AUTO = "auto"
 ENDINGS = (".npy", ".exr", ".png", ".jpg")
 
 
@@ -32,13 +32,14 @@ class Predictions(Protocol):
 class FolderPredictions:
     """NAME.npy, .exr (data: normals of -1..1, linear colours) or .png, .jpg (pictures), NAME as the data set calls its pictures.
 
-    Slashes of NAME are folders, or underscores. conventions: what is not this pack's own, by the setting ("normals": "directx").
+    Slashes of NAME are folders, or underscores. convention: of the files, one of the map's `files.readings`, or AUTO for this pack's own.
     """
 
-    def __init__(self, folder: Path, map_name: str, conventions: Mapping[str, str]):
+    def __init__(self, folder: Path, map_name: str, convention: str = AUTO):
         if not folder.is_dir():
             raise ValueError(f"the folder of predictions {folder} does not exist: give one that holds NAME.npy, NAME.exr or NAME.png.")
-        self.folder, self.kind, self.conventions = folder, map_kind(map_name), conventions
+        self.folder, self.kind = folder, map_kind(map_name)
+        self.reading = reading_of(self.kind, convention)
 
     def predict(self, pair: Pair, picture_hw3: Tensor) -> Tensor:
         names = pair.name, pair.name.replace("/", "_")
@@ -47,9 +48,10 @@ class FolderPredictions:
             raise ValueError(f"there is no prediction for {pair.name}: wanted {self.folder / pair.name}.npy, .exr or .png.")
         if path.suffix in (".npy", ".exr"):
             data = _data_file(path, self.kind.channels)
-            return data if self.kind.files is COLOR_FILES else in_this_packs(self.kind, data, self.conventions)
+            # Colours as data are linear in every convention.
+            return data if self.kind.files is COLOR_FILES else in_this_packs(self.kind, data, self.reading)
         pixels = read_pixels(path)[None]
-        return self.kind.from_picture(_reading(self.kind, self.conventions)(pixels))[0]
+        return self.kind.from_picture((self.reading or _own(self.kind))(pixels))[0]
 
 
 def _data_file(path: Path, channels: int) -> Tensor:
@@ -57,25 +59,32 @@ def _data_file(path: Path, channels: int) -> Tensor:
     return torch.from_numpy(numpy.ascontiguousarray(values))
 
 
-def _reading(kind: MapKind, conventions: Mapping[str, str]):
-    return kind.files.readings[conventions.get(kind.files.setting) or next(iter(kind.files.readings))]
+def _own(kind: MapKind) -> Reading:
+    return next(iter(kind.files.readings.values()))
 
 
-def in_this_packs(kind: MapKind, data_hwc: Tensor, conventions: Mapping[str, str]) -> Tensor:
-    """Data that were read as if they were in this pack's convention, in it; untouched where they are."""
-    if conventions.get(kind.files.setting, "") in ("", next(iter(kind.files.readings))):
-        return data_hwc
-    return kind.from_picture(_reading(kind, conventions)(kind.to_picture(data_hwc[None])))[0]
+def reading_of(kind: MapKind, convention: str) -> Reading | None:
+    """From pictures in a convention to the map's own; None for AUTO and its own. Raises ValueError for one that the map does not have."""
+    readings = kind.files.readings
+    if convention != AUTO and convention not in readings:
+        raise ValueError(f"the convention is {convention!r}: {kind.name} has {', '.join(filter(None, readings)) or 'none to choose'}.")
+    return None if convention in (AUTO, next(iter(readings))) else readings[convention]
+
+
+def in_this_packs(kind: MapKind, data_hwc: Tensor, reading: Reading | None) -> Tensor:
+    """Data that were taken for this pack's, in it; untouched where they are."""
+    return data_hwc if reading is None else kind.from_picture(reading(kind.to_picture(data_hwc[None])))[0]
 
 
 class ModelPredictions:
     """A diffusers base with an Intrinsic LoRA, one forward pass a picture; its short side is brought to `size` pixels.
 
-    conventions: in which the LoRA learnt its map, as for `FolderPredictions`. Raises ValueError for files that do not fit.
+    convention: in which the LoRA learnt its map, as for `FolderPredictions`. Raises ValueError for files that do not fit.
     """
 
-    def __init__(self, base: Path, lora: Path, map_name: str, conventions: Mapping[str, str], size: int = 512):
-        self.map_name, self.conventions, self.size = map_name, conventions, size
+    def __init__(self, base: Path, lora: Path, map_name: str, convention: str = AUTO, size: int = 512):
+        self.map_name, self.size = map_name, size
+        self.reading = reading_of(map_kind(map_name), convention)
         self.base = load_base(base)
         file = read_lora(lora)
         merge_lora(self.base.network, file, lora.name)
@@ -91,7 +100,7 @@ class ModelPredictions:
         picture = resized(picture_hw3, *(factor * cell for cell in cells)).clamp(0, 1)
         pictures_bchw = rearrange(picture, "h w c -> 1 c h w")
         data = predict_maps(self.base.network, self.base.vae, self.text_1td, pictures_bchw, self.map_name)[0]
-        return resized(in_this_packs(map_kind(self.map_name), data, self.conventions), own_height, own_width)
+        return resized(in_this_packs(map_kind(self.map_name), data, self.reading), own_height, own_width)
 
 
 @torch.no_grad()

@@ -3,8 +3,8 @@
 import csv
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..methods.maps import MAPS, map_kind
 from ..training.atomic import write_json, write_text
 from . import report
 from .measures import measure, whdr
-from .predictions import FolderPredictions, ModelPredictions, Predictions, resized
+from .predictions import AUTO, FolderPredictions, ModelPredictions, Predictions, resized
 
 _LOG = logging.getLogger(__name__)
 SETTINGS, PICTURES, TABLE, SHEET = "settings.json", "pictures.csv", "table.md", "sheet.jpg"
@@ -26,7 +26,7 @@ class Evaluation:
 
     data, folder, split: a data set (`data.DATA_SETS`; an empty split is the usual one). map: what is judged. output: folder of the results.
     predictions: a folder of them, or base and lora: a model that makes them at `size` pixels (short side; 0: the picture's own). alignment:
-    of depth, `metrics.ALIGNMENTS`. conventions: of the predictions, see `FolderPredictions`. limit: the first so many pictures; 0: all.
+    of depth, `metrics.ALIGNMENTS`. convention: of the predictions, see `FolderPredictions`. limit: the first so many pictures; 0: all.
     Raises ValueError for impossible values.
     """
 
@@ -40,7 +40,7 @@ class Evaluation:
     lora: Path | None = None
     size: int = 512
     alignment: str = metrics.SCALE_AND_SHIFT
-    conventions: Mapping[str, str] = field(default_factory=dict)
+    convention: str = AUTO
     limit: int = 0
 
     def __post_init__(self) -> None:
@@ -58,9 +58,9 @@ class Evaluation:
 
     def load(self) -> Predictions:
         if self.predictions is not None:
-            return FolderPredictions(self.predictions, self.map, self.conventions)
+            return FolderPredictions(self.predictions, self.map, self.convention)
         assert self.base is not None and self.lora is not None
-        return ModelPredictions(self.base, self.lora, self.map, self.conventions, self.size)
+        return ModelPredictions(self.base, self.lora, self.map, self.convention, self.size)
 
     def settings(self) -> dict[str, Any]:
         """What the numbers depend on, in JSON's types."""

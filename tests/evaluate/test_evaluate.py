@@ -180,7 +180,7 @@ def test_pictures_in_other_conventions_and_sizes_are_brought_to_the_reference(di
         directx = numpy.rint(one_way * [1, -1, 1] * 127.5 + 127.5)
         tiny_sets.write_png(tmp_path / "made" / f"{name}.png", numpy.tile(directx, (SHAPE[0] // 2, SHAPE[1] // 2, 1)))
     options = ("--predictions", str(tmp_path / "made"))
-    assert main(arguments(folder, "normal", tmp_path / "right", *options, "--normals", "directx")) == 0
+    assert main(arguments(folder, "normal", tmp_path / "right", *options, "--convention", "directx")) == 0
     assert main(arguments(folder, "normal", tmp_path / "wrong", *options)) == 0
     right, wrong = (next(iter(rows_of(tmp_path / name).values()))["mean_degrees"] for name in ("right", "wrong"))
     assert right < 0.5 and wrong > 30
@@ -205,6 +205,10 @@ def test_what_is_wrong_is_told_in_words(diode, tmp_path, caplog):
         (arguments(folder, "albedo", tmp_path / "c", "--predictions", str(made)), "diode has no albedo: it holds normal, depth"),
         (["--data", str(folder), "--map", "depth", "--output", str(tmp_path / "d")], "name a data set before its folder, as diode:FOLDER"),
         (arguments(folder, "depth", tmp_path / "e", "--predictions", str(tmp_path / "no")), "the folder of predictions"),
+        (
+            arguments(folder, "depth", tmp_path / "h", "--predictions", str(made), "--convention", "directx"),
+            "the convention is 'directx': depth has near_dark, near_bright",
+        ),
     ):
         caplog.clear()
         assert main(options) == 2
@@ -239,7 +243,7 @@ def test_a_model_with_a_lora_predicts_as_its_trainer_does(tiny_base, diode, tmp_
     trained = train_intrinsic_lora(IntrinsicLoraConfig(tiny_base, "normal", loop, SetData("diode", folder, size=24), "wide", 4, 2))
     pair = DATA_SETS["diode"].pairs(folder, "normal")[0]
     picture = DATA_SETS["diode"].picture(pair)
-    made = ModelPredictions(tiny_base, trained.weights, "normal", {}, size=0).predict(pair, picture)
+    made = ModelPredictions(tiny_base, trained.weights, "normal", size=0).predict(pair, picture)
     text = trained.base.embed(MAPS["normal"].prompt)
     wanted = predict_maps(trained.base.network, trained.base.vae, text, picture.movedim(-1, 0)[None], "normal")[0]
     torch.testing.assert_close(made, wanted, rtol=0, atol=2e-4)
