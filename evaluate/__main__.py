@@ -32,7 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("--predictions", type=Path, help="NAME.npy or .exr (data) or .png (pictures), named as the set's pictures")
     made.add_argument("--base", type=Path, help="diffusers folder of a Stable Diffusion 1.x or 2.x model")
     made.add_argument("--lora", type=Path, help="Intrinsic LoRA for this map")
-    made.add_argument("--size", type=int, default=Evaluation.size, help="short side at which the model sees a picture; 0: its own")
+    made.add_argument(
+        "--size", type=int, help="short side at which the model sees a picture; 0: its own (default: as the LoRA was trained, or 512)"
+    )
     names = dict.fromkeys(name for kind in MAPS.values() for name in kind.files.readings if name)
     made.add_argument("--convention", choices=(AUTO, *names), default=AUTO, help="of the predicted map; auto: this pack's own")
     return parser

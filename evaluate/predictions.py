@@ -79,19 +79,24 @@ def in_this_packs(kind: MapKind, data_hwc: Tensor, reading: Reading | None) -> T
 class ModelPredictions:
     """A diffusers base with an Intrinsic LoRA, one forward pass a picture; its short side is brought to `size` pixels.
 
-    convention: in which the LoRA learnt its map, as for `FolderPredictions`. Raises ValueError for files that do not fit.
+    convention: in which the LoRA learnt its map, as for `FolderPredictions`. size: 0 keeps the picture's own, None is the one that the
+    file says it was trained at, else 512. Raises ValueError for files that do not fit.
     """
 
-    def __init__(self, base: Path, lora: Path, map_name: str, convention: str = AUTO, size: int = 512):
-        self.map_name, self.size = map_name, size
+    def __init__(self, base: Path, lora: Path, map_name: str, convention: str = AUTO, size: int | None = None):
+        self.map_name = map_name
         self.reading = reading_of(map_kind(map_name), convention)
         self.base = load_base(base)
         file = read_lora(lora)
+        header = {key.removeprefix("intrinsic_lab."): value for key, value in file.metadata.items()}
+        if (made := header.get("map", map_name)) != map_name:
+            raise ValueError(f"{lora.name} makes {made}, {map_name} is to be judged: pick that map's LoRA.")
+        self.size = int(header.get("resolution", 512)) if size is None else size
         merge_lora(self.base.network, file, lora.name)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for module in (self.base.network, self.base.vae, self.base.text_encoder):
             module.to(self.device)
-        self.text_1td = self.base.embed(file.metadata.get("intrinsic_lab.prompt") or map_kind(map_name).prompt)
+        self.text_1td = self.base.embed(header.get("prompt") or map_kind(map_name).prompt)
 
     def predict(self, pair: Pair, picture_hw3: Tensor) -> Tensor:
         factor = downscale(self.base.vae)

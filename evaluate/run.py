@@ -25,7 +25,7 @@ class Evaluation:
     """What is judged on what.
 
     data, folder, split: a data set (`data.DATA_SETS`; an empty split is the usual one). map: what is judged. output: folder of the results.
-    predictions: a folder of them, or base and lora: a model that makes them at `size` pixels (short side; 0: the picture's own). alignment:
+    predictions: a folder of them, or base and lora: a model that makes them (size: see `ModelPredictions`). alignment:
     of depth, `metrics.ALIGNMENTS`. convention: of the predictions, see `FolderPredictions`. limit: the first so many pictures; 0: all.
     Raises ValueError for impossible values.
     """
@@ -38,7 +38,7 @@ class Evaluation:
     predictions: Path | None = None
     base: Path | None = None
     lora: Path | None = None
-    size: int = 512
+    size: int | None = None
     alignment: str = metrics.SCALE_AND_SHIFT
     convention: str = AUTO
     limit: int = 0
@@ -53,7 +53,7 @@ class Evaluation:
                 raise ValueError(f"{name} is {value!r}: choose {', '.join(allowed)}.")
         if (self.predictions is None) == (self.base is None) or (self.base is None) != (self.lora is None):
             raise ValueError("either a folder of predictions is judged, or a base with a LoRA: give --predictions, or --base and --lora.")
-        if self.limit < 0 or self.size < 0:
+        if min(self.limit, self.size or 0) < 0:
             raise ValueError(f"limit {self.limit}, size {self.size}: both must be at least 0.")
 
     def load(self) -> Predictions:

@@ -251,6 +251,9 @@ def test_a_model_with_a_lora_predicts_as_its_trainer_does(tiny_base, diode, tmp_
     without = predict_maps(untrained.network, untrained.vae, text, picture.movedim(-1, 0)[None], "normal")[0]
     assert (made - without).abs().mean() > 0.01
     model = ("--base", str(tiny_base), "--lora", str(trained.weights), "--size", "0")
+    assert ModelPredictions(tiny_base, trained.weights, "normal").size == 24
+    with pytest.raises(ValueError, match="makes normal, depth is to be judged"):
+        ModelPredictions(tiny_base, trained.weights, "depth")
     assert main(arguments(folder, "normal", tmp_path / "out", *model)) == 0
     assert rows_of(tmp_path / "out").keys() == set(names)
     assert main(arguments(folder, "normal", tmp_path / "smaller", *model[:-1], "16", "--limit", "1")) == 0
