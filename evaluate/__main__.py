@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--data", required=True, metavar="NAME:FOLDER", help=f"a data set ({', '.join(DATA_SETS)}); docs/data.md")
-    parser.add_argument("--split", default="", help="train, val, test or all (default: the set's usual one)")
+    parser.add_argument("--split", default="", help="train, val, test or all; empty: the set's usual one")
     parser.add_argument("--map", required=True, choices=tuple(MAPS), help="what is judged")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--limit", type=int, default=0, help="judge the first so many pictures; 0: all")
@@ -32,9 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("--predictions", type=Path, help="NAME.npy or .exr (data) or .png (pictures), named as the set's pictures")
     made.add_argument("--base", type=Path, help="diffusers folder of a Stable Diffusion 1.x or 2.x model")
     made.add_argument("--lora", type=Path, help="Intrinsic LoRA for this map")
-    made.add_argument(
-        "--size", type=int, help="short side at which the model sees a picture; 0: its own (default: as the LoRA was trained, or 512)"
-    )
+    made.add_argument("--size", type=int, help="short side at which the model sees a picture; 0: its own (as the LoRA was trained, or 512)")
     names = dict.fromkeys(name for kind in MAPS.values() for name in kind.files.readings if name)
     made.add_argument("--convention", choices=(AUTO, *names), default=AUTO, help="of the predicted map; auto: this pack's own")
     return parser

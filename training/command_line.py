@@ -41,7 +41,7 @@ def add_data_options(
     group = parser.add_argument_group(f"data: {title}, or rendered scenes (without --data)")
     group.add_argument("--data", type=Path, help=f"{layout}; or {SETS} (docs/data.md)" if sets else layout)
     if sets:
-        group.add_argument("--split", default="", help="of a data set: train, val, test or all (default: its usual one)")
+        group.add_argument("--split", default="", help="of a data set: train, val, test or all; empty: its usual one")
     group.add_argument("--size", type=int, help=f"side of the square training pictures ({sizes[0]} for a folder, {sizes[1]} for scenes)")
     group.add_argument(
         "--normals", choices=tuple(NORMAL_FILES.readings), default=FolderData.normals, help="green up or down in the folder's normals"

@@ -1,6 +1,7 @@
 """`python -m intrinsic_lab.evaluate` on made-up data sets, against numpy; resuming; what is said when something is wrong."""
 
 import csv
+import logging
 import math
 
 import numpy
@@ -10,7 +11,7 @@ from intrinsic_lab.data import DATA_SETS, Judgement, MapData
 from intrinsic_lab.evaluate import report
 from intrinsic_lab.evaluate.__main__ import main
 from intrinsic_lab.evaluate.measures import measure, whdr
-from intrinsic_lab.evaluate.predictions import ModelPredictions
+from intrinsic_lab.evaluate.predictions import FolderPredictions, ModelPredictions
 from intrinsic_lab.methods.maps import MAPS, linear_from_srgb
 from intrinsic_lab.tests.data import tiny_sets
 from intrinsic_lab.training.intrinsic_lora import IntrinsicLoraConfig, load_base, predict_maps, train_intrinsic_lora
@@ -169,6 +170,26 @@ def test_a_stopped_evaluation_goes_on_and_drops_a_line_that_was_cut_off(diode, t
     assert (tmp_path / "stopped" / "table.md").read_text() == (tmp_path / "whole" / "table.md").read_text()
     assert main([*stopped, "--align", "metric"]) == 2
     assert "holds an evaluation with another alignment: choose another output folder" in caplog.text
+
+
+def test_ctrl_c_keeps_what_was_judged(diode, tmp_path, caplog, monkeypatch):
+    folder, written, names = diode
+    for name, truth in zip(names, written, strict=True):
+        predicted(tmp_path / "made", name, truth["depth"] + 0.1 * tiny_sets.numbers(3).random((*SHAPE, 1)))
+    options = arguments(folder, "depth", tmp_path / "out", "--predictions", str(tmp_path / "made"))
+    usual = FolderPredictions.predict
+
+    def pressed(self, pair, picture_hw3):
+        if pair.name == names[2]:
+            raise KeyboardInterrupt
+        return usual(self, pair, picture_hw3)
+
+    caplog.set_level(logging.INFO)
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderPredictions, "predict", pressed)
+        assert main(options) == 130
+    assert "run the same command to go on" in caplog.text and list(rows_of(tmp_path / "out")) == names[:2]
+    assert main(options) == 0 and list(rows_of(tmp_path / "out")) == names
 
 
 def test_pictures_in_other_conventions_and_sizes_are_brought_to_the_reference(diode, tmp_path):
