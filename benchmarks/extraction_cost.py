@@ -102,6 +102,7 @@ class Setting:
     def __init__(self, base: Path, loras: dict[str, Path], size: int):
         import comfy.utils
 
+        from ..methods.intrinsic_lora.recipe import Recipe
         from ..methods.lora.lora_file import read_lora
         from ..nodes.native.batch_rows import row_lora
         from ..nodes.native.loading.diffusers_folder import load_pipeline
@@ -118,7 +119,7 @@ class Setting:
         for name, path in loras.items():
             unet = self.carrying.get_model_object("diffusion_model")
             adapter = row_lora.MapAdapter(read_lora(path).layers, unet, native, 1.0, source=name)
-            self.carrying = row_lora.carry(self.carrying, name, MAPS[name].prompt, 999, size, adapter)
+            self.carrying = row_lora.carry(self.carrying, Recipe(name, MAPS[name].prompt, resolution=size), adapter)
 
     def _extract(self, model, merged: str) -> dict[str, torch.Tensor]:
         from ..nodes.extract import ExtractIntrinsicMaps

@@ -11,15 +11,21 @@ import torch
 from torch import Tensor
 
 from .maps import normal_picture, srgb_from_linear, unit_normals
+from .maps.files import NORMAL_AXES
 
-NORMAL_CONVENTIONS = ("OpenGL (Y up)", "DirectX (Y down)")
+_SIGNS = {
+    "OpenGL (Y up)": NORMAL_AXES["opengl"],
+    "DirectX (Y down)": NORMAL_AXES["directx"],
+    "OpenCV (Y down, Z away)": NORMAL_AXES["opencv"],
+}
+NORMAL_CONVENTIONS = tuple(_SIGNS)
 
 
 def _axis_signs(convention: str, flip_x: bool, flip_y: bool, flip_z: bool, like: Tensor) -> Tensor:
     if convention not in NORMAL_CONVENTIONS:
         raise ValueError(f"there is no normal convention {convention!r}: choose one of {', '.join(NORMAL_CONVENTIONS)}.")
-    y_down = convention == NORMAL_CONVENTIONS[1]
-    return like.new_tensor([-1.0 if flip_x else 1.0, -1.0 if flip_y != y_down else 1.0, -1.0 if flip_z else 1.0])
+    flips = (flip_x, flip_y, flip_z)
+    return like.new_tensor([-sign if flip else sign for sign, flip in zip(_SIGNS[convention], flips, strict=True)])
 
 
 def format_normals(

@@ -6,6 +6,7 @@ from comfy_api.latest import io, ui
 from ..methods import metrics
 from ..methods.formats import COLOR_MAPS, color_map
 from ..methods.maps import MAPS, MapKind, map_from_image, map_kind
+from .native.node_text import show_on_node
 from .native.schema import schema
 
 REFUSE, RESIZE = "error", "resize prediction"
@@ -98,7 +99,7 @@ class CompareMaps(io.ComfyNode):
             ]
         )
         picture = _error_picture(error, counted, color_map, top)
-        _show_on_node(table, cls.hidden.unique_id if cls.hidden else None)
+        show_on_node(table, cls.hidden.unique_id if cls.hidden else None)
         shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(table).as_dict()
         return io.NodeOutput(table, picture, float(scores[evaluation.main].mean()), ui=shown)
 
@@ -153,17 +154,6 @@ def _notes(kind: MapKind, prediction: torch.Tensor, reference: torch.Tensor, cou
 def _error_picture(error_bhw: torch.Tensor, counted_bhw: torch.Tensor, name: str, top: float) -> torch.Tensor:
     colors = color_map(error_bhw[..., None].float(), name, 0.0, top)
     return torch.where(counted_bhw[..., None], colors, torch.full_like(colors, NOT_COMPARED))
-
-
-def _show_on_node(text: str, node_id: str | None) -> None:
-    """Text on the node itself, as core's Get Image Size does; needs a running server."""
-    if node_id is None:
-        return
-    from server import PromptServer
-
-    server = getattr(PromptServer, "instance", None)
-    if server is not None:
-        server.send_progress_text(text, node_id)
 
 
 NODES = [CompareMaps]

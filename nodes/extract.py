@@ -1,6 +1,5 @@
 """Applying intrinsic LoRAs to a MODEL, and extracting maps with it."""
 
-import json
 import logging
 import os
 from functools import partial
@@ -15,18 +14,17 @@ from einops import rearrange
 from torch import Tensor
 
 from ..methods.intrinsic_lora.extract import ExtractSettings, extract, plan_extraction, resize
-from ..methods.lora.layers import LoraFile
+from ..methods.intrinsic_lora.recipe import AUTO, Recipe, conventions, recipe_of
 from ..methods.maps import MAPS, image_from_map, map_from_image
 from .native.backbones import SINGLE_STEP, require
 from .native.batch_rows import row_lora
 from .native.joint_sampling.single_step import interruptible, make_generator, require_parts, rows_per_forward
 from .native.lora_library.files import lora_names, lora_path
+from .native.node_text import show_on_node
 from .native.schema import schema
 
-FROM_METADATA = "auto"
 NO_MERGED_MAP = "none"
 DEFAULT_RESOLUTION = 512
-DEFAULT_TIMESTEP = 999
 # Saved graphs know outputs by their number: maps that came later follow the latent.
 LATENT_OUTPUT = 4
 PREVIEW_PICTURES = 4
@@ -56,6 +54,8 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
                 *MAPS,
                 "load intrinsic lora",
             ],
+            # Says again what was taken when the model comes from the cache.
+            has_intermediate_output=True,
             inputs=[
                 io.Model.Input(
                     "model",
@@ -68,8 +68,8 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "map",
-                    options=[FROM_METADATA, *MAPS],
-                    default=FROM_METADATA,
+                    options=[AUTO, *MAPS],
+                    default=AUTO,
                     tooltip="Which map the LoRA makes. 'auto' reads it from the file; the published files do not say: choose it.",
                 ),
                 io.Float.Input(
@@ -80,14 +80,23 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
                     step=0.05,
                     tooltip="Factor on the LoRA's change. 1 is what it was trained for; 0 leaves the base model.",
                 ),
+                io.Combo.Input(
+                    "convention",
+                    options=[AUTO, *conventions()],
+                    default=AUTO,
+                    optional=True,
+                    tooltip="In which convention the LoRA learnt its map; what is extracted is in this pack's. 'auto': what the "
+                    "file says, and for the published files without a header what they are known to hold; the node tells what it took.",
+                ),
             ],
             outputs=[
                 io.Model.Output("MODEL", display_name="model", tooltip="The model, carrying this map's LoRA beside those applied before.")
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str | None, map: str, strength: float, model=None) -> str:
+    def fingerprint_inputs(cls, lora_name: str | None, map: str, strength: float, model=None, convention: str = AUTO) -> str:
         if lora_name is None:
             # It comes over a link: then what is there changes with it.
             return "linked"
@@ -99,7 +108,7 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
         return f"{stat.st_mtime_ns} {stat.st_size}"
 
     @classmethod
-    def execute(cls, model, lora_name: str, map: str, strength: float) -> io.NodeOutput:
+    def execute(cls, model, lora_name: str, map: str, strength: float, convention: str = AUTO) -> io.NodeOutput:
         single_step = require(model, SINGLE_STEP)
         single_step.check(model)
         from ..methods.lora.lora_file import read_lora
@@ -107,37 +116,11 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
         lora = read_lora(lora_path(lora_name, BUNDLED_LORAS))
         if lora.ignored:
             logging.warning("%s: %d text-encoder tensors are left out, intrinsic maps use the UNet only.", lora_name, lora.ignored)
-        map_name, prompt, timestep, resolution = _lora_facts(lora, lora_name, map)
+        recipe = recipe_of(lora, lora_name, map, convention)
         adapter = single_step.bind_lora(model, lora.layers, strength, lora_name)
-        return io.NodeOutput(row_lora.carry(model, map_name, prompt, timestep, resolution, adapter))
-
-
-def _lora_facts(lora: LoraFile, lora_name: str, chosen: str) -> tuple[str, str, int, int | None]:
-    """Map, prompt, timestep and short side: from the file's header where it says, else the published recipe's."""
-    header = {key.removeprefix("intrinsic_lab."): value for key, value in lora.metadata.items() if key.startswith("intrinsic_lab.")}
-    map_name = header.get("map") if chosen == FROM_METADATA else chosen
-    if map_name is None:
-        raise ValueError(f"{lora_name} does not say which map it makes: choose {', '.join(MAPS)} as 'map' instead of '{FROM_METADATA}'.")
-    if map_name not in MAPS:
-        raise ValueError(f"{lora_name} says it makes the map '{map_name}', known are {', '.join(MAPS)}: choose one of them as 'map'.")
-    prompt = header["prompt"] if header.get("prompt") and header.get("map") == map_name else MAPS[map_name].prompt
-    timestep, resolution = _header_number(header, "timestep", lora_name), _header_number(header, "resolution", lora_name)
-    return map_name, prompt, DEFAULT_TIMESTEP if timestep is None else timestep, resolution
-
-
-def _header_number(header: dict[str, str], key: str, lora_name: str) -> int | None:
-    if key not in header:
-        return None
-    try:
-        number = int(json.loads(header[key]))
-    except (ValueError, TypeError):
-        raise ValueError(
-            f"{lora_name} has '{header[key]}' as intrinsic_lab.{key} in its header, a whole number was expected: export it again."
-        ) from None
-    highest = 999 if key == "timestep" else 8192
-    if not 0 <= number <= highest:
-        raise ValueError(f"{lora_name} has {number} as intrinsic_lab.{key} in its header, 0 to {highest} was expected: export it again.")
-    return number
+        logging.info("%s: %s", lora_name, recipe.in_words)
+        show_on_node(recipe.in_words, cls.hidden.unique_id if cls.hidden else None)
+        return io.NodeOutput(row_lora.carry(model, recipe, adapter), ui=ui.PreviewText(recipe.in_words))
 
 
 class ExtractIntrinsicMaps(io.ComfyNode):
@@ -206,7 +189,8 @@ class ExtractIntrinsicMaps(io.ComfyNode):
                     "merged_map",
                     options=[NO_MERGED_MAP, *MAPS],
                     default=NO_MERGED_MAP,
-                    tooltip="If the LoRA of one map was merged by core's LoraLoader instead: which map that is. Otherwise 'none'.",
+                    tooltip="If the LoRA of one map was merged by core's LoraLoader instead: which map that is. Otherwise 'none'. A merged "
+                    "file is unknown here, so its map is taken to be in this pack's convention.",
                 ),
             ],
             outputs=_in_order(
@@ -226,18 +210,18 @@ class ExtractIntrinsicMaps(io.ComfyNode):
         require_parts(model, clip, vae)
         image_bhw3 = map_from_image(image, 3, "image", grey=True)
         carried = row_lora.carried_maps(model)
-        recipe = _recipe(carried, merged_map)
+        recipes = _recipes(carried, merged_map)
         if processing_resolution < 0:
             processing_resolution = next(
-                (entry.resolution for entry in carried.values() if entry.resolution is not None), DEFAULT_RESOLUTION
+                (entry.recipe.resolution for entry in carried.values() if entry.recipe.resolution is not None), DEFAULT_RESOLUTION
             )
         settings = ExtractSettings(processing_resolution, tile_size, tile_overlap, mirrored_average)
-        generator = make_generator(model, clip, vae, recipe, assign=bool(carried))
-        plan = plan_extraction(image_bhw3, list(recipe), settings, generator.downscale, partial(rows_per_forward, model))
+        generator = make_generator(model, clip, vae, recipes, assign=bool(carried))
+        plan = plan_extraction(image_bhw3, list(recipes), settings, generator.downscale, partial(rows_per_forward, model))
         progress = comfy.utils.ProgressBar(plan.forwards)
-        extraction = extract(image_bhw3, list(recipe), generator, settings, plan, interruptible(lambda: progress.update(1)))
+        extraction = extract(image_bhw3, list(recipes), generator, settings, plan, interruptible(lambda: progress.update(1)))
         maps = {name: image_from_map(values) for name, values in extraction.maps.items()}
-        outputs = [maps.get(name) if name in maps else ExecutionBlocker(_missing(name, recipe)) for name in MAPS]
+        outputs = [maps.get(name) if name in maps else ExecutionBlocker(_missing(name, recipes)) for name in MAPS]
         preview = ui.PreviewImage(contact_sheet(image_bhw3, extraction.maps), cls=cls)
         return io.NodeOutput(*_in_order(outputs, {"samples": extraction.latents}), ui=preview)
 
@@ -246,27 +230,26 @@ def _in_order(of_maps: list, of_latent: Any) -> list:
     return [*of_maps[:LATENT_OUTPUT], of_latent, *of_maps[LATENT_OUTPUT:]]
 
 
-def _recipe(carried: dict[str, row_lora.CarriedMap], merged_map: str) -> dict[str, tuple[str, int]]:
-    """Prompt and timestep per map that the MODEL can make, in the order of MAPS."""
+def _recipes(carried: dict[str, row_lora.CarriedMap], merged_map: str) -> dict[str, Recipe]:
+    """Of the maps that the MODEL can make, in the order of MAPS."""
     if merged_map != NO_MERGED_MAP:
         if carried:
             raise ValueError(
                 f"merged_map is '{merged_map}', but the MODEL also carries unmerged LoRAs ({', '.join(carried)}), which would add up: "
                 "set merged_map to 'none', or connect the model without Apply Intrinsic LoRA."
             )
-        return {merged_map: (MAPS[merged_map].prompt, DEFAULT_TIMESTEP)}
+        return {merged_map: Recipe(merged_map, MAPS[merged_map].prompt)}
     if not carried:
         raise ValueError(
             "This MODEL carries no intrinsic LoRA: put Apply Intrinsic LoRA before this node, once per map, or set merged_map if core's "
             "LoraLoader merged one."
         )
-    return {name: (carried[name].prompt, carried[name].timestep) for name in MAPS if name in carried}
+    return {name: carried[name].recipe for name in MAPS if name in carried}
 
 
-def _missing(name: str, recipe: dict[str, tuple[str, int]]) -> str:
-    return (
-        f"The MODEL carries no LoRA for '{name}' (it has: {', '.join(recipe)}): add Apply Intrinsic LoRA for it, or disconnect this output."
-    )
+def _missing(name: str, recipes: dict[str, Recipe]) -> str:
+    has = ", ".join(recipes)
+    return f"The MODEL carries no LoRA for '{name}' (it has: {has}): add Apply Intrinsic LoRA for it, or disconnect this output."
 
 
 def contact_sheet(image_bhw3: Tensor, maps: dict[str, Tensor]) -> Tensor:

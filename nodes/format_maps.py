@@ -23,7 +23,8 @@ def _normal_options(of_what: str, default_hint: str) -> list[io.Input]:
             options=list(formats.NORMAL_CONVENTIONS),
             default=formats.NORMAL_CONVENTIONS[0],
             tooltip=f"The convention of {of_what}. OpenGL: green grows upwards (Blender, Unity, glTF, this pack's own data). "
-            f"DirectX: green grows downwards (Unreal, 3ds Max). Both: camera space, red to the right, blue to the viewer. {default_hint}",
+            "DirectX: green grows downwards (Unreal, 3ds Max). Both: camera space, red to the right, blue to the viewer. OpenCV: green "
+            f"grows downwards, blue away from the viewer (Omnidata, computer vision). {default_hint}",
         ),
         io.Boolean.Input(
             "flip_x", default=False, tooltip=f"Negate X (red) of {of_what}: off means X points right. Comes on top of the convention."
@@ -42,8 +43,8 @@ class FormatNormals(io.ComfyNode):
             node_id="IntrinsicLabFormatNormals",
             display_name="Format Normals",
             category=CATEGORY,
-            description="Turns normal data (camera space, -1 to 1) into a normal map for other programs: OpenGL or DirectX, as "
-            "colours or as data.",
+            description="Turns normal data (camera space, -1 to 1) into a normal map for other programs: OpenGL, DirectX or OpenCV, "
+            "as colours or as data.",
             search_aliases=["normal map", "opengl normals", "directx normals", "flip green", "normalize normals"],
             inputs=[
                 io.Image.Input(

@@ -92,8 +92,8 @@ def _more_inputs(*own: io.Input, colors: bool = True) -> list[io.Input]:
             advanced=True,
             tooltip="How many scenes are rendered. Not used with a folder.",
         ),
-        _choice("normals", tuple(NORMAL_FILES.readings), "Of a folder's normals: opengl has green up, directx has green down."),
-        _choice("depth", tuple(DEPTH_FILES.readings), "Of a folder's depth pictures: whether near is dark or bright."),
+        _choice("normals", tuple(NORMAL_FILES.readings), f"Of a folder's normals. {NORMAL_FILES.meanings}."),
+        _choice("depth", tuple(DEPTH_FILES.readings), f"Of a folder's depth pictures. {DEPTH_FILES.meanings}."),
         _choice("mixed_precision", ("no", "bf16", "fp16"), "Number format of the passes. bf16 halves the memory on newer cards."),
         io.Int.Input(
             "checkpoint_every",

@@ -44,9 +44,14 @@ def add_data_options(
         group.add_argument("--split", default="", help="of a data set: train, val, test or all; empty: its usual one")
     group.add_argument("--size", type=int, help=f"side of the square training pictures ({sizes[0]} for a folder, {sizes[1]} for scenes)")
     group.add_argument(
-        "--normals", choices=tuple(NORMAL_FILES.readings), default=FolderData.normals, help="green up or down in the folder's normals"
+        "--normals",
+        choices=tuple(NORMAL_FILES.readings),
+        default=FolderData.normals,
+        help=f"of the folder's normals. {NORMAL_FILES.meanings}",
     )
-    group.add_argument("--depth", choices=tuple(DEPTH_FILES.readings), default=FolderData.depth, help="convention of the folder's depth")
+    group.add_argument(
+        "--depth", choices=tuple(DEPTH_FILES.readings), default=FolderData.depth, help=f"of the folder's depth. {DEPTH_FILES.meanings}"
+    )
     if colors:
         group.add_argument(
             "--colors", choices=tuple(COLOR_FILES.readings), default=FolderData.colors, help="of the folder's albedo and shading"

@@ -33,8 +33,8 @@ _LOG = logging.getLogger(__name__)
 class FolderData:
     """A folder of pairs, read as squares: the short side is resized to `size`, the centre is cropped; no flips.
 
-    normals: "opengl" (green up) or "directx" (green down), camera space. depth: "near_dark" or "near_bright"; each crop is
-    stretched to 0..1. colors: "srgb" or "linear", of albedo, shading and specular. Raises ValueError for other values.
+    normals, depth, colors (of albedo, shading and specular): a convention of the map's entry (`methods.maps.files`), camera space; what
+    is learnt is the map's own picture whatever the files hold. Depth is stretched to 0..1 in each crop. Raises ValueError for other values.
     """
 
     folder: Path

@@ -5,8 +5,8 @@ so nothing here knows which program holds it.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -24,18 +24,20 @@ MIN_LATENT_CELLS = 4
 
 @dataclass(frozen=True)
 class Generator:
-    """The model as three callables.
+    """The model as callables.
 
     encode: pictures bhw3 in 0..1 -> image latents bchw (the VAE's mode).
     predict: image latents bchw, and for each the index of the map to make of it -> map latents of the same shape.
     decode: map latents -> pictures bhw3, nominally 0..1, not clamped.
     downscale: pixels per latent cell.
+    to_own: by map, the picture that is decoded to the map's own (`maps.files`), where the model learnt it in another convention.
     """
 
     encode: Callable[[Tensor], Tensor]
     predict: Callable[[Tensor, list[int]], Tensor]
     decode: Callable[[Tensor], Tensor]
     downscale: int = 8
+    to_own: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,9 @@ def _forward(
     parts = zip(repeated.split(rows), torch.arange(maps).repeat_interleave(len(seen)).split(rows), strict=True)
     latents = torch.cat([generator.predict(part, map_of_row.tolist()) for part, map_of_row in parts])
     pictures = rearrange(generator.decode(latents), "(map b) h w c -> map b h w c", map=maps)
+    for row, name in enumerate(map_names):
+        if to_own := generator.to_own.get(name):
+            pictures[row] = to_own(pictures[row])
     if mirrored_average:
         plain, mirrored = pictures.chunk(2, dim=1)
         mirrored = torch.stack([map_kind(name).mirrored(picture) for name, picture in zip(map_names, mirrored, strict=True)])

@@ -107,7 +107,7 @@ def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
     orphans = sorted(alphas.keys() - layers.keys())
     if orphans:
         raise ValueError(f"{len(orphans)} alpha values have no weights (first: {orphans[0]}): the file is incomplete, export it again.")
-    return LoraFile(layers, metadata, ignored)
+    return LoraFile(layers, metadata, ignored, any(".processor.to_" in key for key in tensors))
 
 
 def _refuse_unknown(unknown: list[str], found: int, ignored: int) -> None:

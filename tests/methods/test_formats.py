@@ -3,7 +3,7 @@ import pytest
 import torch
 from intrinsic_lab.methods import formats
 
-OPENGL, DIRECTX = formats.NORMAL_CONVENTIONS
+OPENGL, DIRECTX, OPENCV = formats.NORMAL_CONVENTIONS
 
 
 def unit_vectors(*shape):
@@ -16,6 +16,8 @@ def test_known_normals_have_the_known_colors():
     assert formats.format_normals(to_the_viewer[None]).flatten().tolist() == [0.5, 0.5, 1.0]
     assert formats.format_normals(upwards[None], OPENGL).flatten().tolist() == [0.5, 1.0, 0.5]
     assert formats.format_normals(upwards[None], DIRECTX).flatten().tolist() == [0.5, 0.0, 0.5]
+    assert formats.format_normals(upwards[None], OPENCV).flatten().tolist() == [0.5, 0.0, 0.5]
+    assert formats.format_normals(to_the_viewer[None], OPENCV).flatten().tolist() == [0.5, 0.5, 0.0]
 
 
 @pytest.mark.parametrize("convention", formats.NORMAL_CONVENTIONS)

@@ -39,8 +39,8 @@ def test_an_entry_is_whole(name):
     assert kind.picture_loss(planes, planes).item() == pytest.approx(0, abs=1e-6)
     for read in kind.files.readings.values():
         assert read(picture).shape == (2, 9, 9, 3)
-    usual = next(iter(kind.files.readings.values()))
-    torch.testing.assert_close(usual(picture), picture, atol=1e-6, rtol=0)
+    torch.testing.assert_close(kind.files.readings[kind.files.own](picture), picture, atol=1e-6, rtol=0)
+    assert torch.equal(kind.files.choices[kind.files.own].to_own(picture), picture)
 
 
 def test_other_methods_name_entries_of_the_table():

@@ -82,9 +82,10 @@ def test_normals_are_unit_vectors_with_green_up(tmp_path):
     opengl = FolderData(tmp_path, 16).source("normal").read("normal", [0]).movedim(1, -1)
     length = (2 * opengl - 1).norm(dim=-1)
     torch.testing.assert_close(length, torch.ones_like(length), rtol=0, atol=1e-5)
-    directx = FolderData(tmp_path, 16, normals="directx").source("normal").read("normal", [0]).movedim(1, -1)
-    flipped = normal_from_picture(opengl) * torch.tensor([1.0, -1.0, 1.0])
-    torch.testing.assert_close(normal_from_picture(directx), flipped, rtol=0, atol=1e-5)
+    for convention, signs in (("directx", (1.0, -1.0, 1.0)), ("opencv", (1.0, -1.0, -1.0))):
+        other = FolderData(tmp_path, 16, normals=convention).source("normal").read("normal", [0]).movedim(1, -1)
+        flipped = normal_from_picture(opengl) * torch.tensor(signs)
+        torch.testing.assert_close(normal_from_picture(other), flipped, rtol=0, atol=1e-5)
 
 
 def test_linear_albedo_becomes_the_srgb_picture_the_vae_sees(tmp_path):

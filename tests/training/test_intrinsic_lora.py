@@ -92,6 +92,7 @@ def test_the_file_says_what_it_is(wide):
     config = json.loads(metadata.pop("intrinsic_lab.config"))
     assert metadata == {
         "intrinsic_lab.base": "tiny",
+        "intrinsic_lab.convention": "opengl",
         "intrinsic_lab.map": "normal",
         "intrinsic_lab.prompt": "surface normal",
         "intrinsic_lab.rank": "4",

@@ -48,8 +48,10 @@ class IntrinsicLoraConfig(TrainerConfig):
         return self.loop.output / ("unet" if self.kind == "full" else f"{self.map}.safetensors")
 
     def metadata(self) -> dict[str, str]:
-        """The header of the LoRA file."""
+        """The header of the LoRA file. Maps are learnt in their own convention, whatever the data's files hold."""
+        files = MAPS[self.map].files
         return file_header(
+            **({"convention": files.own} if files.setting else {}),
             base=self.base.name,
             map=self.map,
             prompt=MAPS[self.map].prompt,

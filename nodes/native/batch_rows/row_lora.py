@@ -20,6 +20,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
+from ....methods.intrinsic_lora.recipe import Recipe
 from ....methods.lora.layers import LoraLayer
 from ....methods.rows import labelled_slices, windows_per_row
 
@@ -115,14 +116,9 @@ def _describe(target: Layer) -> str:
 
 @dataclass(frozen=True)
 class CarriedMap:
-    """A map whose LoRA a MODEL carries.
+    """A map whose LoRA a MODEL carries; patcher: the adapter, managed by core."""
 
-    timestep: 0..999. resolution: short side in pixels it was trained at, None where unknown. patcher: the adapter, managed by core.
-    """
-
-    prompt: str
-    timestep: int
-    resolution: int | None
+    recipe: Recipe
     patcher: ModelPatcher
 
 
@@ -131,16 +127,16 @@ def carried_maps(model: ModelPatcher) -> dict[str, CarriedMap]:
     return dict(model.attachments.get(KEY, {}))
 
 
-def carry(model: ModelPatcher, map_name: str, prompt: str, timestep: int, resolution: int | None, adapter: MapAdapter) -> ModelPatcher:
+def carry(model: ModelPatcher, recipe: Recipe, adapter: MapAdapter) -> ModelPatcher:
     """A clone of `model` that carries one more map. Raises ValueError when it carries that map already."""
     maps = carried_maps(model)
-    if map_name in maps:
-        raise ValueError(f"This MODEL already carries a LoRA for '{map_name}': apply each map once, or choose another map for this file.")
+    if recipe.map in maps:
+        raise ValueError(f"This MODEL already carries a LoRA for '{recipe.map}': apply each map once, or choose another map for this file.")
     # A plain patcher also where core uses dynamic ones: the adapter's layers are ours, a few MB, and move as a whole.
     patcher = ModelPatcher(
         adapter, load_device=comfy.model_management.get_torch_device(), offload_device=comfy.model_management.unet_offload_device()
     )
-    maps[map_name] = CarriedMap(prompt, timestep, resolution, patcher)
+    maps[recipe.map] = CarriedMap(recipe, patcher)
     clone = model.clone()
     clone.set_attachments(KEY, maps)
     clone.set_additional_models(KEY, [carried.patcher for carried in maps.values()])

@@ -14,6 +14,7 @@ from einops import repeat
 from torch import Tensor
 
 from ....methods.intrinsic_lora.extract import Generator
+from ....methods.intrinsic_lora.recipe import Recipe
 from ..backbones import SINGLE_STEP, require
 from ..batch_rows import row_lora
 
@@ -71,10 +72,10 @@ class RowForward:
         return torch.cat([self(latent_bchw[:half], rows[:half]), self(latent_bchw[half:], rows[half:])])
 
 
-def make_generator(model: ModelPatcher, clip, vae, carried: Mapping[str, tuple[str, int]], assign: bool) -> Generator:
+def make_generator(model: ModelPatcher, clip, vae, recipes: Mapping[str, Recipe], assign: bool) -> Generator:
     """The Generator of `methods.intrinsic_lora.extract` on native objects.
 
-    carried: prompt and timestep per map, in row order. assign: as in `RowForward`. Nothing in it may refer to itself: a patched clone that
+    recipes: by map, in row order. assign: as in `RowForward`. Nothing in it may refer to itself: a patched clone that
     waits for the garbage collector makes core collect all garbage at every load.
     """
     single_step = require(model, SINGLE_STEP)
@@ -82,12 +83,13 @@ def make_generator(model: ModelPatcher, clip, vae, carried: Mapping[str, tuple[s
     step_model.add_object_patch("model_sampling", single_step.model_sampling(model))
     forward = RowForward(
         step_model,
-        tuple(carried),
-        [_encode_prompt(clip, prompt, single_step.context_width(model)) for prompt, _ in carried.values()],
-        torch.tensor([float(timestep) for _, timestep in carried.values()]),
+        tuple(recipes),
+        [_encode_prompt(clip, recipe.prompt, single_step.context_width(model)) for recipe in recipes.values()],
+        torch.tensor([float(recipe.timestep) for recipe in recipes.values()]),
         assign,
     )
-    return Generator(encode=vae.encode, predict=forward, decode=unclamped(vae).decode, downscale=int(vae.downscale_ratio))
+    to_own = {name: recipe.to_own for name, recipe in recipes.items() if recipe.to_own is not None}
+    return Generator(vae.encode, forward, unclamped(vae).decode, int(vae.downscale_ratio), to_own)
 
 
 def _raw_outputs(

@@ -1,0 +1,136 @@
+"""How a LoRA file makes its map: what its header says, else what is known of the published files, else this pack's own ways.
+
+The published checkpoints (SD 1.5, rank 8 on all attention layers) have no header. Their normals were learnt in Omnidata's axes and their
+depth with near bright; copies of them go around under other keys.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..lora.layers import LoraFile
+from ..maps import MAPS
+from ..maps.files import Convention, Reading
+
+AUTO = "auto"
+DEFAULT_TIMESTEP = 999
+PUBLISHED = {"normal": "opencv", "depth": "near_bright", "albedo": "srgb", "shading": "srgb"}
+# Transformer blocks of SD 1.5's UNet by their width. Each has q, k, v, out of two attentions; one of them reads the text.
+_BLOCKS = {320: 5, 640: 5, 1280: 6}
+_TEXT_WIDTH = 768
+_PUBLISHED_SIZES = Counter(
+    {(8, width, width): 6 * blocks for width, blocks in _BLOCKS.items()}
+    | {(8, _TEXT_WIDTH, width): 2 * blocks for width, blocks in _BLOCKS.items()}
+)
+# What converters write into every safetensors header.
+_SAYS_NOTHING = {"format"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a LoRA makes its map.
+
+    timestep: 0..999. resolution: short side in pixels it was trained at, None where unknown. convention: of the pictures that come
+    out, one of the map's `files.choices`; the map's own without it. reason: why this one.
+    """
+
+    map: str
+    prompt: str
+    timestep: int = DEFAULT_TIMESTEP
+    resolution: int | None = None
+    convention: str = ""
+    reason: str = ""
+
+    @property
+    def _learnt(self) -> Convention:
+        files = MAPS[self.map].files
+        return files.choices[self.convention or files.own]
+
+    @property
+    def to_own(self) -> Reading | None:
+        """From what is drawn to the map's own picture; None where they are the same."""
+        return None if self.convention in ("", MAPS[self.map].files.own) else self._learnt.to_own
+
+    @property
+    def in_words(self) -> str:
+        """Which convention was taken, and why."""
+        return f"{self.map}: {self.convention} ({self._learnt.meaning}), {self.reason}." if self.convention else f"{self.map}: as it is."
+
+
+def conventions() -> list[str]:
+    """All names, in the order of the maps."""
+    return list(dict.fromkeys(name for kind in MAPS.values() if kind.files.setting for name in kind.files.choices))
+
+
+def recipe_of(lora: LoraFile, source: str, map_name: str = AUTO, convention: str = AUTO) -> Recipe:
+    """From a file. map_name, convention: AUTO, or what a person says.
+
+    Raises ValueError, naming `source`, where the file does not say which map it makes, says what makes no sense, or its map has no such
+    convention.
+    """
+    header = {key.removeprefix("intrinsic_lab."): value for key, value in lora.metadata.items() if key.startswith("intrinsic_lab.")}
+    found = header.get("map") if map_name == AUTO else map_name
+    if found is None:
+        raise ValueError(f"{source} does not say which map it makes: choose {', '.join(MAPS)} as 'map' instead of '{AUTO}'.")
+    if found not in MAPS:
+        raise ValueError(f"{source} says it makes the map '{found}', known are {', '.join(MAPS)}: choose one of them as 'map'.")
+    # The rest of a header is about the map that it names.
+    of_map = header if header.get("map") == found else {}
+    timestep, resolution = _header_number(header, "timestep", source), _header_number(header, "resolution", source)
+    return Recipe(
+        found,
+        of_map.get("prompt") or MAPS[found].prompt,
+        DEFAULT_TIMESTEP if timestep is None else timestep,
+        resolution,
+        *_convention(lora, source, found, of_map, convention),
+    )
+
+
+def _convention(lora: LoraFile, source: str, map_name: str, header: Mapping[str, str], chosen: str) -> tuple[str, str]:
+    """Its name and the reason."""
+    files = MAPS[map_name].files
+    if chosen != AUTO:
+        name, reason = chosen, "as chosen"
+    elif not files.setting:
+        return "", ""
+    elif "convention" in header:
+        name, reason = header["convention"], "says the file's header"
+    elif header:
+        name, reason = files.own, "as this pack's trainer learns it"
+    elif map_name in PUBLISHED and (mark := _mark_of_published(lora)):
+        name, reason = (
+            PUBLISHED[map_name],
+            f"as in the published files: {mark}, no header",
+        )
+    else:
+        name, reason = files.own, "this pack's own: the file does not say"
+    if name not in files.choices:
+        has = f"is one of {', '.join(files.choices)}" if files.setting else f"has no conventions to choose from ('{AUTO}')"
+        raise ValueError(f"{source} came with the convention '{name}', the map {map_name} {has}: choose that as 'convention'.")
+    return name, reason
+
+
+def _mark_of_published(lora: LoraFile) -> str | None:
+    """By what a file is taken for a published one or a copy of one."""
+    if lora.metadata.keys() - _SAYS_NOTHING:
+        return None
+    if lora.attention_processors:
+        return "keys of old attention processors"
+    sizes = Counter((layer.rank, layer.down.shape[1], layer.up.shape[0]) for layer in lora.layers.values())
+    return "rank 8 on all attention layers of SD 1.5" if sizes == _PUBLISHED_SIZES else None
+
+
+def _header_number(header: Mapping[str, str], key: str, source: str) -> int | None:
+    if key not in header:
+        return None
+    try:
+        number = int(json.loads(header[key]))
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"{source} has '{header[key]}' as intrinsic_lab.{key} in its header, a whole number was expected: export it again."
+        ) from None
+    highest = 999 if key == "timestep" else 8192
+    if not 0 <= number <= highest:
+        raise ValueError(f"{source} has {number} as intrinsic_lab.{key} in its header, 0 to {highest} was expected: export it again.")
+    return number
