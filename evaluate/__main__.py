@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from ..data import DATA_SETS, named_set
+from ..methods.intrinsic_lora.recipe import AUTO, conventions
 from ..methods.maps import MAPS
 from ..methods.metrics import ALIGNMENTS
-from .predictions import AUTO
 from .run import TABLE, Evaluation, evaluate
 
 REFUSED, STOPPED = 2, 130
@@ -33,8 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("--base", type=Path, help="diffusers folder of a Stable Diffusion 1.x or 2.x model")
     made.add_argument("--lora", type=Path, help="Intrinsic LoRA for this map")
     made.add_argument("--size", type=int, help="short side at which the model sees a picture; 0: its own (as the LoRA was trained, or 512)")
-    names = dict.fromkeys(name for kind in MAPS.values() for name in kind.files.readings if name)
-    made.add_argument("--convention", choices=(AUTO, *names), default=AUTO, help="of the predicted map; auto: this pack's own")
+    made.add_argument("--convention", choices=(AUTO, *conventions()), default=AUTO, help="of the predicted map; auto: by its file")
     return parser
 
 

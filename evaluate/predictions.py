@@ -1,5 +1,6 @@
 """Where the maps that are judged come from: a folder of files, or a base with an Intrinsic LoRA."""
 
+import logging
 from pathlib import Path
 from typing import Protocol
 
@@ -12,13 +13,14 @@ from torch.nn import functional
 from ..data import Pair
 from ..data.files import read_exr, read_npy, read_pixels
 from ..methods.intrinsic_lora.extract import processed_size
+from ..methods.intrinsic_lora.recipe import AUTO, recipe_of
 from ..methods.lora.lora_file import LoraFile, read_lora
 from ..methods.maps import MapKind, map_kind
 from ..methods.maps.files import COLOR_FILES, Reading
 from ..training.intrinsic_lora import load_base, predict_maps
 from ..training.intrinsic_lora.latents import downscale
 
-AUTO = "auto"
+_LOG = logging.getLogger(__name__)
 ENDINGS = (".npy", ".exr", ".png", ".jpg")
 
 
@@ -32,14 +34,18 @@ class Predictions(Protocol):
 class FolderPredictions:
     """NAME.npy, .exr (data: normals of -1..1, linear colours) or .png, .jpg (pictures), NAME as the data set calls its pictures.
 
-    Slashes of NAME are folders, or underscores. convention: of the files, one of the map's `files.readings`, or AUTO for this pack's own.
+    Slashes of NAME are folders, or underscores. convention: of the files, one of the map's `files.choices`, or AUTO for this pack's own.
     """
 
     def __init__(self, folder: Path, map_name: str, convention: str = AUTO):
         if not folder.is_dir():
             raise ValueError(f"the folder of predictions {folder} does not exist: give one that holds NAME.npy, NAME.exr or NAME.png.")
         self.folder, self.kind = folder, map_kind(map_name)
-        self.reading = reading_of(self.kind, convention)
+        files = self.kind.files
+        self.convention = files.own if convention == AUTO else convention
+        if self.convention not in files.choices:
+            choices = ", ".join(filter(None, files.choices))
+            raise ValueError(f"the convention is {convention!r}: {map_name} has {choices or 'none to choose'}.")
 
     def predict(self, pair: Pair, picture_hw3: Tensor) -> Tensor:
         names = pair.name, pair.name.replace("/", "_")
@@ -49,9 +55,9 @@ class FolderPredictions:
         if path.suffix in (".npy", ".exr"):
             data = _data_file(path, self.kind.channels)
             # Colours as data are linear in every convention.
-            return data if self.kind.files is COLOR_FILES else in_this_packs(self.kind, data, self.reading)
-        pixels = read_pixels(path)[None]
-        return self.kind.from_picture((self.reading or _own(self.kind))(pixels))[0]
+            linear = self.convention == self.kind.files.own or self.kind.files is COLOR_FILES
+            return data if linear else in_this_packs(self.kind, data, self.kind.files.choices[self.convention].to_own)
+        return self.kind.from_picture(self.kind.files.readings[self.convention](read_pixels(path)[None]))[0]
 
 
 def _data_file(path: Path, channels: int) -> Tensor:
@@ -59,44 +65,31 @@ def _data_file(path: Path, channels: int) -> Tensor:
     return torch.from_numpy(numpy.ascontiguousarray(values))
 
 
-def _own(kind: MapKind) -> Reading:
-    return next(iter(kind.files.readings.values()))
-
-
-def reading_of(kind: MapKind, convention: str) -> Reading | None:
-    """From pictures in a convention to the map's own; None for AUTO and its own. Raises ValueError for one that the map does not have."""
-    readings = kind.files.readings
-    if convention != AUTO and convention not in readings:
-        raise ValueError(f"the convention is {convention!r}: {kind.name} has {', '.join(filter(None, readings)) or 'none to choose'}.")
-    return None if convention in (AUTO, next(iter(readings))) else readings[convention]
-
-
-def in_this_packs(kind: MapKind, data_hwc: Tensor, reading: Reading | None) -> Tensor:
-    """Data that were taken for this pack's, in it; untouched where they are."""
-    return data_hwc if reading is None else kind.from_picture(reading(kind.to_picture(data_hwc[None])))[0]
+def in_this_packs(kind: MapKind, data_hwc: Tensor, to_own: Reading) -> Tensor:
+    """Data that were taken for this pack's, in it."""
+    return kind.from_picture(to_own(kind.to_picture(data_hwc[None])))[0]
 
 
 class ModelPredictions:
     """A diffusers base with an Intrinsic LoRA, one forward pass a picture; its short side is brought to `size` pixels.
 
-    convention: in which the LoRA learnt its map, as for `FolderPredictions`. size: 0 keeps the picture's own, None is the one that the
-    file says it was trained at, else 512. Raises ValueError for files that do not fit.
+    convention: in which the LoRA learnt its map; AUTO: as its file says or is known for (`recipe_of`). size: 0 keeps the picture's own,
+    None is the one that the file says it was trained at, else 512. Raises ValueError for files that do not fit.
     """
 
     def __init__(self, base: Path, lora: Path, map_name: str, convention: str = AUTO, size: int | None = None):
-        self.map_name = map_name
-        self.reading = reading_of(map_kind(map_name), convention)
-        self.base = load_base(base)
         file = read_lora(lora)
-        header = {key.removeprefix("intrinsic_lab."): value for key, value in file.metadata.items()}
-        if (made := header.get("map", map_name)) != map_name:
+        if (made := file.metadata.get("intrinsic_lab.map", map_name)) != map_name:
             raise ValueError(f"{lora.name} makes {made}, {map_name} is to be judged: pick that map's LoRA.")
-        self.size = int(header.get("resolution", 512)) if size is None else size
+        self.recipe = recipe_of(file, lora.name, map_name, convention)
+        _LOG.info("%s", self.recipe.in_words)
+        self.size = (self.recipe.resolution or 512) if size is None else size
+        self.base = load_base(base)
         merge_lora(self.base.network, file, lora.name)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for module in (self.base.network, self.base.vae, self.base.text_encoder):
             module.to(self.device)
-        self.text_1td = self.base.embed(header.get("prompt") or map_kind(map_name).prompt)
+        self.text_1td = self.base.embed(self.recipe.prompt)
 
     def predict(self, pair: Pair, picture_hw3: Tensor) -> Tensor:
         factor = downscale(self.base.vae)
@@ -104,8 +97,10 @@ class ModelPredictions:
         cells = (max(1, round(side / factor)) for side in processed_size(own_height, own_width, self.size))
         picture = resized(picture_hw3, *(factor * cell for cell in cells)).clamp(0, 1)
         pictures_bchw = rearrange(picture, "h w c -> 1 c h w")
-        data = predict_maps(self.base.network, self.base.vae, self.text_1td, pictures_bchw, self.map_name)[0]
-        return resized(in_this_packs(map_kind(self.map_name), data, self.reading), own_height, own_width)
+        data = predict_maps(self.base.network, self.base.vae, self.text_1td, pictures_bchw, self.recipe.map)[0]
+        if self.recipe.to_own:
+            data = in_this_packs(map_kind(self.recipe.map), data, self.recipe.to_own)
+        return resized(data, own_height, own_width)
 
 
 @torch.no_grad()

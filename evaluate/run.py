@@ -10,11 +10,12 @@ from typing import Any
 
 from ..data import DATA_SETS, Pair, require_same_size
 from ..methods import metrics
+from ..methods.intrinsic_lora.recipe import AUTO
 from ..methods.maps import MAPS, map_kind
 from ..training.atomic import write_json, write_text
 from . import report
 from .measures import measure, whdr
-from .predictions import AUTO, FolderPredictions, ModelPredictions, Predictions, resized
+from .predictions import FolderPredictions, ModelPredictions, Predictions, resized
 
 _LOG = logging.getLogger(__name__)
 SETTINGS, PICTURES, TABLE, SHEET = "settings.json", "pictures.csv", "table.md", "sheet.jpg"

@@ -273,6 +273,8 @@ def test_a_model_with_a_lora_predicts_as_its_trainer_does(tiny_base, diode, tmp_
     assert (made - without).abs().mean() > 0.01
     model = ("--base", str(tiny_base), "--lora", str(trained.weights), "--size", "0")
     assert ModelPredictions(tiny_base, trained.weights, "normal").size == 24
+    turned = ModelPredictions(tiny_base, trained.weights, "normal", "opencv", 0).predict(pair, picture)
+    torch.testing.assert_close(turned, wanted * torch.tensor([1.0, -1.0, -1.0]), rtol=0, atol=2e-4)
     with pytest.raises(ValueError, match="makes normal, depth is to be judged"):
         ModelPredictions(tiny_base, trained.weights, "depth")
     assert main(arguments(folder, "normal", tmp_path / "out", *model)) == 0
