@@ -95,9 +95,9 @@ def read_hdf5(path: Path) -> numpy.ndarray:
 
 def read_exr(path: Path, channels: Sequence[str] = ("R", "G", "B")) -> numpy.ndarray:
     """Channels of an EXR file as `[h, w, channels]` float32; a file of one channel, whatever its name, gives it for each."""
-    library = library("OpenEXR")
+    openexr = library("OpenEXR")
     try:
-        found = library.File(str(path), separate_channels=True).channels()
+        found = openexr.File(str(path), separate_channels=True).channels()
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as EXR ({error}): replace or remove it.") from None
     if len(found) == 1:
@@ -113,6 +113,5 @@ def library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(
-            f'{name} is not installed ({error}): pip install "intrinsic-lab[train]", or {name.lower().split(".")[0]} by itself.'
-        ) from None
+        package = name.lower().split(".")[0]
+        raise ValueError(f'{name} is not installed ({error}): pip install "intrinsic-lab[train]", or {package} by itself.') from None

@@ -28,9 +28,10 @@ def _rows_of(folder: Path, split: str) -> list[int]:
     table = folder / SPLITS
     if not table.is_file():
         raise ValueError(f"{table} is missing: it says which pictures are for testing; copy it there, or take the split {ALL}.")
+    matlab = library("scipy.io")
     try:
-        numbers = library("scipy.io").loadmat(table)[f"{split}Ndxs"].ravel()
-    except (KeyError, NotImplementedError, TypeError) as error:
+        numbers = matlab.loadmat(table)[f"{split}Ndxs"].ravel()
+    except (KeyError, ValueError, TypeError, OSError, NotImplementedError) as error:
         raise ValueError(f"{table} has no list of {split} pictures ({error!r}): copy the published one there.") from None
     # MATLAB counts from 1.
     return [int(number) - 1 for number in numbers]
