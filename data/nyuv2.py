@@ -31,7 +31,7 @@ def _rows_of(folder: Path, split: str) -> list[int]:
     matlab = library("scipy.io")
     try:
         numbers = matlab.loadmat(table)[f"{split}Ndxs"].ravel()
-    except (KeyError, ValueError, TypeError, OSError, NotImplementedError) as error:
+    except (matlab.matlab.MatReadError, KeyError, ValueError, OSError, NotImplementedError) as error:
         raise ValueError(f"{table} has no list of {split} pictures ({error!r}): copy the published one there.") from None
     # MATLAB counts from 1.
     return [int(number) - 1 for number in numbers]
