@@ -1,5 +1,6 @@
 """Reading the kinds of files that data sets are made of. Each function raises ValueError, which names the file and says what to do."""
 
+import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,7 @@ def read_npy(path: Path, channels: int) -> numpy.ndarray:
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[Any]:
     """An HDF5 file, or MATLAB's of version 7.3, to read from."""
-    h5py = _library("h5py")
+    h5py = library("h5py")
     try:
         with h5py.File(path, "r") as file:
             yield file
@@ -94,9 +95,9 @@ def read_hdf5(path: Path) -> numpy.ndarray:
 
 def read_exr(path: Path, channels: Sequence[str] = ("R", "G", "B")) -> numpy.ndarray:
     """Channels of an EXR file as `[h, w, channels]` float32; a file of one channel, whatever its name, gives it for each."""
-    library = _library("OpenEXR")
+    openexr = library("OpenEXR")
     try:
-        found = library.File(str(path), separate_channels=True).channels()
+        found = openexr.File(str(path), separate_channels=True).channels()
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as EXR ({error}): replace or remove it.") from None
     if len(found) == 1:
@@ -107,10 +108,10 @@ def read_exr(path: Path, channels: Sequence[str] = ("R", "G", "B")) -> numpy.nda
     return numpy.stack([found[name].pixels.astype(numpy.float32) for name in channels], -1)
 
 
-def _library(name: str) -> Any:
-    import importlib
-
+def library(name: str) -> Any:
+    """A module that only some sets need. Raises ValueError that says what to install."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(f'{name} is not installed ({error}): pip install "intrinsic-lab[train]", or {name.lower()} by itself.') from None
+        package = name.lower().split(".")[0]
+        raise ValueError(f'{name} is not installed ({error}): pip install "intrinsic-lab[train]", or {package} by itself.') from None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .base import ALL, DataSet, MapData, Pair, depth_data
-from .files import open_hdf5
+from .files import library, open_hdf5
 
 FILE, SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
 
@@ -25,13 +25,16 @@ def _find(folder: Path, split: str, map_name: str) -> list[Pair]:
 
 
 def _rows_of(folder: Path, split: str) -> list[int]:
-    from scipy.io import loadmat
-
     table = folder / SPLITS
     if not table.is_file():
         raise ValueError(f"{table} is missing: it says which pictures are for testing; copy it there, or take the split {ALL}.")
+    matlab = library("scipy.io")
+    try:
+        numbers = matlab.loadmat(table)[f"{split}Ndxs"].ravel()
+    except (matlab.matlab.MatReadError, KeyError, ValueError, OSError, NotImplementedError) as error:
+        raise ValueError(f"{table} has no list of {split} pictures ({error!r}): copy the published one there.") from None
     # MATLAB counts from 1.
-    return [int(number) - 1 for number in loadmat(table)[f"{split}Ndxs"].ravel()]
+    return [int(number) - 1 for number in numbers]
 
 
 def _picture(pair: Pair) -> Tensor:

@@ -54,6 +54,8 @@ class Evaluation:
                 raise ValueError(f"{name} is {value!r}: choose {', '.join(allowed)}.")
         if (self.predictions is None) == (self.base is None) or (self.base is None) != (self.lora is None):
             raise ValueError("either a folder of predictions is judged, or a base with a LoRA: give --predictions, or --base and --lora.")
+        if self.base is not None and self.alignment == "metric" and map_kind(self.map).relative:
+            raise ValueError(f"a LoRA's {self.map} is relative, it has no metres: align it by scale-and-shift.")
         if min(self.limit, self.size or 0) < 0:
             raise ValueError(f"limit {self.limit}, size {self.size}: both must be at least 0.")
 
@@ -164,16 +166,14 @@ def _shown(evaluation: Evaluation, predictions: Predictions, pair: Pair) -> repo
 def _kept_scores(evaluation: Evaluation) -> Scores:
     """What was judged before; the folder is made, and a line that was cut off is dropped. Raises ValueError for another evaluation's."""
     settings, path = evaluation.output / SETTINGS, evaluation.output / PICTURES
-    if settings.is_file():
-        before = json.loads(settings.read_text(encoding="utf-8"))
-        if differing := [name for name, value in evaluation.settings().items() if before.get(name) != value]:
-            raise ValueError(f"{evaluation.output} holds an evaluation with another {', '.join(differing)}: choose another output folder.")
-    else:
+    if not path.is_file() or not path.stat().st_size:
         write_json(settings, evaluation.settings())
-    if not path.is_file():
         return {}
-    header, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+    before = json.loads(settings.read_text(encoding="utf-8"))
+    if differing := [name for name, value in evaluation.settings().items() if before.get(name) != value]:
+        raise ValueError(f"{evaluation.output} holds an evaluation with another {', '.join(differing)}: choose another output folder.")
+    header, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     names = header.strip().split(",")[1:]
     whole = [line for line in lines if line.endswith("\n")]
-    write_text(path, "".join([header, *whole]) if names else "")
+    write_text(path, "".join([header, *whole]))
     return {name: dict(zip(names, map(float, values), strict=True)) for name, *values in csv.reader(whole)}

@@ -12,6 +12,7 @@ from intrinsic_lab.data import DATA_SETS, named_set, require_same_size
 from intrinsic_lab.data.hypersim import CAMERAS, SPLITS, planar_depth
 from intrinsic_lab.methods.maps import linear_from_srgb
 from intrinsic_lab.tests.data import tiny_sets
+from scipy.io import savemat
 
 HEIGHT, WIDTH = tiny_sets.HEIGHT, tiny_sets.WIDTH
 
@@ -100,7 +101,14 @@ def test_nyuv2_is_turned_upright_and_split(tmp_path):
     picture, depth, mask = read("nyuv2", tmp_path, "depth", "test", 1)
     assert numpy.allclose(picture, written["images"][2] / 255, atol=1e-6)
     assert numpy.array_equal(depth[..., 0], written["depths"][2]) and mask.all()
-    (tmp_path / "splits.mat").unlink()
+    splits = tmp_path / "splits.mat"
+    savemat(splits, {"trainNdxs": numpy.array([[1]])})
+    with pytest.raises(ValueError, match="has no list of test pictures"):
+        DATA_SETS["nyuv2"].pairs(tmp_path, "depth", "test")
+    splits.write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"splits\.mat"):
+        DATA_SETS["nyuv2"].pairs(tmp_path, "depth", "test")
+    splits.unlink()
     with pytest.raises(ValueError, match=r"splits\.mat is missing"):
         DATA_SETS["nyuv2"].pairs(tmp_path, "depth", "test")
     assert len(DATA_SETS["nyuv2"].pairs(tmp_path, "depth")) == 3

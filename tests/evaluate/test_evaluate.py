@@ -168,7 +168,8 @@ def test_a_stopped_evaluation_goes_on_and_drops_a_line_that_was_cut_off(diode, t
     (tmp_path / "made" / f"{names[0]}.npy").write_bytes(before)
     assert rows_of(tmp_path / "stopped") == rows_of(tmp_path / "whole")
     assert (tmp_path / "stopped" / "table.md").read_text() == (tmp_path / "whole" / "table.md").read_text()
-    assert main([*stopped, "--align", "metric"]) == 2
+    before = rows_of(tmp_path / "stopped")
+    assert main([*stopped, "--align", "metric"]) == 2 and rows_of(tmp_path / "stopped") == before
     assert "holds an evaluation with another alignment: choose another output folder" in caplog.text
 
 
@@ -234,6 +235,8 @@ def test_what_is_wrong_is_told_in_words(diode, tmp_path, caplog):
         caplog.clear()
         assert main(options) == 2
         assert told in caplog.text and "Traceback" not in caplog.text
+    # A folder without results does not remember what failed in it.
+    assert main(arguments(folder, "depth", tmp_path / "h", "--predictions", str(made), "--limit", "1")) == 0
     predicted(made, names[0], numpy.full((*SHAPE, 1), numpy.nan))
     assert main(arguments(folder, "depth", tmp_path / "f", "--predictions", str(made))) == 2
     assert f"{names[0]}: the prediction is NaN or infinite at" in caplog.text
