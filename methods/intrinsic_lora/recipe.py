@@ -99,10 +99,7 @@ def _convention(lora: LoraFile, source: str, map_name: str, header: Mapping[str,
     elif header:
         name, reason = files.own, "as this pack's trainer learns it"
     elif map_name in PUBLISHED and (mark := _mark_of_published(lora)):
-        name, reason = (
-            PUBLISHED[map_name],
-            f"as in the published files: {mark}, no header",
-        )
+        name, reason = PUBLISHED[map_name], f"as in the published files: {mark}, no header"
     else:
         name, reason = files.own, "this pack's own: the file does not say"
     if name not in files.choices:

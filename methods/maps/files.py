@@ -40,6 +40,11 @@ class FileConvention:
         return next(iter(self.choices))
 
     @property
+    def header(self) -> dict[str, str]:
+        """What a file says that holds the map's own convention; nothing where there is no choice."""
+        return {"convention": self.own} if self.setting else {}
+
+    @property
     def meanings(self) -> str:
         """All choices in words."""
         return "; ".join(f"{name}: {choice.meaning}" for name, choice in self.choices.items())

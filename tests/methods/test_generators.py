@@ -216,6 +216,11 @@ def test_a_lora_of_another_map_kind_or_model_is_refused(gan, vqgan, tmp_path):
         generators.read_generator_lora(path, "gan", "depth")
     with pytest.raises(ValueError, match="is a LoRA for a GAN"):
         generators.read_generator_lora(path, "vqgan", "normal")
+    header = adapter.generator_header("gan", "normal", 64, "tiny")
+    assert header["intrinsic_lab.convention"] == "opengl"
+    save_file(adapter.peft_state_dict(layers), path, header | {"intrinsic_lab.convention": "opencv"})
+    with pytest.raises(ValueError, match="has learnt normal as 'opencv', a generator's LoRA must have learnt 'opengl'"):
+        generators.read_generator_lora(path, "gan", "normal")
     save_file(adapter.peft_state_dict(layers), path, {"intrinsic_lab.map": "normal"})
     with pytest.raises(ValueError, match="is a LoRA for a diffusion model"):
         generators.read_generator_lora(path, "gan", "normal")

@@ -89,6 +89,16 @@ def test_both_forms_are_the_same_graph(page, example):
     assert made == example.prompt(), f"make export-workflows ARGS={example.name} writes the API form again"
 
 
+def test_a_graph_saved_before_there_were_conventions_asks_for_auto(page):
+    [example] = [example for example in EXAMPLES if example.name == "extract_maps"]
+    graph = example.graph()
+    for node in graph["nodes"]:
+        if node["type"] == "IntrinsicLabApplyLoRA":
+            assert node["inputs"].pop()["name"] == "convention" and node["widgets_values"].pop() == "auto"
+    assert open_workflow(page, graph) == []
+    assert json.loads(json.dumps(prompt_of(page))) == example.prompt()
+
+
 @every_example
 def test_its_nodes_lie_apart_from_each_other_inside_groups_with_titles(page, example):
     open_workflow(page, example.graph())

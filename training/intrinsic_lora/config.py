@@ -49,9 +49,8 @@ class IntrinsicLoraConfig(TrainerConfig):
 
     def metadata(self) -> dict[str, str]:
         """The header of the LoRA file. Maps are learnt in their own convention, whatever the data's files hold."""
-        files = MAPS[self.map].files
         return file_header(
-            **({"convention": files.own} if files.setting else {}),
+            **MAPS[self.map].files.header,
             base=self.base.name,
             map=self.map,
             prompt=MAPS[self.map].prompt,

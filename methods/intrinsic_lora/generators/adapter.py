@@ -98,6 +98,11 @@ def read_generator_lora(path: Path, kind: str, map_name: str) -> GeneratorLora:
     if (says := header.get("map", map_name)) != map_name:
         where = f"choose it as '{says}'" if says in MAPS else "choose another file"
         raise ValueError(f"{path.name} makes the map '{says}', it was chosen for '{map_name}': {where}.")
+    own = MAPS[map_name].files.own
+    if (says := header.get("convention", own)) != own:
+        raise ValueError(
+            f"{path.name} has learnt {map_name} as '{says}', a generator's LoRA must have learnt '{own}': train it on such maps."
+        )
     resolution = header.get("resolution")
     if resolution is not None and not (resolution.isdecimal() and 8 <= int(resolution) <= 8192):
         raise ValueError(f"{path.name} has '{resolution}' as its resolution, 8 to 8192 pixels were expected: export it again.")
@@ -106,7 +111,8 @@ def read_generator_lora(path: Path, kind: str, map_name: str) -> GeneratorLora:
 
 def generator_header(kind: str, map_name: str, resolution: int, base: str) -> dict[str, str]:
     """What `read_generator_lora` reads from a file's header, and the name of the base."""
-    return {f"{_HEADER}{key}": value for key, value in dict(generator=kind, map=map_name, resolution=str(resolution), base=base).items()}
+    entries = {"generator": kind, "map": map_name, "resolution": str(resolution), "base": base} | MAPS[map_name].files.header
+    return {f"{_HEADER}{key}": value for key, value in entries.items()}
 
 
 def peft_state_dict(layers: Mapping[str, LoraLayer], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
