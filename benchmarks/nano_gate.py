@@ -227,18 +227,28 @@ def state_of(assets: Path, group: str, sets: list[HeldOut]) -> str:
     return content.hexdigest()[:16]
 
 
-def scores_of(assets: Path, sets: list[HeldOut], judge: "ildm_table.PictureNormals", kept: Path) -> Scores:
-    """All rows of a folder of models; what was measured before for the same weights is read from `kept`."""
-    result: Scores = {}
-    for group, compute in measure(Bundle(assets), sets, judge):
-        path = kept / f"{group}-{state_of(assets, group, sets)}.json"
-        if not path.exists():
-            logging.info("%s: %s", assets, group)
-            with torch.inference_mode():
-                values = compute()
-            write_atomically(path, lambda partial, values=values: partial.write_text(json.dumps(values)))
-        result |= json.loads(path.read_text())
-    return result
+def scores_of(bundled: Path, candidate: Path, sets: list[HeldOut], judge: Path, kept: Path) -> tuple[Scores, Scores]:
+    """The rows of both folders of models that are not the same for both because they depend on the same weights.
+
+    judge: the I-LoRA of `bundled` that is a second opinion on I-LDM's maps. What was measured before is read from `kept`.
+    """
+    opinion = ildm_table.PictureNormals(bundled / "nano", judge)
+    both: tuple[Scores, Scores] = {}, {}
+    measures = [dict(measure(Bundle(folder), sets, opinion)) for folder in (bundled, candidate)]
+    for group in measures[0]:
+        states = [state_of(folder, group, sets) for folder in (bundled, candidate)]
+        if states[0] == states[1]:
+            logging.info("%s: the same weights", group)
+            continue
+        for scores, state, compute in zip(both, states, (of[group] for of in measures), strict=True):
+            path = kept / f"{group}-{state}{hashlib.sha256(judge.read_bytes()).hexdigest()[:8] if group == 'joint' else ''}.json"
+            if not path.exists():
+                logging.info("%s: measuring", path.name)
+                with torch.inference_mode():
+                    values = compute()
+                write_atomically(path, lambda partial, values=values: partial.write_text(json.dumps(values)))
+            scores |= json.loads(path.read_text())
+    return both
 
 
 @dataclass(frozen=True)
@@ -300,13 +310,12 @@ def main() -> int:
     start_comfyui()
     sets, kept = held_out_sets(arguments.path_traced), arguments.runs / "gate"
     kept.mkdir(parents=True, exist_ok=True)
-    # One judge for both: the bundled one.
-    judge = ildm_table.PictureNormals(arguments.assets / "nano", arguments.assets / "nano_normal.safetensors")
-    rows = compare(*(scores_of(folder, sets, judge, kept) for folder in (arguments.assets, candidate)))
+    rows = compare(*scores_of(arguments.assets, candidate, sets, arguments.assets / "nano_normal.safetensors", kept))
     text = as_markdown(rows)
     print(text)
     worse, better = ([row.name for row in rows if row.verdict == verdict] for verdict in ("worse", "better"))
     print(f"\n{len(better)} better, {len(worse)} worse, {len(rows) - len(better) - len(worse)} the same within their spread.")
+    print("Rows that depend on weights that are the same in both are left out.")
     if worse or not better:
         return 1
     if arguments.install:

@@ -9,7 +9,7 @@ from ..data import DATA_SETS, named_set
 from ..methods.intrinsic_lora.recipe import AUTO, conventions
 from ..methods.maps import MAPS
 from ..methods.metrics import ALIGNMENTS
-from .run import TABLE, Evaluation, evaluate
+from .run import TABLE, EvaluationConfig, evaluate
 
 REFUSED, STOPPED = 2, 130
 
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--map", required=True, choices=tuple(MAPS), help="what is judged")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--limit", type=int, default=0, help="judge the first so many pictures; 0: all")
-    parser.add_argument("--align", choices=tuple(ALIGNMENTS), default=Evaluation.alignment, help="of a depth before it is judged")
+    parser.add_argument("--align", choices=tuple(ALIGNMENTS), default=EvaluationConfig.alignment, help="of a depth before it is judged")
 
     made = parser.add_argument_group("what is judged: a folder, or a model")
     made.add_argument("--predictions", type=Path, help="NAME.npy or .exr (data) or .png (pictures), named as the set's pictures")
@@ -37,12 +37,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def evaluation_from(arguments: argparse.Namespace) -> Evaluation:
+def config_from(arguments: argparse.Namespace) -> EvaluationConfig:
     """What the command line asks for. Raises ValueError for impossible values."""
     named = named_set(arguments.data)
     if named is None:
         raise ValueError(f"--data is {arguments.data!r}: name a data set before its folder, as diode:FOLDER ({', '.join(DATA_SETS)}).")
-    return Evaluation(
+    return EvaluationConfig(
         named[0].name,
         named[1],
         arguments.map,
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
             logging.info("%d of %d pictures", done, of)
 
     try:
-        evaluate(evaluation_from(arguments), say)
+        evaluate(config_from(arguments), say)
     except KeyboardInterrupt:
         logging.info("stopped; what was judged is kept in %s: run the same command to go on", arguments.output)
         return STOPPED

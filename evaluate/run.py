@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..data import DATA_SETS, Pair, require_same_size
 from ..methods import metrics
 from ..methods.intrinsic_lora.recipe import AUTO
@@ -22,12 +24,12 @@ SETTINGS, PICTURES, TABLE, SHEET = "settings.json", "pictures.csv", "table.md", 
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationConfig:
     """What is judged on what.
 
     data, folder, split: a data set (`data.DATA_SETS`; an empty split is the usual one). map: what is judged. output: folder of the results.
-    predictions: a folder of them, or base and lora: a model that makes them (size: see `ModelPredictions`). alignment:
-    of depth, `metrics.ALIGNMENTS`. convention: of the predictions, see `FolderPredictions`. limit: the first so many pictures; 0: all.
+    predictions: a folder of them, or base and lora: a model that makes them (size: see `ModelPredictions`). alignment: of depth,
+    `metrics.ALIGNMENTS`. convention: of the predictions, see `FolderPredictions`. limit: the first so many pictures; 0: all.
     Raises ValueError for impossible values.
     """
 
@@ -73,54 +75,52 @@ class Evaluation:
 Scores = dict[str, dict[str, float]]
 
 
-def evaluate(evaluation: Evaluation, on_picture: Callable[[int, int], None] = lambda done, of: None) -> Scores:
+def evaluate(config: EvaluationConfig, on_picture: Callable[[int, int], None] = lambda done, of: None) -> Scores:
     """Judge every picture (those that were judged before are not judged again), and write table and sheet.
 
     Returns the metrics of every picture by its name. on_picture: how many are done, of how many. Raises ValueError, also for an output
     folder that belongs to another evaluation.
     """
-    pairs = DATA_SETS[evaluation.data].pairs(evaluation.folder, evaluation.map, evaluation.split)[: evaluation.limit or None]
-    kept = _kept_scores(evaluation)
-    predictions = evaluation.load()
+    pairs = DATA_SETS[config.data].pairs(config.folder, config.map, config.split)[: config.limit or None]
+    kept = _kept_scores(config)
+    predictions = config.load()
     scores = {}
-    for done, (pair, score) in enumerate(_scored(evaluation, predictions, pairs, kept), 1):
+    for done, (pair, score) in enumerate(_scored(config, predictions, pairs, kept), 1):
         if score:
             scores[pair.name] = score
         on_picture(done, len(pairs))
     if not scores:
-        raise ValueError(f"none of the {len(pairs)} pictures of {evaluation.data} has anything to judge: its masks are empty.")
-    title = f"{evaluation.map} on {DATA_SETS[evaluation.data].title}, {len(scores)} pictures"
-    write_text(evaluation.output / TABLE, report.table(title, _how(evaluation), scores))
-    chosen = report.best_median_worst(scores, main_metric(evaluation))
-    report.write_sheet(
-        evaluation.output / SHEET, [_shown(evaluation, predictions, pair) for name in chosen for pair in pairs if pair.name == name]
-    )
+        raise ValueError(f"none of the {len(pairs)} pictures of {config.data} has anything to judge: its masks are empty.")
+    title = f"{config.map} on {DATA_SETS[config.data].title}, {len(scores)} pictures"
+    write_text(config.output / TABLE, report.table(title, _how(config), scores))
+    chosen = report.best_median_worst(scores, main_metric(config))
+    report.write_sheet(config.output / SHEET, [_shown(config, predictions, pair) for name in chosen for pair in pairs if pair.name == name])
     return scores
 
 
-def main_metric(evaluation: Evaluation) -> str:
+def main_metric(config: EvaluationConfig) -> str:
     """The metric that pictures are sorted by, less is better."""
-    return map_kind(evaluation.map).evaluation.main if DATA_SETS[evaluation.data].read else "whdr"
+    return map_kind(config.map).evaluation.main if DATA_SETS[config.data].read else "whdr"
 
 
-def _how(evaluation: Evaluation) -> str:
-    made = str(evaluation.predictions) if evaluation.predictions else f"{evaluation.base} with {evaluation.lora}"
-    aligned = f", depth after {evaluation.alignment} alignment" if map_kind(evaluation.map).evaluation is metrics.DEPTH else ""
+def _how(config: EvaluationConfig) -> str:
+    made = str(config.predictions) if config.predictions else f"{config.base} with {config.lora}"
+    aligned = f", depth after {config.alignment} alignment" if map_kind(config.map).evaluation is metrics.DEPTH else ""
     return f"Predictions: {made}{aligned}."
 
 
 def _scored(
-    evaluation: Evaluation, predictions: Predictions, pairs: tuple[Pair, ...], kept: Scores
+    config: EvaluationConfig, predictions: Predictions, pairs: tuple[Pair, ...], kept: Scores
 ) -> Iterator[tuple[Pair, dict[str, float]]]:
     """Each pair with its metrics; none where nothing can be judged, which is logged. New ones are appended to the file of pictures."""
-    path = evaluation.output / PICTURES
+    path = config.output / PICTURES
     with path.open("a", encoding="utf-8", newline="") as file:
         lines = csv.writer(file, lineterminator="\n")
         for pair in pairs:
             if pair.name in kept:
                 yield pair, kept[pair.name]
                 continue
-            score = _score(evaluation, predictions, pair)
+            score = _score(config, predictions, pair)
             if score:
                 if not path.stat().st_size:
                     lines.writerow(["picture", *score])
@@ -131,23 +131,23 @@ def _scored(
             yield pair, score
 
 
-def _score(evaluation: Evaluation, predictions: Predictions, pair: Pair) -> dict[str, float]:
-    kind = DATA_SETS[evaluation.data]
+def _score(config: EvaluationConfig, predictions: Predictions, pair: Pair) -> dict[str, float]:
+    kind = DATA_SETS[config.data]
     picture = kind.picture(pair)
     if kind.read is None:
         judgements = kind.judgements(pair)
         return {"whdr": whdr(_predicted(predictions, pair, picture), judgements)} if judgements else {}
-    reference = kind.read(pair, evaluation.map)
+    reference = kind.read(pair, config.map)
     require_same_size(pair, picture, reference)
     if not reference.mask_hw.any():
         return {}
     try:
-        return measure(evaluation.map, _predicted(predictions, pair, picture), reference, evaluation.alignment)
+        return measure(config.map, _predicted(predictions, pair, picture), reference, config.alignment)
     except ValueError as error:
         raise ValueError(f"{pair.name}: {error}") from None
 
 
-def _predicted(predictions: Predictions, pair: Pair, picture_hw3) -> Any:
+def _predicted(predictions: Predictions, pair: Pair, picture_hw3: Tensor) -> Tensor:
     """At the picture's size. Raises ValueError for a prediction that shows another view."""
     data = predictions.predict(pair, picture_hw3)
     (height, width), (own_height, own_width) = picture_hw3.shape[:2], data.shape[:2]
@@ -156,22 +156,22 @@ def _predicted(predictions: Predictions, pair: Pair, picture_hw3) -> Any:
     return resized(data, height, width)
 
 
-def _shown(evaluation: Evaluation, predictions: Predictions, pair: Pair) -> report.Shown:
-    kind = DATA_SETS[evaluation.data]
+def _shown(config: EvaluationConfig, predictions: Predictions, pair: Pair) -> report.Shown:
+    kind = DATA_SETS[config.data]
     picture = kind.picture(pair)
-    reference = None if kind.read is None else kind.read(pair, evaluation.map)
-    return report.Shown(pair.name, evaluation.map, picture, _predicted(predictions, pair, picture), reference, evaluation.alignment)
+    reference = None if kind.read is None else kind.read(pair, config.map)
+    return report.Shown(pair.name, config.map, picture, _predicted(predictions, pair, picture), reference, config.alignment)
 
 
-def _kept_scores(evaluation: Evaluation) -> Scores:
+def _kept_scores(config: EvaluationConfig) -> Scores:
     """What was judged before; the folder is made, and a line that was cut off is dropped. Raises ValueError for another evaluation's."""
-    settings, path = evaluation.output / SETTINGS, evaluation.output / PICTURES
+    settings, path = config.output / SETTINGS, config.output / PICTURES
     if not path.is_file() or not path.stat().st_size:
-        write_json(settings, evaluation.settings())
+        write_json(settings, config.settings())
         return {}
     before = json.loads(settings.read_text(encoding="utf-8"))
-    if differing := [name for name, value in evaluation.settings().items() if before.get(name) != value]:
-        raise ValueError(f"{evaluation.output} holds an evaluation with another {', '.join(differing)}: choose another output folder.")
+    if differing := [name for name, value in config.settings().items() if before.get(name) != value]:
+        raise ValueError(f"{config.output} holds an evaluation with another {', '.join(differing)}: choose another output folder.")
     header, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     names = header.strip().split(",")[1:]
     whole = [line for line in lines if line.endswith("\n")]
