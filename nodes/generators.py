@@ -19,12 +19,12 @@ from .native.loading.generators import (
     NO_LORA,
     LoadedGenerator,
     bundled_loras,
-    generator_folders,
+    generator_fingerprint,
+    generator_paths,
     load_generator,
     pictures_per_forward,
 )
 from .native.lora_library.files import lora_names, lora_path
-from .native.paths import folder_fingerprint
 from .native.schema import schema
 
 CATEGORY = "intrinsic lab/generators"
@@ -56,9 +56,9 @@ def _chosen(loras: dict[str, str]) -> dict[str, str]:
     return {name: loras.get(f"{name}_lora", NO_LORA) for name in MAPS}
 
 
-def _fingerprint(kind: str, folder_name: str, lora_names: dict[str, str]) -> tuple:
+def _fingerprint(kind: str, shown: str, lora_names: dict[str, str]) -> tuple:
     """A replaced file is loaded anew."""
-    folder = generator_folders(kind).get(folder_name)
+    path = generator_paths(kind).get(shown)
     states: list[tuple[int, int] | None] = []
     for name, lora_name in lora_names.items():
         if lora_name != NO_LORA:
@@ -68,11 +68,11 @@ def _fingerprint(kind: str, folder_name: str, lora_names: dict[str, str]) -> tup
             except FileNotFoundError:
                 # execute() reports it in words.
                 states.append(None)
-    return (folder and folder_fingerprint(folder), *states)
+    return (path and generator_fingerprint(path), *states)
 
 
 class LoadVQGAN(io.ComfyNode):
-    """A folder with a diffusers VQModel, and a LoRA per map -> INTRINSIC_VQGAN."""
+    """A diffusers VQModel or a published VQGAN, and a LoRA per map -> INTRINSIC_VQGAN."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -81,15 +81,16 @@ class LoadVQGAN(io.ComfyNode):
             display_name="Load Intrinsic VQGAN",
             category=CATEGORY,
             description=(
-                "Loads a VQGAN (a diffusers VQModel folder, safetensors only) and the small LoRAs with which its own decoder makes "
-                "intrinsic maps instead of the picture."
+                "Loads a VQGAN (a diffusers VQModel folder, or taming-transformers' .ckpt with its .yaml, of which only the weights are "
+                "read) and the small LoRAs with which its own decoder makes intrinsic maps instead of the picture."
             ),
-            search_aliases=["vqgan", "vq-vae", "vqmodel", "i-lora", "intrinsic lora"],
+            search_aliases=["vqgan", "vq-vae", "vqmodel", "taming transformers", "i-lora", "intrinsic lora"],
             inputs=[
                 io.Combo.Input(
                     "vqgan",
-                    options=list(generator_folders("vqgan")),
-                    tooltip="A folder whose config.json says VQModel, in models/diffusers or models/vae.",
+                    options=list(generator_paths("vqgan")),
+                    tooltip="A folder whose config.json says VQModel, in models/diffusers or models/vae; or a .ckpt in models/vae with the "
+                    ".yaml of the same name beside it.",
                 ),
                 *_lora_inputs("vqgan"),
             ],
@@ -188,7 +189,7 @@ def _outputs(generator: LoadedGenerator, maps: dict) -> list:
 
 
 class LoadGAN(io.ComfyNode):
-    """A folder with a style-based generator, and a LoRA per map -> INTRINSIC_GAN."""
+    """A style-based generator, ours or a published one, and a LoRA per map -> INTRINSIC_GAN."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -197,15 +198,16 @@ class LoadGAN(io.ComfyNode):
             display_name="Load Intrinsic GAN",
             category=CATEGORY,
             description=(
-                "Loads a style-based generator (config.json and model.safetensors, as this pack's trainer writes them) and the small LoRAs "
-                "with which it makes intrinsic maps instead of the picture. Published StyleGAN pickles hold code and are not read."
+                "Loads a StyleGAN2 (rosinality's .pt, NVIDIA's PyTorch .pkl, of which only the weights are read and no code is run) or a "
+                "generator of this pack's trainer, and the small LoRAs with which it makes intrinsic maps instead of the picture."
             ),
-            search_aliases=["stylegan", "style-based generator", "i-lora", "intrinsic lora"],
+            search_aliases=["stylegan", "stylegan2", "style-based generator", "i-lora", "intrinsic lora"],
             inputs=[
                 io.Combo.Input(
                     "gan",
-                    options=list(generator_folders("gan")),
-                    tooltip="A folder whose config.json says IntrinsicLabStyleGenerator, in models/diffusers or models/vae.",
+                    options=list(generator_paths("gan")),
+                    tooltip="A folder whose config.json says IntrinsicLabStyleGenerator, in models/diffusers or models/vae; or a StyleGAN2 "
+                    "file (.pt, .pkl) in models/vae.",
                 ),
                 *_lora_inputs("gan"),
             ],

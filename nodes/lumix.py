@@ -1,5 +1,7 @@
 """All maps of a scene from one sampling of FLUX (LumiX): the adapter, the latents, the noise levels, the sampler."""
 
+from collections.abc import Iterable
+
 import comfy.samplers
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
@@ -7,6 +9,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..methods.ildm.schedules import parse_positions
 from ..methods.lumix import schedule
 from ..methods.lumix.design import ATTENTIONS, KINDS, MAP_NAMES, QUERY_BROADCAST
+from ..methods.lumix.intrinsix import MATERIAL, MATERIAL_CHANNELS
 from ..methods.maps import image_from_map, map_kind
 from .native.backbones.flux import image_tokens
 from .native.joint_sampling import lumix, lumix_prompts, lumix_sampling
@@ -17,6 +20,10 @@ CATEGORY = "intrinsic lab/text to maps"
 AS_TRAINED, ALL = "as trained", "all"
 PUBLISHED, BY_SIZE, FIXED = "LumiX", "by size (FLUX)", "fixed"
 MAP_TOOLTIPS = {name: map_kind(kind).meaning for name, kind in KINDS.items()}
+# Of IntrinsiX; outputs that came later.
+MATERIAL_OUTPUT = io.Latent.Output(
+    MATERIAL.upper(), display_name=MATERIAL, tooltip="Roughness (red) and metallic (green) of IntrinsiX, as a latent: for Decode Maps."
+)
 BUNDLED_LORAS = {"nano/lumix": "nano_lumix.safetensors"}
 BATCH_TOOLTIP = "All maps in one batch, map by map: for Split Maps, Decode Maps, or another sampling."
 ATTENTION_TOOLTIP = (
@@ -33,10 +40,10 @@ def _map_outputs(output: type[io.Image] | type[io.Latent], what: str) -> list:
     return [output.Output(name.upper(), display_name=name, tooltip=f"{text} {what}") for name, text in MAP_TOOLTIPS.items()]
 
 
-def _by_name(found: dict) -> list:
-    """One output per known map; maps the model does not make stop what hangs on them."""
-    missing = {name: ExecutionBlocker(f"This model makes no {name}: its maps are {', '.join(found)}.") for name in MAP_NAMES}
-    return [found.get(name, missing[name]) for name in MAP_NAMES]
+def _by_name(found: dict, names: Iterable[str] = MAP_NAMES) -> list:
+    """One output per name; maps the model does not make stop what hangs on them."""
+    missing = {name: ExecutionBlocker(f"This model makes no {name}: its maps are {', '.join(found)}.") for name in names}
+    return [found.get(name, message) for name, message in missing.items()]
 
 
 class ApplyTensorLoRA(io.ComfyNode):
@@ -49,16 +56,25 @@ class ApplyTensorLoRA(io.ComfyNode):
             display_name="Apply Tensor LoRA",
             category=CATEGORY,
             description=(
-                "Makes a FLUX.1 MODEL sample five aligned maps of one scene together (LumiX): albedo, irradiance, color, depth and normal. "
-                "Sample it with Sample Maps Together, or with any sampler on Make Map Latents. LoRAs of Load LoRA act on all maps."
+                "Makes a FLUX.1 MODEL sample aligned maps of one scene together: albedo, irradiance, color, depth and normal by a file of "
+                "LumiX, albedo, material and normal by IntrinsiX's. Sample it with Sample Maps Together, or with any sampler on Make Map "
+                "Latents. LoRAs of Load LoRA act on all maps."
             ),
-            search_aliases=["lumix", "text to intrinsic", "intrinsic decomposition", "text to pbr", "text to albedo depth normal"],
+            search_aliases=[
+                "lumix",
+                "intrinsix",
+                "text to intrinsic",
+                "intrinsic decomposition",
+                "text to pbr",
+                "text to albedo depth normal",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="FLUX.1-dev from any loader, also fp8 or with LoRAs. It is not changed."),
                 io.Combo.Input(
                     "lora_name",
                     options=lora_names(BUNDLED_LORAS),
-                    tooltip="A LumiX file (lumix.safetensors, or one you trained) in models/loras, or the bundled one for the nano model.",
+                    tooltip="A LumiX file (lumix.safetensors, or one you trained) or IntrinsiX's in models/loras, or the bundled one for "
+                    "the nano model.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -254,12 +270,12 @@ class SplitMaps(io.ComfyNode):
             description="Takes sampled maps apart: a latent for each map, for VAE Decode or to be given to another sampling.",
             search_aliases=["lumix", "unbatch maps"],
             inputs=[io.Latent.Input("maps", tooltip="What a sampler made of Make Map Latents.")],
-            outputs=_map_outputs(io.Latent, "As a latent."),
+            outputs=[*_map_outputs(io.Latent, "As a latent."), MATERIAL_OUTPUT],
         )
 
     @classmethod
     def execute(cls, maps: dict) -> io.NodeOutput:
-        return io.NodeOutput(*_by_name(lumix_sampling.split_maps(maps)))
+        return io.NodeOutput(*_by_name(lumix_sampling.split_maps(maps), (*MAP_NAMES, MATERIAL)))
 
 
 class DecodeMaps(io.ComfyNode):
@@ -280,14 +296,21 @@ class DecodeMaps(io.ComfyNode):
                 io.Latent.Input("maps", tooltip="What a sampler made of Make Map Latents."),
                 io.Vae.Input("vae", tooltip="The VAE of the model that sampled them."),
             ],
-            outputs=_map_outputs(io.Image, "As float data; color is the picture, 0 to 1."),
+            outputs=[
+                *_map_outputs(io.Image, "As float data; color is the picture, 0 to 1."),
+                *(io.Image.Output(name.upper(), display_name=name, tooltip=map_kind(name).tooltip) for name in MATERIAL_CHANNELS),
+            ],
         )
 
     @classmethod
     def execute(cls, maps: dict, vae) -> io.NodeOutput:
         latents = lumix_sampling.split_maps(maps)
-        decoded = {name: map_kind(KINDS[name]).from_picture(vae.decode(latent["samples"])) for name, latent in latents.items()}
-        return io.NodeOutput(*_by_name({name: image_from_map(values) for name, values in decoded.items()}))
+        pictures = {name: vae.decode(latent["samples"]) for name, latent in latents.items()}
+        maps_of = {name: map_kind(KINDS[name]).from_picture(picture) for name, picture in pictures.items() if name != MATERIAL}
+        if MATERIAL in pictures:
+            maps_of |= {name: pictures[MATERIAL][..., [channel]] for name, channel in MATERIAL_CHANNELS.items()}
+        images = {name: image_from_map(values) for name, values in maps_of.items()}
+        return io.NodeOutput(*_by_name(images, (*MAP_NAMES, *MATERIAL_CHANNELS)))
 
 
 class JointSampler(io.ComfyNode):
@@ -340,7 +363,11 @@ class JointSampler(io.ComfyNode):
                     "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="The noise, one for all maps."
                 ),
             ],
-            outputs=[*_map_outputs(io.Latent, "As a latent."), io.Latent.Output("LATENT", display_name="maps", tooltip=BATCH_TOOLTIP)],
+            outputs=[
+                *_map_outputs(io.Latent, "As a latent."),
+                io.Latent.Output("LATENT", display_name="maps", tooltip=BATCH_TOOLTIP),
+                MATERIAL_OUTPUT,
+            ],
         )
 
     @classmethod
@@ -350,7 +377,8 @@ class JointSampler(io.ComfyNode):
         if latent is None:
             latent = lumix_sampling.map_latents(model, width, height, 1, {})
         maps = lumix_sampling.sample_jointly(model, positive, negative, latent, steps, guidance, cfg, sampler_name, seed)
-        return io.NodeOutput(*_by_name(lumix_sampling.split_maps(maps)), maps)
+        found = lumix_sampling.split_maps(maps)
+        return io.NodeOutput(*_by_name(found), maps, *_by_name(found, [MATERIAL]))
 
 
 NODES = [ApplyTensorLoRA, JoinMaps, MapLatents, MapSigmas, MapPrompts, JointSampler, SplitMaps, DecodeMaps]

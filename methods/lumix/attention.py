@@ -1,7 +1,7 @@
 """Attention of the maps of one picture, in the three ways of the paper's design matrix (LumiX, section 3.2)."""
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor
 
 from ...kernels import cpu_attention
@@ -29,3 +29,12 @@ def attend_maps(attention: str, query: Tensor, key: Tensor, value: Tensor, *, te
     rows = [rearrange(x, "group map head token dim -> (group map) head token dim") for x in (query, key, value)]
     output = cpu_attention.attention(*rows, scale=query.shape[-1] ** -0.5)
     return rearrange(output, "(group map) head token dim -> group map head token dim", map=key.shape[1])
+
+
+def images_of_all(x: Tensor, text: int) -> Tensor:
+    """[group, map, head, text + token, dim] -> [group, map, head, text + map * token, dim]: each map's own text, then all maps' images.
+
+    What IntrinsiX's queries read in double-stream blocks, and with text = 0 all that there is.
+    """
+    joined = repeat(x[..., text:, :], "group map head token dim -> group copy head (map token) dim", copy=x.shape[1])
+    return torch.cat([x[..., :text, :], joined], dim=-2) if text else joined

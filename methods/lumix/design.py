@@ -24,6 +24,8 @@ from dataclasses import dataclass
 
 ATTENTIONS = SEPARATE, CROSS_INTRINSIC, QUERY_BROADCAST = "separate", "cross-intrinsic", "query-broadcast"
 LORAS = SEPARATE, FUSED, HYBRID, TENSOR = "separate", "fused", "hybrid", "tensor"
+# How IntrinsiX's released model does it: as cross-intrinsic, but in double-stream blocks each map reads its own text alone.
+IMAGE_SHARING = "image-sharing"
 
 # The colour map's queries are the ones that are broadcast.
 COLOR = "color"

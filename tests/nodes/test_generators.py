@@ -1,8 +1,12 @@
 """The generators' nodes inside ComfyUI, on tiny random networks: a diffusers VQModel and a style-based generator."""
 
+import sys
+from pathlib import Path
+
 import folder_paths
 import pytest
 import torch
+import yaml
 from comfy_execution.graph_utils import ExecutionBlocker
 from diffusers import VQModel
 from einops import rearrange
@@ -12,7 +16,11 @@ from intrinsic_lab.methods.lora.layers import LoraLayer
 from intrinsic_lab.methods.maps import MAPS
 from intrinsic_lab.nodes import generators as nodes
 from intrinsic_lab.nodes.native.loading import generators as native
+from intrinsic_lab.training.generators.vqgan_lora import load_vqgan as load_for_training
 from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
+from published_generators import TINY, StyleGan2Oracle, TamingOracle, random_weights, rosinality_shapes, taming_shapes
 
 NOTHING = {f"{name}_lora": "none" for name in MAPS}
 CONFIG = methods.StyleGanConfig(widths=(8, 8, 4), latent_dim=6, style_dim=5, mapping_layers=2)
@@ -77,8 +85,8 @@ def load_gan(**loras):
 
 
 def test_the_loaders_offer_what_the_folders_hold():
-    assert list(native.generator_folders("vqgan")) == ["vae/tiny"]
-    assert list(native.generator_folders("gan")) == ["diffusers/faces/gan"]
+    assert list(native.generator_paths("vqgan")) == ["vae/tiny"]
+    assert list(native.generator_paths("gan")) == ["diffusers/faces/gan"]
     for node in (nodes.LoadVQGAN, nodes.LoadGAN):
         assert all(entry.tooltip for entry in node.define_schema().inputs)
 
@@ -174,6 +182,61 @@ def test_a_seed_gives_the_same_picture_and_aligned_maps(world):
 def test_every_64_bit_seed_works(world):
     image = nodes.SampleGAN.execute(load_gan(), 0xFFFFFFFFFFFFFFFF, 1, 1.0, 1.0)[0]
     assert torch.isfinite(image).all()
+
+
+def write_taming(folder):
+    """A published VQGAN beside a checkpoint that is none."""
+    weights = random_weights(taming_shapes(TINY))
+    torch.save({"state_dict": weights}, folder / "faces.ckpt")
+    torch.save({"state_dict": {}}, folder / "kl-f8.ckpt")
+    model = {"target": "taming.models.vqgan.VQModel", "params": TINY}
+    (folder / "faces.yaml").write_text(yaml.safe_dump({"model": model}))
+    return weights
+
+
+def test_a_published_vqgan_is_offered_extracts_maps_and_can_be_trained(world):
+    weights = write_taming(world["folder"] / "vae")
+    assert list(native.generator_paths("vqgan")) == ["vae/tiny", "vae/faces.ckpt"]
+    with torch.inference_mode(False):
+        vqgan = load_for_training(world["folder"] / "vae/faces.ckpt")
+    layers = write_lora(world["folder"] / "loras/faces_depth.safetensors", vqgan, "vqgan", "depth")
+    chosen = NOTHING | {"depth_lora": "faces_depth.safetensors"}
+    states = [nodes.LoadVQGAN.fingerprint_inputs("vae/faces.ckpt", **chosen)]
+    for file in ("faces.ckpt", "faces.yaml"):
+        (world["folder"] / "vae" / file).touch()
+        states.append(nodes.LoadVQGAN.fingerprint_inputs("vae/faces.ckpt", **chosen))
+    assert len(set(states)) == 3
+    loaded = nodes.LoadVQGAN.execute("vae/faces.ckpt", **chosen)[0]
+    image = torch.rand(1, 16, 24, 3, generator=torch.Generator().manual_seed(1))
+    plain = nodes.ExtractMapsVQGAN.execute(loaded, image, 0.0, 0, False)[1]
+    wanted = TamingOracle(TINY, weights)(rearrange(2 * image - 1, "b h w c -> b c h w")).mean(1) / 2 + 0.5
+    assert (plain[..., 0].double() - wanted).abs().max() < 1e-4
+    adapted = nodes.ExtractMapsVQGAN.execute(loaded, image, 1.0, 0, False)[1]
+    for name, layer in layers.items():
+        vqgan.get_submodule(name).weight.data += layer.up @ layer.down
+    merged = vqgan(rearrange(2 * image - 1, "b h w c -> b c h w")).sample.mean(1) / 2 + 0.5
+    assert (adapted[..., 0] - merged).abs().max() < 1e-3 and (adapted - plain).abs().max() > 0.01
+    with torch.inference_mode(False):
+        fresh = load_for_training(world["folder"] / "vae/faces.ckpt", "random", 1)
+    assert fresh.config == vqgan.config and not torch.equal(fresh.decoder.conv_in.weight, vqgan.decoder.conv_in.weight)
+
+
+def test_a_published_stylegan2_is_offered_and_sampled(world):
+    weights = random_weights(rosinality_shapes((6, 5, 4), style=7, latent=8, mapping=2))
+    torch.save({"g_ema": weights, "latent_avg": torch.zeros(7)}, world["folder"] / "vae/ffhq.pt")
+    (world["folder"] / "vae/notes.pkl").write_bytes(b"text")
+    assert list(native.generator_paths("gan")) == ["diffusers/faces/gan", "vae/ffhq.pt", "vae/notes.pkl"]
+    loaded = nodes.LoadGAN.execute("vae/ffhq.pt", **NOTHING)[0]
+    image = nodes.SampleGAN.execute(loaded, 3, 1, 1.0, 1.0)[0]
+    draws, oracle = methods.draw(loaded.patcher.model.generator.config, 3, 1), StyleGan2Oracle(weights)
+    wanted = oracle(oracle.style(draws.z_bd[0]), [noise[0, 0] for noise in draws.noise]) / 2 + 0.5
+    assert image.shape == (1, 16, 16, 3) and (rearrange(image[0], "h w c -> c h w").double() - wanted.clamp(0, 1)).abs().max() < 1e-4
+    assert image.std() > 0.01, "not all of it is clamped"
+    state = nodes.LoadGAN.fingerprint_inputs("vae/ffhq.pt", **NOTHING)
+    (world["folder"] / "vae/ffhq.pt").touch()
+    assert nodes.LoadGAN.fingerprint_inputs("vae/ffhq.pt", **NOTHING) != state
+    with pytest.raises(ValueError, match=r"notes\.pkl is no whole pickle"):
+        nodes.LoadGAN.execute("vae/notes.pkl", **NOTHING)
 
 
 def test_a_lora_in_the_wrong_place_is_refused_in_words(world):

@@ -16,13 +16,14 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from intrinsic_lab.methods.ildm import joint_forward, schedules
 from intrinsic_lab.methods.lora.layers import LoraLayer
-from intrinsic_lab.methods.lora.lora_file import kohya_state_dict
+from intrinsic_lab.methods.lora.lora_file import kohya_state_dict, parse_lora
 from intrinsic_lab.methods.rows import Rows
 from intrinsic_lab.nodes.extract import ApplyIntrinsicLoRA
+from intrinsic_lab.nodes.ildm import CrossDomainAttention
 from intrinsic_lab.nodes.native.joint_sampling import cross_domain
 from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
 from intrinsic_lab.tests.nodes.conftest import randn
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import nodes as comfyui
 
@@ -218,6 +219,35 @@ def test_a_patch_that_would_take_its_place_later_is_refused_and_guidance_by_pert
             ksample(later, world, latent)
     perturbed = PerturbedAttentionGuidance.execute(model, 3.0)[0]
     assert relative_error(ksample(perturbed, world, latent), ksample(model, world, latent)) > 0.01
+
+
+def as_diffusers(lora):
+    return {
+        f"transformer.{name}.lora_{side}.weight": half
+        for name, (down, up, scale) in lora.items()
+        for side, half in (("A", down), ("B", scale * up))
+    }
+
+
+def as_old_diffusers(lora):
+    return {key.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): half for key, half in as_diffusers(lora).items()}
+
+
+def as_kohya(lora):
+    layers = kohya_state_dict({name: LoraLayer(*parts) for name, parts in lora.items()})
+    return {key.replace("lora_unet_", "lora_transformer_"): half for key, half in layers.items()}
+
+
+@pytest.mark.parametrize("spell", [as_diffusers, as_old_diffusers, as_kohya])
+def test_pixart_loras_that_name_the_transformer_sample_as_those_that_do_not(spell, worlds, lora_folder):
+    world = worlds("pixart")
+    lora, latent = random_lora(network_of(world.folder), 5), joint_latent(world)
+    wanted = ksample(patched(world, SCHEDULES["one"][0], lora), world, latent)
+    assert list(parse_lora(spell(lora)).layers) == list(lora)
+    save_file(spell(lora), lora_folder / "intrinsic.safetensors")
+    model = CrossDomainAttention.execute(world.model, SCHEDULES["one"][0], "intrinsic.safetensors", 1.0)[0]
+    assert relative_error(ksample(model, world, latent), wanted) < 1e-5
+    assert relative_error(ksample(patched(world, SCHEDULES["one"][0]), world, latent), wanted) > 0.01
 
 
 def test_what_cannot_work_together_is_refused_in_words(worlds, flux_folder, lora_folder):

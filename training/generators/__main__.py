@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     shown = argparse.ArgumentDefaultsHelpFormatter
 
     lora = commands.add_parser("vqgan-lora", help="train one map's LoRA on a diffusers VQModel", formatter_class=shown)
-    lora.add_argument("--base", type=Path, required=True, help="folder of a diffusers VQModel")
+    lora.add_argument("--base", type=Path, required=True, help="folder of a diffusers VQModel, or a published .ckpt with its .yaml")
     lora.add_argument("--map", required=True, choices=tuple(MAPS), help="what the LoRA extracts")
     lora.add_argument("--output", type=Path, required=True, help="folder for the LoRA and its checkpoints")
     command_line.add_data_options(lora, "a folder of pictures and maps", sizes=VQGAN_SIZES, sets=True)
@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     lora = commands.add_parser(
         "gan-lora", help="train one map's LoRA on a style-based generator, taught by an I-LoRA", formatter_class=shown
     )
-    lora.add_argument("--base", type=Path, required=True, help="folder of the generator (config.json, model.safetensors)")
+    lora.add_argument("--base", type=Path, required=True, help="folder of the generator, or a StyleGAN2 .pt or .pkl")
     lora.add_argument("--map", required=True, choices=tuple(MAPS), help="what the LoRA makes")
     lora.add_argument("--output", type=Path, required=True, help="folder for the LoRA and its checkpoints")
     lora.add_argument("--teacher", type=Path, required=True, help="diffusers folder of the Stable Diffusion model that labels the pictures")

@@ -27,10 +27,10 @@ from .lora import LoraOn, save_generator_lora
 
 @dataclass(frozen=True)
 class GanLoraConfig(TrainerConfig):
-    """base: folder of a style-based generator. teacher: diffusers folder of a Stable Diffusion model; adapter: its I-LoRA for `map`.
+    """base: a style-based generator. teacher: diffusers folder of a Stable Diffusion model; adapter: its I-LoRA for `map`.
 
-    pictures: how many generated pictures are labelled; their truncation is drawn from 0.5 to 1. teacher_size: pixels at which the
-    teacher sees them. Raises ValueError for impossible values.
+    base is a folder or a published StyleGAN2 file. pictures: how many generated pictures are labelled; their truncation is drawn from 0.5
+    to 1. teacher_size: pixels at which the teacher sees them. Raises ValueError for impossible values.
     """
 
     base: Path

@@ -1,6 +1,7 @@
 """An Intrinsic LoRA on a VQGAN: picture -> codes -> the map, by the same decoder with a LoRA."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...methods.intrinsic_lora.generators.adapter import TARGETS, target_names
+from ...methods.intrinsic_lora.generators.taming import load_taming
 from ...methods.intrinsic_lora.generators.vqgan import downscale, quantised, run_decoder
 from ...methods.maps import MAPS
 from ..config import TrainerConfig, require_size
@@ -23,7 +25,7 @@ PREFIX = "decoder."
 
 @dataclass(frozen=True)
 class VqganLoraConfig(TrainerConfig):
-    """base: folder of a diffusers VQModel. data: pictures and maps. rank: the paper's 8.
+    """base: folder of a diffusers VQModel, or a published .ckpt with its .yaml. data: pictures and maps. rank: the paper's 8.
 
     init: "trained", or "random" for the paper's control. targets: "attention" is the paper's; "wide" adapts the decoder's convolutions
     too. Raises ValueError for impossible values.
@@ -49,9 +51,15 @@ class VqganLoraConfig(TrainerConfig):
 
 
 def load_vqgan(folder: Path, init: str = "trained", seed: int = 0):
-    """The VQModel of a folder, float32, frozen; init "random" gives the same architecture with fresh weights. Raises ValueError."""
+    """The VQModel of a folder or of a published checkpoint, float32, frozen. Raises ValueError.
+
+    init: "random" gives the same architecture with fresh weights.
+    """
     from diffusers import VQModel
 
+    if folder.is_file():
+        vqgan = load_taming(folder, VQModel.from_config)
+        return vqgan if init == "trained" else _fresh(vqgan.config, seed)
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -59,12 +67,17 @@ def load_vqgan(folder: Path, init: str = "trained", seed: int = 0):
     if not isinstance(content, dict) or content.get("_class_name") != "VQModel":
         raise ValueError(f"{folder} is not the folder of a diffusers VQModel: its config.json must say so.")
     if init == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            vqgan = VQModel.from_config(content)
-    else:
-        vqgan = VQModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).float()
+        return _fresh(content, seed)
+    vqgan = VQModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).float()
     return vqgan.requires_grad_(False).eval()
+
+
+def _fresh(config: Mapping, seed: int):
+    from diffusers import VQModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VQModel.from_config(config).requires_grad_(False).eval()
 
 
 class VqganLoraTask:

@@ -2,7 +2,8 @@
 
 z -> mapping network -> w (Karras et al. 2019, section 2) -> an affine layer per convolution: style s -> modulated and demodulated
 convolutions with a noise input (Karras et al. 2020, section 2.2, eq. 1 to 3), summed up from each resolution (section 4, output skips).
-Upsampling is bilinear, which is the papers' [1, 3, 3, 1] filter except at the borders.
+Upsampling is by the papers' [1, 3, 3, 1] filter with zeros outside the picture, as in published networks, or bilinear, which differs
+from it at the borders alone.
 """
 
 import math
@@ -19,17 +20,23 @@ FIRST_SIDE = 4
 
 @dataclass(frozen=True)
 class StyleGanConfig:
-    """widths: channels at 4 x 4, 8 x 8 ... up to the picture. mapping_layers: of the mapping network. Raises ValueError."""
+    """widths: channels at 4 x 4, 8 x 8 ... up to the picture. mapping_layers: of the mapping network. Raises ValueError.
+
+    filtered: enlarges by the papers' filter, after a transposed convolution; else bilinearly, before a convolution.
+    """
 
     widths: tuple[int, ...] = (128, 128, 96, 64, 32)
     latent_dim: int = 64
     style_dim: int = 64
     mapping_layers: int = 3
+    filtered: bool = False
 
     def __post_init__(self) -> None:
         numbers = (*self.widths, self.latent_dim, self.style_dim, self.mapping_layers)
         if not all(isinstance(number, int) and 1 <= number <= 8192 for number in numbers):
             raise ValueError(f"the generator's sizes are {self}: whole numbers from 1 to 8192 are wanted.")
+        if not isinstance(self.filtered, bool):
+            raise ValueError(f"filtered is {self.filtered!r}: true or false are wanted.")
         if not 1 <= len(self.widths) <= 9:
             raise ValueError(f"the generator has {len(self.widths)} resolutions, 1 to 9 are possible (4 to 1024 pixels).")
 
@@ -44,12 +51,19 @@ class StyleGanConfig:
         return (FIRST_SIDE, *(FIRST_SIDE * 2**level for level in range(1, len(self.widths)) for _ in range(2)))
 
 
-def modulated_convolution(x_bchw: Tensor, weight_oikk: Tensor, style_bi: Tensor, demodulate: bool = True) -> Tensor:
+def modulated_convolution(x_bchw: Tensor, weight_oikk: Tensor, style_bi: Tensor, demodulate: bool = True, enlarge: bool = False) -> Tensor:
     """Convolution with `s_i w_ijk`, each output channel scaled to unit variance (Karras et al. 2020, eq. 1 and 3).
 
-    Scales activations instead of weights, which is the same and keeps the batch in one convolution.
+    enlarge: to twice the size, as `filtered_upsample` does. Scales activations instead of weights, which is the same and keeps the batch in
+    one convolution.
     """
-    output = functional.conv2d(x_bchw * style_bi[:, :, None, None], weight_oikk, padding=weight_oikk.shape[-1] // 2)
+    modulated = x_bchw * style_bi[:, :, None, None]
+    if enlarge:
+        # The filter and the convolution may change places: this way round, the filter's zeros outside are the published ones.
+        wide = functional.conv_transpose2d(modulated, weight_oikk.flip(2, 3).transpose(0, 1), stride=2)
+        output = functional.conv2d(wide, _filter(wide), padding=1, groups=wide.shape[1])
+    else:
+        output = functional.conv2d(modulated, weight_oikk, padding=weight_oikk.shape[-1] // 2)
     if demodulate:
         energy = torch.einsum("oi,bi->bo", weight_oikk.square().sum((2, 3)), style_bi.square())
         output = output * torch.rsqrt(energy + 1e-8)[:, :, None, None]
@@ -61,20 +75,31 @@ def upsample(x_bchw: Tensor) -> Tensor:
     return functional.interpolate(x_bchw, scale_factor=2, mode="bilinear", align_corners=False)
 
 
+def filtered_upsample(x_bchw: Tensor) -> Tensor:
+    """Twice the size: zeros between the pixels and around them, then the filter [1, 3, 3, 1] in both directions."""
+    return functional.conv_transpose2d(x_bchw, _filter(x_bchw), stride=2, padding=1, groups=x_bchw.shape[1])
+
+
+def _filter(x_bchw: Tensor) -> Tensor:
+    """[channel, 1, 4, 4] that sums to 4, as many as there are pixels for one."""
+    row = x_bchw.new_tensor([1.0, 3.0, 3.0, 1.0]) / 4
+    return torch.outer(row, row).expand(x_bchw.shape[1], 1, 4, 4)
+
+
 class StyledConvolution(nn.Module):
     """affine (w -> s), modulated convolution, noise, bias, leaky ReLU."""
 
-    def __init__(self, inputs: int, outputs: int, style_dim: int, enlarge: bool):
+    def __init__(self, inputs: int, outputs: int, style_dim: int, enlarge: bool, filtered: bool):
         super().__init__()
-        self.enlarge = enlarge
+        self.enlarge, self.filtered = enlarge, filtered
         self.affine = _affine(style_dim, inputs)
         self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3) / math.sqrt(9 * inputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.noise_strength = nn.Parameter(torch.zeros(()))
 
     def forward(self, x_bchw: Tensor, w_bd: Tensor, noise_b1hw: Tensor) -> Tensor:
-        x_bchw = upsample(x_bchw) if self.enlarge else x_bchw
-        output = modulated_convolution(x_bchw, self.weight, self.affine(w_bd))
+        x_bchw = upsample(x_bchw) if self.enlarge and not self.filtered else x_bchw
+        output = modulated_convolution(x_bchw, self.weight, self.affine(w_bd), enlarge=self.enlarge and self.filtered)
         output = output + self.noise_strength * noise_b1hw + self.bias[:, None, None]
         return functional.leaky_relu(output, 0.2) * math.sqrt(2)
 
@@ -116,10 +141,14 @@ class StyleGenerator(nn.Module):
             nn.init.zeros_(layer.bias)
         self.register_buffer("mean_style", torch.zeros(config.style_dim))
         self.constant = nn.Parameter(torch.randn(1, config.widths[0], FIRST_SIDE, FIRST_SIDE))
-        self.convolutions = nn.ModuleList([StyledConvolution(config.widths[0], config.widths[0], config.style_dim, enlarge=False)])
+
+        def convolution(inputs: int, outputs: int, enlarge: bool) -> StyledConvolution:
+            return StyledConvolution(inputs, outputs, config.style_dim, enlarge, config.filtered)
+
+        self.convolutions = nn.ModuleList([convolution(config.widths[0], config.widths[0], enlarge=False)])
         for inputs, outputs in pairwise(config.widths):
-            self.convolutions.append(StyledConvolution(inputs, outputs, config.style_dim, enlarge=True))
-            self.convolutions.append(StyledConvolution(outputs, outputs, config.style_dim, enlarge=False))
+            self.convolutions.append(convolution(inputs, outputs, enlarge=True))
+            self.convolutions.append(convolution(outputs, outputs, enlarge=False))
         self.to_picture = nn.ModuleList(ToPicture(width, config.style_dim) for width in config.widths)
 
     def style(self, z_bd: Tensor, truncation_b1: Tensor | float = 1.0) -> Tensor:
@@ -136,7 +165,8 @@ class StyleGenerator(nn.Module):
         for level in range(1, len(self.config.widths)):
             x = self.convolutions[2 * level - 1](x, w_bd, noise[2 * level - 1])
             x = self.convolutions[2 * level](x, w_bd, noise[2 * level])
-            picture = upsample(picture) + self.to_picture[level](x, w_bd)
+            enlarged = filtered_upsample(picture) if self.config.filtered else upsample(picture)
+            picture = enlarged + self.to_picture[level](x, w_bd)
         return picture
 
     @torch.no_grad()

@@ -10,8 +10,9 @@ and `lumix.maps`; without it, the published attention and, for five maps, the pu
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +22,7 @@ from ..design import HYBRID, LORAS, MAP_NAMES, QUERY_BROADCAST, TENSOR, Design
 from .config import AdapterConfig
 from .layer import Adapter
 
+Parsed = TypeVar("Parsed")
 ATTENTION_ENTRY, MAPS_ENTRY = "lumix.attention", "lumix.maps"
 _KIND_IN_FILE = {kind: "tt" if kind == TENSOR else kind for kind in LORAS}
 _KEY = re.compile(r"(double|single)_blocks\.(\d+)\.processor\.(qkv|kv|proj)_(tt|separate|fused|hybrid)_lora\.(\w+)")
@@ -30,15 +32,19 @@ _SIZES = {"tt": ("G2", 0, 1, 2), "separate": ("down", 1, 2, 3), "fused": ("down"
 
 def read_adapter(path: str | Path) -> Adapter:
     """A file as an `Adapter` in the file's precision. Raises ValueError, naming the file, what is wrong with it and what to do."""
+    return read_file(Path(path), adapter_from_state)
+
+
+def read_file(path: Path, parse: Callable[[Mapping[str, Tensor], Mapping[str, str]], Parsed]) -> Parsed:
+    """What `parse` makes of a file's tensors and header. Raises ValueError as it does, naming the file."""
     from ...lora.lora_file import load_safetensors
 
-    path = Path(path)
     try:
         tensors, metadata = load_safetensors(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path.name} cannot be read as safetensors ({error}): it is missing, truncated or of another kind.") from None
     try:
-        return adapter_from_state(tensors, metadata)
+        return parse(tensors, metadata)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from None
 

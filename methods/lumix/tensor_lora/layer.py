@@ -176,6 +176,19 @@ class Adapter(nn.Module):
 
         self.double_blocks, self.single_blocks = blocks(config.double_blocks), blocks(config.single_blocks)
 
+    @property
+    def maps(self) -> tuple[str, ...]:
+        return self.config.design.maps
+
+    @property
+    def attention(self) -> str:
+        return self.config.design.attention
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Width, double and single blocks of its FLUX."""
+        return self.config.width, self.config.double_blocks, self.config.single_blocks
+
     def merge_(self) -> "Adapter":
         """Contracts the cores of Tensor LoRA, in place, for inference; returns self. It cannot be saved or trained afterwards."""
         for block in (*self.double_blocks, *self.single_blocks):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ....methods.ildm.schedules import Block
 from ....methods.lora.layers import LoraLayer
+from ....methods.lumix.intrinsix import RowAdapter
 from ....methods.lumix.tensor_lora.layer import Adapter
 from ..batch_rows.row_lora import MapAdapter
 from ..loading.text_encoder import TextFamily
@@ -78,22 +79,22 @@ class MapAttention:
     """How the maps of one picture meet in self-attention (LumiX).
 
     attach: makes them meet in every block of a clone, by one of `methods.lumix.design.ATTENTIONS`; raises ValueError where another patch
-    sits. sigmas: noise levels to sample them at, for a LATENT and a number of steps; None for those of core's "normal" scheduler.
+    sits. sigmas: noise levels to sample these maps at, for a LATENT and a number of steps; None for those of core's "normal" scheduler.
     """
 
     attach: Callable[[ModelPatcher, str], None]
-    sigmas: Callable[[dict, int], Tensor] | None = None
+    sigmas: Callable[[tuple[str, ...], dict, int], Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class TensorLora:
-    """A LumiX adapter and the blocks of a network that it changes; None for all blocks of a kind.
+    """An adapter of LumiX or IntrinsiX and the blocks of a network that it changes; None for all blocks of a kind.
 
-    name: the file's, for errors. attention: of `methods.lumix.design.ATTENTIONS`.
+    name: the file's, for errors. attention: of `methods.lumix.design.ATTENTIONS`, or IMAGE_SHARING.
     """
 
     name: str
-    adapter: Adapter
+    adapter: Adapter | RowAdapter
     attention: str
     strength: float
     double_blocks: Collection[int] | None

@@ -12,7 +12,6 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from ....methods.lumix.design import color_row
 from ....methods.rows import Rows
 from .shared_noise import sharing_noise
 
@@ -39,7 +38,6 @@ class CleanRows:
 
 def attach_rows(clone: ModelPatcher, maps: tuple[str, ...]) -> None:
     """Makes `clone` sample batches of these maps, in this order: it carries their names, shares their noise, keeps given ones clean."""
-    color_row(maps)
     clone.set_attachments(KEY, maps)
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _sample)
     clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _remember_clean_rows)

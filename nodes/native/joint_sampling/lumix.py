@@ -7,7 +7,8 @@ from weakref import WeakValueDictionary
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 
-from ....methods.lumix.tensor_lora.file import read_adapter
+from ....methods.lumix.design import COLOR, QUERY_BROADCAST, color_row
+from ....methods.lumix.intrinsix import RowAdapter, read_map_adapter
 from ....methods.lumix.tensor_lora.layer import Adapter
 from ..backbones import MAP_ADAPTER, MAP_ATTENTION, require
 from ..backbones.backbone import TensorLora
@@ -18,14 +19,14 @@ _adapters: WeakValueDictionary[tuple, ModelPatcher] = WeakValueDictionary()
 
 
 def load_adapter(path: Path) -> ModelPatcher:
-    """A file's adapter with merged cores, as a model that core manages. Raises ValueError as `read_adapter`."""
+    """A file's adapter with merged cores, as a model that core manages. Raises ValueError as `read_map_adapter`."""
     state = path.stat()
     identity = (str(path), state.st_size, state.st_mtime_ns)
     patcher = _adapters.get(identity)
     if patcher is None:
         # A plain patcher also where core uses dynamic ones: these layers are ours, and move as a whole.
         load, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-        patcher = ModelPatcher(read_adapter(path).merge_(), load_device=load, offload_device=offload)
+        patcher = ModelPatcher(read_map_adapter(path), load_device=load, offload_device=offload)
         _adapters[identity] = patcher
     return patcher
 
@@ -46,11 +47,15 @@ def apply_adapter(
     attach = require(model, MAP_ADAPTER)
     _require_single_pictures(model)
     patcher = load_adapter(path)
-    adapter: Adapter = patcher.model
-    design = adapter.config.design
+    adapter: Adapter | RowAdapter = patcher.model
+    chosen = attention or adapter.attention
+    if chosen == QUERY_BROADCAST and COLOR not in adapter.maps:
+        raise ValueError(
+            f"{path.name} makes {', '.join(adapter.maps)}: there is no {COLOR} whose queries they could share; choose another attention."
+        )
     clone = model.clone()
-    attach(clone, TensorLora(path.name, adapter, attention or design.attention, strength, double_blocks, single_blocks))
-    attach_rows(clone, design.maps)
+    attach(clone, TensorLora(path.name, adapter, chosen, strength, double_blocks, single_blocks))
+    attach_rows(clone, adapter.maps)
     clone.set_additional_models(KEY, [patcher])
     return clone
 
@@ -58,6 +63,7 @@ def apply_adapter(
 def join_maps(model: ModelPatcher, maps: tuple[str, ...], attention: str) -> ModelPatcher:
     """A clone of a MODEL whose rows are these maps, which meet in self-attention; no weights are added. Raises ValueError."""
     _require_single_pictures(model)
+    color_row(maps)
     clone = model.clone()
     require(model, MAP_ATTENTION).attach(clone, attention)
     attach_rows(clone, maps)

@@ -77,7 +77,7 @@ def joint_sigmas(model: ModelPatcher, latent: dict, steps: int) -> Tensor:
     """The noise levels that maps are sampled at on the MODEL's backbone."""
     own_sigmas = require(model, MAP_ATTENTION).sigmas
     if own_sigmas is not None:
-        return own_sigmas(latent, steps)
+        return own_sigmas(maps_of(model), latent, steps)
     return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
 
 

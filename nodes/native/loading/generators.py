@@ -15,13 +15,19 @@ from torch import nn
 from ....methods.intrinsic_lora.generators.adapter import KIND_NAMES, GeneratorLora, fit, read_generator_lora
 from ....methods.intrinsic_lora.generators.gan_file import CLASS_NAME as GAN_CLASS
 from ....methods.intrinsic_lora.generators.gan_file import load_gan
+from ....methods.intrinsic_lora.generators.published_gan import SUFFIXES as GAN_SUFFIXES
+from ....methods.intrinsic_lora.generators.taming import SUFFIX as TAMING_SUFFIX
+from ....methods.intrinsic_lora.generators.taming import load_taming, settings_file
 from ....methods.maps import MAPS
 from ..lora_library.files import BUNDLED_MARK, lora_path
-from ..paths import BUNDLED, bundled_file
+from ..paths import BUNDLED, bundled_file, folder_fingerprint
 from .folder_files import ModelFolderError, read_config, read_weights, rename, require_same_weights
 
 NO_LORA = "none"
 CLASSES = {"vqgan": "VQModel", "gan": GAN_CLASS}
+# What the papers' authors published files under.
+PUBLISHED: Mapping[str, tuple[str, ...]] = {"vqgan": (TAMING_SUFFIX,), "gan": GAN_SUFFIXES}
+PUBLISHED_AS = {"vqgan": "a published .ckpt with its .yaml", "gan": "a published .pt or .pkl"}
 BUNDLED_FOLDERS = {"vqgan": {"nano VQGAN (bundled)": "nano_vqgan"}, "gan": {}}
 # Names of the attention in files older than diffusers 0.12.
 _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -57,15 +63,30 @@ class _Holder(nn.Module):
         self.generator = generator
 
 
-def generator_folders(kind: str) -> dict[str, Path]:
-    """Every folder with a generator of this kind, by the name a node shows: bundled ones, models/diffusers, models/vae."""
+def generator_paths(kind: str) -> dict[str, Path]:
+    """Every generator of this kind, by the name a node shows: folders (bundled, in models/diffusers, models/vae), files in models/vae.
+
+    A published VQGAN is offered where its yaml is beside it: other checkpoints in models/vae are no VQGANs. What a .pt or .pkl is, only
+    reading it tells.
+    """
     found = {shown: bundled_file(name) for shown, name in BUNDLED_FOLDERS[kind].items() if (BUNDLED / name / "config.json").is_file()}
     for category in ("diffusers", "vae"):
         for search_path in map(Path, folder_paths.get_folder_paths(category)):
             for config in sorted([*search_path.glob("*/config.json"), *search_path.glob("*/*/config.json")]):
                 if _class_name(config) == CLASSES[kind]:
                     found.setdefault(f"{category}/{config.parent.relative_to(search_path).as_posix()}", config.parent)
+    for search_path in map(Path, folder_paths.get_folder_paths("vae")):
+        for file in sorted(path for depth in ("*", "*/*", "*/*/*") for path in search_path.glob(depth) if path.suffix in PUBLISHED[kind]):
+            if kind == "gan" or settings_file(file):
+                found.setdefault(f"vae/{file.relative_to(search_path).as_posix()}", file)
     return found
+
+
+def generator_fingerprint(path: Path) -> tuple:
+    """Changes whenever a file of the generator does, without reading it."""
+    if path.is_dir():
+        return folder_fingerprint(path)
+    return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in (path, settings_file(path)) if file)
 
 
 def _class_name(config: Path) -> str | None:
@@ -84,15 +105,15 @@ def bundled_loras(kind: str, map_name: str) -> dict[str, str]:
     }
 
 
-def load_generator(kind: str, folder_name: str, lora_names: Mapping[str, str]) -> LoadedGenerator:
+def load_generator(kind: str, shown: str, lora_names: Mapping[str, str]) -> LoadedGenerator:
     """A generator and its LoRAs by the names nodes show. Raises ValueError for other names, and for files that do not fit."""
-    folders = generator_folders(kind)
-    if folder_name not in folders:
+    paths = generator_paths(kind)
+    if shown not in paths:
         raise ValueError(
-            f"There is no {KIND_NAMES[kind]} {folder_name!r} (offered: {', '.join(folders) or 'there is none yet'}). Put a folder whose "
-            f"config.json says {CLASSES[kind]} into models/diffusers or models/vae."
+            f"There is no {KIND_NAMES[kind]} {shown!r} (offered: {', '.join(paths) or 'there is none yet'}). Put a folder whose "
+            f"config.json says {CLASSES[kind]} into models/diffusers or models/vae, or {PUBLISHED_AS[kind]} into models/vae."
         )
-    generator = load_gan(folders[folder_name]) if kind == "gan" else load_vqgan(folders[folder_name])
+    generator = load_gan(paths[shown]) if kind == "gan" else load_vqgan(paths[shown])
     loras = {}
     for name in MAPS:
         if (chosen := lora_names.get(name, NO_LORA)) != NO_LORA:
@@ -108,9 +129,11 @@ def load_generator(kind: str, folder_name: str, lora_names: Mapping[str, str]) -
 
 
 def load_vqgan(folder: Path) -> nn.Module:
-    """A diffusers VQModel, float32 (looking up codes needs it), safetensors only. Raises ModelFolderError."""
+    """A VQModel, float32 (looking up codes needs it), of a diffusers folder or a published checkpoint. Raises ValueError."""
     from diffusers import VQModel
 
+    if folder.is_file():
+        return load_taming(folder, VQModel.from_config)
     config = read_config(folder)
     if (channels := (config.get("in_channels", 3), config.get("out_channels", 3))) != (3, 3):
         raise ModelFolderError(f"The VQGAN in {folder.name} takes {channels[0]} channels and gives {channels[1]}, 3 were expected.")

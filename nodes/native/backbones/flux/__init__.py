@@ -5,7 +5,8 @@ import comfy.text_encoders.flux
 from comfy.ldm.flux.model import Flux
 from torch import Tensor, nn
 
-from .....methods.lumix.schedule import published_shift, shifted_sigmas
+from .....methods.lumix.intrinsix import MAPS as INTRINSIX_MAPS
+from .....methods.lumix.schedule import published_shift, shift_by_tokens, shifted_sigmas
 from ...loading.text_encoder import CLIP_L, TextFamily, TextPart
 from ..backbone import TENSOR_LORA, Backbone, Family, MapAttention
 from .loading import PATCH, load_flux
@@ -26,9 +27,10 @@ def image_tokens(latent: dict) -> int:
     return -(-height // PATCH) * -(-width // PATCH)
 
 
-def map_sigmas(latent: dict, steps: int) -> Tensor:
-    """LumiX's published noise levels."""
-    return shifted_sigmas(steps, published_shift(image_tokens(latent)))
+def map_sigmas(maps: tuple[str, ...], latent: dict, steps: int) -> Tensor:
+    """LumiX's published noise levels; FLUX.1's own for the maps of IntrinsiX."""
+    shift = shift_by_tokens if maps == INTRINSIX_MAPS else published_shift
+    return shifted_sigmas(steps, shift(image_tokens(latent)))
 
 
 FLUX = Backbone(

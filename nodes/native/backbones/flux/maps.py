@@ -21,8 +21,9 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from .....kernels.tensor_lora import norm_lora_rotary
-from .....methods.lumix.attention import attend_maps
-from .....methods.lumix.design import COLOR, CROSS_INTRINSIC, QUERY_BROADCAST, SEPARATE
+from .....methods.lumix.attention import attend_maps, images_of_all
+from .....methods.lumix.design import COLOR, CROSS_INTRINSIC, IMAGE_SHARING, QUERY_BROADCAST, SEPARATE
+from .....methods.lumix.intrinsix import RowAdapter, RowBlock
 from .....methods.lumix.tensor_lora.layer import BlockAdapter, Update
 from .....methods.rows import Rows
 from ...batch_rows.lumix_rows import KEY, MapForward
@@ -51,7 +52,8 @@ def attach_tensor_lora(clone: ModelPatcher, lora: TensorLora) -> None:
     for kind, count in _depth(network).items():
         for number in _block_numbers(chosen[kind], count, kind):
             layer = getattr(lora.adapter, f"{kind}_blocks")[number] if lora.strength else None
-            _replace(clone, kind, number, Attention(lora.attention, layer, lora.strength))
+            attention = RowAttention if isinstance(lora.adapter, RowAdapter) else Attention
+            _replace(clone, kind, number, attention(lora.attention, layer, lora.strength))
 
 
 def _depth(network: Flux) -> dict[str, int]:
@@ -60,8 +62,7 @@ def _depth(network: Flux) -> dict[str, int]:
 
 
 def _require_same_size(lora: TensorLora, network: Flux) -> None:
-    config = lora.adapter.config
-    found = (config.width, config.double_blocks, config.single_blocks)
+    found = lora.adapter.size
     wanted = (network.hidden_size, *_depth(network).values())
     if found != wanted:
         raise ValueError(
@@ -103,7 +104,7 @@ class Projected:
 
 
 class Attention:
-    """Projections of one stream and the attention of a block, of one kind (`methods.lumix.design.ATTENTIONS`) and with a block's update."""
+    """Projections of one stream and the attention of a block, of one kind (`methods.lumix.design`) and with a block's update of LumiX."""
 
     def __init__(self, kind: str, layer: BlockAdapter | None, strength: float):
         self.kind, self.layer, self.strength = kind, layer, strength
@@ -166,13 +167,17 @@ class Attention:
         if self.kind != QUERY_BROADCAST:
             query = rows.split(query)
         if text is None:
-            return _output_patched(_joined(attend_maps(self.kind, query, rows.split(key), rows.split(value)), rows), length, options)
+            kind = CROSS_INTRINSIC if self.kind == IMAGE_SHARING else self.kind
+            return _output_patched(_joined(attend_maps(kind, query, rows.split(key), rows.split(value)), rows), length, options)
         text_query, text_key = apply_rope(text[0], text[1], pe[:, :, :length])
         key, value = (rows.split(torch.cat(streams, dim=2)) for streams in ((text_key, key), (text[2], value)))
+        kind = self.kind
+        if kind == IMAGE_SHARING:
+            key, value, kind = images_of_all(key, text_key.shape[2]), images_of_all(value, text_key.shape[2]), SEPARATE
         # Apart, because the projections that follow are apart: no copy joins them. Text queries stay per map.
-        text_kind = SEPARATE if self.kind == QUERY_BROADCAST else self.kind
+        text_kind = SEPARATE if kind == QUERY_BROADCAST else kind
         text_out = _joined(attend_maps(text_kind, rows.split(text_query), key, value), rows)
-        out = _joined(attend_maps(self.kind, query, key, value), rows)
+        out = _joined(attend_maps(kind, query, key, value), rows)
         if not _output_patches(options):
             return text_out, out
         return _output_patched(torch.cat([text_out, out], dim=1), length, options)
@@ -204,18 +209,39 @@ class Attention:
                 changed = patch(query, key, value, pe=pe, attn_mask=mask, extra_options=extra)
                 query, key, value = (changed.get(name, old) for name, old in (("q", query), ("k", key), ("v", value)))
                 pe, mask = changed.get("pe", pe), changed.get("attn_mask", mask)
-        if self.kind != CROSS_INTRINSIC:
+        if self.kind not in (CROSS_INTRINSIC, IMAGE_SHARING):
             return core_attention(query, key, value, pe=pe, mask=mask, transformer_options=options)
         if pe is not None:
             query, key = apply_rope(query, key, pe)
-        key, value = (_of_all_maps(tensor, rows) for tensor in (key, value))
-        mask = None if mask is None else mask.repeat(*[1] * (mask.ndim - 1), len(rows.members))
+        own = text[0].shape[2] if text is not None and self.kind == IMAGE_SHARING else 0
+        key, value = (rows.join(images_of_all(rows.split(tensor), own)) for tensor in (key, value))
+        if mask is not None:
+            mask = torch.cat([mask[..., :own], mask[..., own:].repeat(*[1] * (mask.ndim - 1), len(rows.members))], dim=-1)
         return optimized_attention(query, key, value, query.shape[1], skip_reshape=True, mask=mask, transformer_options=options)
 
 
-def _of_all_maps(tensor: Tensor, rows: Rows) -> Tensor:
-    joined = rearrange(rows.split(tensor), "group map head token dim -> group head (map token) dim")
-    return rows.join(repeat(joined, "group ... -> group map ...", map=len(rows.members)))
+class RowAttention(Attention):
+    """With a block's LoRAs of IntrinsiX: of the projections' weights, for each row its own, so before the norms of queries and keys."""
+
+    def __init__(self, kind: str, block: RowBlock | None, strength: float):
+        super().__init__(kind, None, strength)
+        self.block = block
+
+    def project(self, linear: nn.Module, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        if self.block is None:
+            return super().project(linear, x, rows)
+        width, projected = x.shape[-1], linear(x)
+        parts = projected[..., : 3 * width].split(width, dim=-1)
+        updates = self.block.input(rows.split(x), self.strength)
+        query, key, value = (rows.join(update.add_to_(rows.split(part))) for update, part in zip(updates, parts, strict=True))
+        return query, torch.cat([key, value, projected[..., 3 * width :]], dim=-1)
+
+    def project_out(self, linear: nn.Module, x: Tensor, rows: Rows) -> Tensor:
+        out = linear(x)
+        if self.block is None or self.block.proj is None:
+            return out
+        [update] = self.block.proj(rows.split(x), self.strength)
+        return rows.join(update.add_to_(rows.split(out)))
 
 
 def _is_plain(linear: nn.Module) -> bool:
