@@ -2,5 +2,5 @@
 
 from setuptools import find_packages, setup
 
-folders = find_packages(include=["benchmarks*", "kernels*", "methods*", "nodes*", "scenes*", "tools*", "training*"])
+folders = find_packages(include=["benchmarks*", "data*", "evaluate*", "kernels*", "methods*", "nodes*", "scenes*", "tools*", "training*"])
 setup(packages=["intrinsic_lab", *(f"intrinsic_lab.{folder}" for folder in folders)])

@@ -12,6 +12,7 @@ its pictures' metrics, so that pictures count alike whatever their masks leave o
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy
 import torch
@@ -91,6 +92,14 @@ def normal_metrics(prediction_bhw3: Tensor, reference_bhw3: Tensor, mask_bhw: Te
     return {"mean_degrees": _masked_mean(angle, mask), "median_degrees": torch.tensor(median, dtype=torch.float64), **within}
 
 
+def normal_l1(prediction_bhw3: Tensor, reference_bhw3: Tensor, mask_bhw: Tensor | None = None) -> Tensor:
+    """Mean absolute difference of unit vectors over pixels and xyz, times 100, `[b]` (I-LoRA, table 1). Errors as `normal_metrics`."""
+    prediction, reference, mask = _prepared(prediction_bhw3, reference_bhw3, mask_bhw, 3)
+    mask = _valid_normals(reference, mask)
+    a, b = (v / v.norm(dim=-1, keepdim=True).clamp(min=1e-6) for v in (prediction, reference))
+    return 100 * _masked_mean((a - b).abs().mean(-1), mask)
+
+
 # Depth
 
 
@@ -114,6 +123,22 @@ def _align(prediction_bhw: Tensor, reference_bhw: Tensor, mask_bhw: Tensor) -> t
     return scale, mean_r - scale * mean_p
 
 
+def _align_scale(prediction_bhw: Tensor, reference_bhw: Tensor, mask_bhw: Tensor) -> tuple[Tensor, Tensor]:
+    squares = _masked_mean(prediction_bhw**2, mask_bhw)
+    scale = _masked_mean(prediction_bhw * reference_bhw, mask_bhw) / squares.clamp(min=1e-300)
+    return scale, torch.zeros_like(scale)
+
+
+def _align_nothing(prediction_bhw: Tensor, reference_bhw: Tensor, mask_bhw: Tensor) -> tuple[Tensor, Tensor]:
+    ones = prediction_bhw.new_ones(len(prediction_bhw))
+    return ones, torch.zeros_like(ones)
+
+
+SCALE_AND_SHIFT = "scale-and-shift"
+# What a depth is given before it is judged: (prediction, reference, mask) -> scale and shift, each `[b]`.
+ALIGNMENTS = {SCALE_AND_SHIFT: _align, "scale": _align_scale, "metric": _align_nothing}
+
+
 def _prepared_depth(prediction_bhw1: Tensor, reference_bhw1: Tensor, mask_bhw: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """All `[b, h, w]`; the mask is without pixels whose reference is not positive."""
     prediction, reference, mask = _prepared(prediction_bhw1, reference_bhw1, mask_bhw, 1)
@@ -122,21 +147,26 @@ def _prepared_depth(prediction_bhw1: Tensor, reference_bhw1: Tensor, mask_bhw: T
     return prediction[..., 0], reference[..., 0], mask
 
 
-def _aligned_depth(prediction_bhw1: Tensor, reference_bhw1: Tensor, mask_bhw: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _aligned_depth(
+    prediction_bhw1: Tensor, reference_bhw1: Tensor, mask_bhw: Tensor | None, alignment: str = SCALE_AND_SHIFT
+) -> tuple[Tensor, Tensor, Tensor]:
     """Aligned prediction, reference and mask, all `[b, h, w]`."""
     prediction, reference, mask = _prepared_depth(prediction_bhw1, reference_bhw1, mask_bhw)
-    scale, shift = _align(prediction, reference, mask)
+    scale, shift = ALIGNMENTS[alignment](prediction, reference, mask)
     return scale[:, None, None] * prediction + shift[:, None, None], reference, mask
 
 
-def depth_metrics(prediction_bhw1: Tensor, reference_bhw1: Tensor, mask_bhw: Tensor | None = None) -> dict[str, Tensor]:
-    """Depth error after `align_scale_shift`, one value per picture: AbsRel, RMSE (the reference's unit), delta1 (percent).
+def depth_metrics(
+    prediction_bhw1: Tensor, reference_bhw1: Tensor, mask_bhw: Tensor | None = None, alignment: str = SCALE_AND_SHIFT
+) -> dict[str, Tensor]:
+    """Depth error after an alignment, one value per picture: AbsRel, RMSE (the reference's unit), delta1 (percent).
 
-    The reference is metric (> 0; other pixels do not count), the prediction may be relative. delta1 is the share of
+    The reference is metric (> 0; other pixels do not count), the prediction may be relative. alignment: of ALIGNMENTS, the scale (and
+    shift) of least squares, or "metric", which takes the prediction as it is. delta1 is the share of
     pixels with max(p / r, r / p) < 1.25; an aligned depth of zero or less is outside.
     Raises ValueError as `normal_metrics`, and for a reference that is nowhere positive.
     """
-    prediction, reference, mask = _aligned_depth(prediction_bhw1, reference_bhw1, mask_bhw)
+    prediction, reference, mask = _aligned_depth(prediction_bhw1, reference_bhw1, mask_bhw, alignment)
     safe_reference = reference.masked_fill(~mask, 1.0)
     ratio = prediction / safe_reference
     close = (ratio < 1.25) & (ratio > 1 / 1.25)
@@ -228,6 +258,14 @@ def color_metrics(prediction_bhwc: Tensor, reference_bhwc: Tensor, mask_bhw: Ten
     return {"rmse": rmse, "ssim": ssim(prediction, reference, mask), "lmse": lmse(prediction, reference, mask)}
 
 
+def scale_invariant_rmse(prediction_bhwc: Tensor, reference_bhwc: Tensor, mask_bhw: Tensor | None = None) -> Tensor:
+    """RMSE after the one scale per picture, shared by its channels, that fits the reference best, `[b]`. Errors as `normal_metrics`."""
+    prediction, reference, mask = _prepared(prediction_bhwc, reference_bhwc, mask_bhw, reference_bhwc.shape[-1])
+    squares = (prediction**2).sum((1, 2, 3))
+    scale = (prediction * reference).sum((1, 2, 3)) / squares.clamp(min=1e-300)
+    return _masked_mean(((scale[:, None, None, None] * prediction - reference) ** 2).mean(-1), mask).sqrt()
+
+
 # Where the error lies
 
 
@@ -236,8 +274,8 @@ def _normal_error(prediction: Tensor, reference: Tensor, mask: Tensor | None) ->
     return normal_angle_degrees(prediction, reference), _valid_normals(reference, mask)
 
 
-def _depth_error(prediction: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    prediction, reference, mask = _aligned_depth(prediction, reference, mask)
+def _depth_error(prediction: Tensor, reference: Tensor, mask: Tensor | None, alignment: str = SCALE_AND_SHIFT) -> tuple[Tensor, Tensor]:
+    prediction, reference, mask = _aligned_depth(prediction, reference, mask, alignment)
     return (prediction - reference).abs() / reference.masked_fill(~mask, 1.0), mask
 
 
@@ -275,6 +313,13 @@ DEPTH = Evaluation(depth_metrics, "abs_rel", _depth_error, "of the reference dep
 COLOR = Evaluation(color_metrics, "rmse", _value_error, "linear, root mean square of the channels", 0.25)
 VALUE = Evaluation(value_metrics, "rmse", _value_error, "root mean square of the channels", 0.25)
 
+
+def depth_evaluation(alignment: str) -> Evaluation:
+    """DEPTH after another alignment, of ALIGNMENTS."""
+    measured, error = partial(depth_metrics, alignment=alignment), partial(_depth_error, alignment=alignment)
+    return Evaluation(measured, DEPTH.main, error, f"of the reference depth, alignment {alignment}", DEPTH.error_top)
+
+
 LABELS = {
     "mean_degrees": "mean angle, degrees (less is better)",
     "median_degrees": "median angle, degrees (less is better)",
@@ -283,6 +328,9 @@ LABELS = {
     "within_30": "within 30 degrees, % (more is better)",
     "abs_rel": "AbsRel (less is better)",
     "rmse": "RMSE (less is better)",
+    "si_rmse": "scale-invariant RMSE (less is better)",
+    "l1_x100": "L1 x 100 (less is better)",
+    "whdr": "WHDR, % (less is better)",
     "mae": "mean absolute error (less is better)",
     "delta1": "delta1, % (more is better)",
     "ssim": "SSIM (more is better)",

@@ -15,8 +15,10 @@ from intrinsic_lab.tools.comfyui_source import find_comfyui
 
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
-    "nodes": {"nodes", "methods", "scenes", "training", "kernels"},
-    "training": {"training", "methods", "scenes", "kernels"},
+    "nodes": {"nodes", "methods", "scenes", "training", "data", "kernels"},
+    "evaluate": {"evaluate", "training", "data", "methods", "kernels"},
+    "training": {"training", "methods", "scenes", "data", "kernels"},
+    "data": {"data", "methods", "kernels"},
     "methods": {"methods", "kernels"},
     "kernels": {"kernels"},
     "scenes": {"scenes"},
@@ -263,13 +265,17 @@ def names_in_code(path: Path) -> Iterator[str]:
                 yield text
 
 
-@pytest.mark.parametrize(("recipe", "example"), [("A map", "metallic"), ("A backbone", "pixart"), ("A LoRA format", "loha")])
+@pytest.mark.parametrize(
+    ("recipe", "example"), [("A map", "metallic"), ("A backbone", "pixart"), ("A LoRA format", "loha"), ("A data set", "iiw")]
+)
 def test_a_recipe_names_every_file_that_knows_its_subject(recipe, example):
     recipes = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Recipes")[1].split("\n## ")[0]
     section = recipes.split(f"### {recipe}\n")[1].split("\n### ")[0]
     named = {file for _, files in named_files(section, example) for file in files}
     # The kinds of weights share helpers; which families of LoRAs there are is a table of its own, named in the other recipe.
     named |= {*(ROOT / "methods/lora/formats").glob("*.py"), ROOT / "methods/lora/families.py", ROOT / "nodes/lora_space.py"}
+    # So do the public data sets with the maps that they have.
+    named |= set((ROOT / "data").glob("*.py"))
     code = [path for path in SOURCES if path.relative_to(ROOT).parts[0] != "scenes"]
     knowing = {path for path in code if any(example in name.lower() for name in names_in_code(path))}
     assert knowing - named == set()

@@ -22,7 +22,7 @@ STAMP = VENV / "intrinsic-lab.json"
 OLDEST_PYTHON = (3, 11)
 
 PACKAGES = [
-    *("torch", "torchvision", "diffusers", "peft", "accelerate", "einops", "prodigyopt", "rich"),
+    *("torch", "torchvision", "diffusers", "peft", "accelerate", "einops", "prodigyopt", "rich", "h5py", "openexr"),
     *("pytest", "ruff", "mypy", "playwright", "scikit-image", "websocket-client", "qdrant-client"),
 ]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -13,13 +13,16 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from ..data import DATA_SETS, named_set
 from ..methods.maps.files import COLOR_FILES, DEPTH_FILES, NORMAL_FILES
-from .folder_data import FolderData
+from .folder_data import FewPairs, FolderData
 from .loop import Diverged, Interrupted, LoopConfig, Report
 from .pairs import SceneData
+from .set_data import SetData
 
 REFUSED, STOPPED = 2, 130
 FOLDER_LAYOUT = "folder with image/NAME.png and MAP/NAME.png, or NAME.png and NAME_MAP.png"
+SETS = f"NAME:FOLDER of a data set ({', '.join(DATA_SETS)})"
 # Default pixels of a folder's pictures and of rendered ones.
 SIZES = (FolderData.size, SceneData.size)
 _LOG = logging.getLogger(__name__)
@@ -32,10 +35,13 @@ def add_data_options(
     layout: str = FOLDER_LAYOUT,
     sizes: tuple[int, int] = SIZES,
     colors: bool = True,
+    sets: bool = False,
 ) -> "argparse._ArgumentGroup":
-    """Where pairs come from, for `data_from`; returns the group. colors: for trainers of albedo and shading."""
+    """Where pairs come from, for `data_from`; returns the group. colors: for trainers of albedo and shading. sets: public data sets too."""
     group = parser.add_argument_group(f"data: {title}, or rendered scenes (without --data)")
-    group.add_argument("--data", type=Path, help=layout)
+    group.add_argument("--data", type=Path, help=f"{layout}; or {SETS} (docs/data.md)" if sets else layout)
+    if sets:
+        group.add_argument("--split", default="", help="of a data set: train, val, test or all; empty: its usual one")
     group.add_argument("--size", type=int, help=f"side of the square training pictures ({sizes[0]} for a folder, {sizes[1]} for scenes)")
     group.add_argument(
         "--normals",
@@ -50,16 +56,33 @@ def add_data_options(
         group.add_argument(
             "--colors", choices=tuple(COLOR_FILES.readings), default=FolderData.colors, help="of the folder's albedo and shading"
         )
-    group.add_argument("--scenes", type=int, default=SceneData.count, help="number of rendered scenes")
+    group.add_argument("--scenes", type=int, help=f"number of rendered scenes ({SceneData.count}), or of the first pairs of --data (all)")
+    group.add_argument("--labels", type=int, default=0, help="learn from this many pairs of --data, drawn by --seed; 0: all")
     group.add_argument("--first-scene", type=int, default=SceneData.first_seed, help="seed of the first scene")
     return group
 
 
 def data_from(arguments: argparse.Namespace, sizes: tuple[int, int] = SIZES) -> SceneData | FolderData:
-    """The pairs that `add_data_options` asks for. Raises ValueError for impossible values."""
+    """The pairs that `add_data_options` asks for. Raises ValueError for impossible values, and for a public data set."""
     if arguments.data is None:
-        return SceneData(arguments.first_scene, arguments.scenes, arguments.size or sizes[1])
-    return FolderData(arguments.data, arguments.size or sizes[0], **chosen(FolderData, arguments, "size"))
+        if arguments.labels:
+            raise ValueError("--labels draws from the pairs of --data: of rendered scenes, --scenes says how many.")
+        count = SceneData.count if arguments.scenes is None else arguments.scenes
+        return SceneData(arguments.first_scene, count, arguments.size or sizes[1])
+    if named_set(str(arguments.data)):
+        raise ValueError(f"this trainer learns from folders, not from {arguments.data}: give a {FOLDER_LAYOUT}.")
+    folder = FolderData(arguments.data, arguments.size or sizes[0], **chosen(FolderData, arguments, "size"))
+    count, labels = arguments.scenes or 0, arguments.labels
+    return FewPairs(**vars(folder), count=count, labels=labels, seed=arguments.seed) if count or labels else folder
+
+
+def set_data_from(arguments: argparse.Namespace, sizes: tuple[int, int] = SIZES) -> SetData | None:
+    """The public data set that `add_data_options` asks for, None if it asks for none. Raises ValueError for impossible values."""
+    named = named_set(str(arguments.data))
+    if named is None:
+        return None
+    few = {"count": arguments.scenes or 0, "labels": arguments.labels, "seed": arguments.seed}
+    return SetData(named[0].name, named[1], arguments.split, arguments.size or sizes[0], **few)
 
 
 def add_cache_option(parser: "argparse._ActionsContainer") -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 from .folder_data import FolderData
 from .history import History
 from .loop import LoopConfig
+from .set_data import SetData
 
 # The weights do not depend on these, or they are kept with the loop's settings.
 _NOT_OF_THE_TASK = ("loop", "save_dtype", "gradient_checkpointing")
@@ -41,7 +42,7 @@ class TrainerConfig(ABC):
     def record(self) -> str:
         """All settings as JSON for a file that is passed on: of folders only the names."""
         settings = self.task_settings() | {"base": self.base.name}
-        if isinstance(data := getattr(self, "data", None), FolderData):
+        if isinstance(data := getattr(self, "data", None), FolderData | SetData):
             settings["data"] |= {"folder": data.folder.name}
         return json.dumps(settings | {"loop": self.loop.record()})
 

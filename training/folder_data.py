@@ -10,26 +10,23 @@ Captions, for trainers that use them: NAME.txt beside the picture. Where one map
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from einops import rearrange
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
-from ..methods.maps import MAPS, OTHER_MAPS, map_kind
+from ..data.files import read_picture
+from ..data.folder import matched
+from ..methods.maps import MAPS, map_kind
 from ..methods.maps.files import FileConvention
 from .pairs import IMAGE
 
 _LOG = logging.getLogger(__name__)
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-
-# FFmpeg's names of 16-bit pixels, less their byte order.
-_CHANNELS_16_BIT = {"gray16": 1, "ya16": 2, "rgb48": 3, "rgba64": 4}
 
 
 @dataclass(frozen=True)
@@ -59,30 +56,15 @@ class FolderData:
 
     def source(self, map_name: str) -> "FolderPairs":
         """The pairs of pictures and `map_name`. Raises ValueError, saying what was looked for, if there are none."""
-        if not self.folder.is_dir():
-            raise ValueError(f"the data folder {self.folder} does not exist: give a folder that holds pictures and their maps.")
-        own = self.folder / map_name
-        if own.is_dir():
-            pictures, maps, wanted = _by_stem(self.folder / IMAGE), _by_stem(own), f"{IMAGE}/NAME.png with {map_name}/NAME.png"
-        else:
-            files, wanted = _by_stem(self.folder), f"NAME.png with NAME_{map_name}.png, or {IMAGE}/NAME.png with {map_name}/NAME.png"
-            ending = f"_{map_name}"
-            maps = {stem.removesuffix(ending): path for stem, path in files.items() if stem.endswith(ending)}
-            # A picture may be called like a map (finish_line.png); then it has a map of its own.
-            of_maps = tuple(f"_{name}" for name in MAPS | OTHER_MAPS if name != IMAGE)
-            pictures = {stem.removesuffix(f"_{IMAGE}"): path for stem, path in files.items() if stem in maps or not stem.endswith(of_maps)}
-        names = sorted(pictures.keys() & maps.keys())
-        if not names:
-            raise ValueError(f"{self.folder} holds {len(pictures)} pictures and {len(maps)} {map_name} maps but no pair: wanted {wanted}.")
-        if alone := len(pictures.keys() ^ maps.keys()):
-            _LOG.warning("%d files in %s have no partner for %s and are left out (%d pairs)", alone, self.folder, map_name, len(names))
-        return FolderPairs(self, map_name, tuple(pictures[name] for name in names), tuple(maps[name] for name in names))
+        pairs = matched(self.folder, map_name)
+        return FolderPairs(self, map_name, tuple(pair.picture for pair in pairs), tuple(pair.map for pair in pairs))
 
     def aligned(self, map_names: Sequence[str]) -> "AlignedPairs":
         """The pictures that have each of several maps. Raises ValueError if no picture has all of them, or none is asked for."""
         if not map_names:
             raise ValueError("no map was asked for: name at least one beside the picture.")
-        sources = {name: self.source(name) for name in map_names}
+        # All of the folder's pairs, whichever of them are used.
+        sources = {name: FolderData.source(self, name) for name in map_names}
         pictures = sorted(set.intersection(*(set(source.pictures) for source in sources.values())))
         if not pictures:
             raise ValueError(f"no picture in {self.folder} has all of {', '.join(map_names)}: leave out those you do not have.")
@@ -105,6 +87,10 @@ class FolderPairs:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    def chosen(self, rows: Sequence[int]) -> "FolderPairs":
+        """Some of the pairs."""
+        return replace(self, pictures=tuple(self.pictures[row] for row in rows), maps=tuple(self.maps[row] for row in rows))
+
     def read(self, kind: str, rows: Sequence[int]) -> Tensor:
         """See `PairSource.read`. Raises ValueError naming a file that cannot be read or does not fit its partner."""
         return torch.stack([self._picture(row) if kind == IMAGE else self._map(row) for row in rows])
@@ -117,7 +103,7 @@ class FolderPairs:
         return {"files": files, "kind": kind, "settings": settings}
 
     def _picture(self, row: int) -> Tensor:
-        return _square(read_picture(self.pictures[row]), self.data.size).clamp(0, 1)
+        return square(read_picture(self.pictures[row]), self.data.size).clamp(0, 1)
 
     def _map(self, row: int) -> Tensor:
         path = self.maps[row]
@@ -130,7 +116,7 @@ class FolderPairs:
                 f"{path} is {values.shape[2]} x {values.shape[1]}, its picture {width} x {height}: a pair must show the same view."
             )
         files = map_kind(self.map_name).files
-        pixels_bhw3 = rearrange(_square(values, self.data.size), "c h w -> 1 h w c")
+        pixels_bhw3 = rearrange(square(values, self.data.size), "c h w -> 1 h w c")
         return rearrange(files.readings[self.data.chosen(files)](pixels_bhw3), "1 h w c -> c h w")
 
 
@@ -167,61 +153,41 @@ class AlignedPairs:
         return self.of(kind).identity(kind)
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    """The pictures of a folder by name without ending. Raises ValueError if the folder is missing or a name is double."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder} does not exist: put the pictures there, under the same names as their maps.")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in _SUFFIXES:
-            if path.stem in files:
-                raise ValueError(f"{files[path.stem].name} and {path.name} in {folder} have the same name: keep one of them.")
-            files[path.stem] = path
-    return files
+@dataclass(frozen=True)
+class FewPairs(FolderData):
+    """Some of a folder's pairs, see `few_rows`."""
+
+    count: int = 0
+    labels: int = 0
+    seed: int = 0
+
+    def source(self, map_name: str) -> FolderPairs:
+        pairs = super().source(map_name)
+        return pairs.chosen(few_rows(len(pairs), self.count, self.labels, self.seed))
+
+    def aligned(self, map_names: Sequence[str]) -> AlignedPairs:
+        pairs = super().aligned(map_names)
+        rows = few_rows(len(pairs), self.count, self.labels, self.seed)
+        return AlignedPairs({name: source.chosen(rows) for name, source in pairs.maps.items()})
 
 
-def read_picture(path: Path) -> Tensor:
-    """A picture file as `[3, h, w]` float32 in 0..1, all 16 bits of a 16-bit PNG kept; alpha is dropped. Raises ValueError."""
-    try:
-        if _is_16_bit_png(path):
-            return _read_16_bit(path)
-        with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            if picture.mode.startswith(("I", "F")):
-                raise ValueError(f"{path} has pixels of kind {picture.mode}: save it as an 8- or 16-bit PNG.")
-            pixels = numpy.asarray(picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a picture ({error}): replace or remove it.") from None
-    return torch.from_numpy(pixels.copy()).movedim(-1, 0).float() / 255
+def few_rows(pairs: int, count: int, labels: int, seed: int) -> list[int]:
+    """Rows of the first `count` pairs, or of `labels` of these, drawn by `seed`; 0: all.
+
+    Raises ValueError for negative numbers, and for more labels than there are pairs.
+    """
+    if min(count, labels) < 0:
+        raise ValueError(f"{count} pairs with {labels} labels were asked for: both must be at least 1.")
+    rows = list(range(pairs))[: count or None]
+    if not labels:
+        return rows
+    if labels > len(rows):
+        raise ValueError(f"{labels} labels were asked for, there are {len(rows)} pairs: ask for fewer.")
+    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:labels]
+    return sorted(drawn.tolist())
 
 
-def _is_16_bit_png(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(25)
-    return head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:] == b"\x10"
-
-
-def _read_16_bit(path: Path) -> Tensor:
-    """Pillow would cut a 16-bit colour PNG down to 8 bits; PyAV, which ComfyUI needs too, keeps them."""
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            frame = next(container.decode(video=0))
-    except (av.FFmpegError, StopIteration) as error:
-        raise OSError(error) from None
-    # The decoder's own samples: PyAV's conversions know no grey with alpha, and FFmpeg's lost rows of it.
-    layout, order = frame.format.name[:-2], frame.format.name[-2:]
-    if layout not in _CHANNELS_16_BIT:
-        raise OSError(f"its pixels are {frame.format.name}")
-    channels = _CHANNELS_16_BIT[layout]
-    samples = numpy.frombuffer(frame.planes[0], {"be": ">u2", "le": "<u2"}[order]).reshape(frame.height, -1)
-    pixels = samples[:, : frame.width * channels].reshape(frame.height, frame.width, channels).astype(numpy.float32) / 65535
-    color = pixels[..., :1] if channels < 3 else pixels[..., :3]
-    return torch.from_numpy(color).movedim(-1, 0).expand(3, -1, -1).contiguous()
-
-
-def _square(picture_chw: Tensor, size: int) -> Tensor:
+def square(picture_chw: Tensor, size: int) -> Tensor:
     """Short side to `size` (antialiased), centre crop."""
     height, width = picture_chw.shape[1:]
     scale = size / min(height, width)

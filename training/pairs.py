@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -30,6 +30,14 @@ class PairSource(Protocol):
 
     def identity(self, kind: str) -> dict[str, Any]:
         """What `read(kind, ...)` depends on, in JSON's types: equal identities give equal pictures."""
+
+
+@runtime_checkable
+class MaskedSource(PairSource, Protocol):
+    """Pairs whose maps are not known everywhere."""
+
+    def masks(self, rows: Sequence[int]) -> Tensor:
+        """`[b, 1, h, w]`, True where the map counts: what lies outside is never learnt."""
 
 
 class CaptionedSource(PairSource, Protocol):

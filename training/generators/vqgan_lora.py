@@ -16,7 +16,8 @@ from ..config import TrainerConfig, require_size
 from ..folder_data import FolderData
 from ..loop import History, LoopConfig, Report, train
 from ..losses import picture_loss
-from ..pairs import IMAGE, SceneData
+from ..pairs import IMAGE, MaskedSource, SceneData
+from ..set_data import SetData
 from .lora import LoraOn, save_generator_lora
 
 PREFIX = "decoder."
@@ -33,7 +34,7 @@ class VqganLoraConfig(TrainerConfig):
     base: Path
     map: str
     loop: LoopConfig
-    data: SceneData | FolderData = field(default_factory=lambda: SceneData(size=64))
+    data: SceneData | FolderData | SetData = field(default_factory=lambda: SceneData(size=64))
     rank: int = 8
     batch: int = 8
     init: str = "trained"
@@ -92,7 +93,8 @@ class VqganLoraTask:
         with torch.no_grad():
             codes = quantised(self.vqgan, 2 * self.source.read(IMAGE, rows).to(self.vqgan.device) - 1)
         decoded = run_decoder(self.vqgan, codes, lambda inputs: module(*inputs))
-        return picture_loss(self.config.map, decoded, 2 * self.source.read(self.config.map, rows).to(decoded.device) - 1)
+        mask = self.source.masks(rows).to(decoded.device) if isinstance(self.source, MaskedSource) else None
+        return picture_loss(self.config.map, decoded, 2 * self.source.read(self.config.map, rows).to(decoded.device) - 1, mask)
 
     def save(self, folder: Path) -> None:
         size, base = self.config.data.size, self.config.base.name

@@ -9,6 +9,7 @@ from ..config import TrainerConfig, file_header
 from ..folder_data import FolderData
 from ..loop import LoopConfig
 from ..pairs import JoinedData, SceneData
+from ..set_data import SetData
 from .adapter import KINDS
 
 
@@ -25,7 +26,7 @@ class IntrinsicLoraConfig(TrainerConfig):
     base: Path
     map: str
     loop: LoopConfig
-    data: SceneData | JoinedData | FolderData = field(default_factory=SceneData)
+    data: SceneData | JoinedData | FolderData | SetData = field(default_factory=SceneData)
     kind: str = "attention"
     rank: int = 8
     batch: int = 4

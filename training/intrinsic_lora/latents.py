@@ -12,9 +12,10 @@ from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional
 
 from ..atomic import write_tensors
-from ..pairs import IMAGE, OnEncoded, PairSource
+from ..pairs import IMAGE, MaskedSource, OnEncoded, PairSource
 
 _LOG = logging.getLogger(__name__)
 # Pixels encoded at once: 16 pictures of 128 x 128, one of 512 x 512.
@@ -26,11 +27,13 @@ class LatentPairs:
     """Latents of pictures and of their maps, `[n, c, h, w]` float32, in the model's scale.
 
     image_bchw: mode of the encoded pictures. map_mean_bchw, map_std_bchw: the distribution of the encoded maps.
+    mask_b1hw: bool, the latents all of whose pixels count; None: all of them do.
     """
 
     image_bchw: Tensor
     map_mean_bchw: Tensor
     map_std_bchw: Tensor
+    mask_b1hw: Tensor | None = None
 
     @classmethod
     def encode(
@@ -38,7 +41,8 @@ class LatentPairs:
     ) -> "LatentPairs":
         """Encode every pair of `source` on the VAE's device. `cache`: a folder to keep the latents in, and to find them."""
         kinds = encode_model_latents(vae, source, (IMAGE, map_name), cache, on_encoded)
-        return cls(kinds[IMAGE][0], *kinds[map_name])
+        mask = _latent_masks(source, map_name, downscale(vae), cache) if isinstance(source, MaskedSource) else None
+        return cls(kinds[IMAGE][0], *kinds[map_name], mask)
 
     def __len__(self) -> int:
         return len(self.image_bchw)
@@ -87,7 +91,7 @@ def encode_kinds(
     Row by row: a source that makes all kinds of a row at once has to do so once only.
     """
     paths = {kind: None if cache is None else cache / f"latents-{kind}-{_fingerprint(vae, source, kind)}.safetensors" for kind in kinds}
-    encoded = {kind: kept for kind, path in paths.items() if (kept := _kept(path)) is not None}
+    encoded = {kind: (kept["mean"], kept["std"]) for kind, path in paths.items() if (kept := _kept(path, "mean", "std"))}
     missing = [kind for kind in kinds if kind not in encoded]
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {kind: [] for kind in missing}
     factor, start = vae.config.scaling_factor, 0
@@ -111,13 +115,26 @@ def encode_kinds(
     return encoded
 
 
-def _kept(path: Path | None) -> tuple[Tensor, Tensor] | None:
+def _latent_masks(source: MaskedSource, map_name: str, factor: int, cache: Path | None) -> Tensor:
+    """`[n, 1, h, w]` bool: the latents all of whose `factor` x `factor` pixels count."""
+    digest = hashlib.sha256(json.dumps([source.identity(map_name), factor], sort_keys=True).encode()).hexdigest()[:16]
+    path = None if cache is None else cache / f"masks-{map_name}-{digest}.safetensors"
+    if kept := _kept(path, "mask"):
+        return kept["mask"]
+    unknown = [functional.max_pool2d((~source.masks([row])).float(), factor) for row in range(len(source))]
+    mask = torch.cat(unknown) == 0
+    if path is not None:
+        write_tensors(path, {"mask": mask})
+    return mask
+
+
+def _kept(path: Path | None, *names: str) -> dict[str, Tensor] | None:
     """What was encoded before, if it is there and whole."""
     if path is None or not path.exists():
         return None
     try:
         kept = load_file(path)
-        return kept["mean"], kept["std"]
+        return {name: kept[name] for name in names}
     except (SafetensorError, KeyError):
         _LOG.warning("%s is damaged: encoding again", path)
         return None

@@ -15,7 +15,7 @@ from ..backbones.backbone import SingleStepBase
 from ..config import require_size
 from ..loop import History, Report, train
 from ..losses import latent_loss, picture_loss
-from ..pairs import OnEncoded, PairSource
+from ..pairs import MaskedSource, OnEncoded, PairSource
 from .adapter import add_adapter, load_adapter, save_lora
 from .config import IntrinsicLoraConfig
 from .latents import LatentPairs, downscale, vae_latents
@@ -36,9 +36,11 @@ class IntrinsicLoraTask:
         rows, latent, target = self.pairs.draw(self.config.batch, draw)
         predicted = self.single_step.map_latent(module, latent.to(device), self.text_1td)
         if self.config.loss == "latent":
-            return latent_loss(predicted, target.to(device))
+            known = self.pairs.mask_b1hw
+            return latent_loss(predicted, target.to(device), None if known is None else known[rows].to(device))
         decoded = self.vae.decode(vae_latents(self.vae, predicted)).sample
-        return picture_loss(self.config.map, decoded, 2 * self.source.read(self.config.map, rows).to(device) - 1)
+        mask = self.source.masks(rows).to(device) if isinstance(self.source, MaskedSource) else None
+        return picture_loss(self.config.map, decoded, 2 * self.source.read(self.config.map, rows).to(device) - 1, mask)
 
     def save(self, folder: Path) -> None:
         if self.config.kind == "full":

@@ -1,0 +1,87 @@
+"""The pack's own folders, path-traced ones too: one folder a map, or endings of names; normals OpenGL, depth near dark, colours sRGB.
+
+    image/NAME.png  MAP/NAME.png       or       NAME.png  NAME_MAP.png
+
+`mask/NAME.png` says which pixels count, `about/NAME.json` which metres black and white depth stand for (`scenes.path_traced`).
+Both may be missing: then every pixel counts, and depth is relative.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy
+from torch import Tensor
+
+from ..methods.maps import MAPS, OTHER_MAPS, map_kind
+from .base import ALL, DataSet, MapData, Pair, depth_data, map_data, normal_data
+from .files import SUFFIXES, read_pixels
+
+_LOG = logging.getLogger(__name__)
+IMAGE = "image"
+
+
+def matched(folder: Path, map_name: str) -> list[Pair]:
+    """The pairs of a folder, by name. Raises ValueError, saying what was looked for, if there are none."""
+    if not folder.is_dir():
+        raise ValueError(f"the data folder {folder} does not exist: give a folder that holds pictures and their maps.")
+    own = folder / map_name
+    if own.is_dir():
+        pictures, maps, wanted = _by_stem(folder / IMAGE), _by_stem(own), f"{IMAGE}/NAME.png with {map_name}/NAME.png"
+    else:
+        files, wanted = _by_stem(folder), f"NAME.png with NAME_{map_name}.png, or {IMAGE}/NAME.png with {map_name}/NAME.png"
+        ending = f"_{map_name}"
+        maps = {stem.removesuffix(ending): path for stem, path in files.items() if stem.endswith(ending)}
+        # A picture may be called like a map (finish_line.png); then it has a map of its own.
+        of_maps = tuple(f"_{name}" for name in MAPS | OTHER_MAPS if name != IMAGE)
+        pictures = {stem.removesuffix(f"_{IMAGE}"): path for stem, path in files.items() if stem in maps or not stem.endswith(of_maps)}
+    names = sorted(pictures.keys() & maps.keys())
+    if not names:
+        raise ValueError(f"{folder} holds {len(pictures)} pictures and {len(maps)} {map_name} maps but no pair: wanted {wanted}.")
+    if alone := len(pictures.keys() ^ maps.keys()):
+        _LOG.warning("%d files in %s have no partner for %s and are left out (%d pairs)", alone, folder, map_name, len(names))
+    return [Pair(name, pictures[name], maps[name]) for name in names]
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """The pictures of a folder by name without ending. Raises ValueError if the folder is missing or a name is double."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} does not exist: put the pictures there, under the same names as their maps.")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES:
+            if path.stem in files:
+                raise ValueError(f"{files[path.stem].name} and {path.name} in {folder} have the same name: keep one of them.")
+            files[path.stem] = path
+    return files
+
+
+def _picture(pair: Pair) -> Tensor:
+    return read_pixels(pair.picture)
+
+
+def _read(pair: Pair, map_name: str) -> MapData:
+    pixels = read_pixels(pair.map)
+    folder = pair.map.parent.parent
+    mask_file, about = folder / "mask" / f"{pair.name}.png", folder / "about" / f"{pair.name}.json"
+    mask = read_pixels(mask_file)[..., 0].numpy() if mask_file.is_file() else None
+    if map_name == "normal":
+        return normal_data(pair.map, (2 * pixels - 1).numpy(), mask)
+    if map_name == "depth":
+        # Relative depth gets a metre's distance: AbsRel needs positive depth, and scale and shift are fitted anyway.
+        nearest, farthest = json.loads(about.read_text(encoding="utf-8"))["depth_metres"] if about.is_file() else (1.0, 2.0)
+        grey = pixels.mean(-1).numpy()
+        return depth_data(pair.map, nearest + (farthest - nearest) * grey.astype(numpy.float64), mask)
+    return map_data(pair.map, map_kind(map_name).from_picture(pixels[None])[0].numpy(), mask)
+
+
+FOLDER = DataSet(
+    "folder",
+    "a folder of your own, or path-traced scenes",
+    tuple(MAPS),
+    (ALL,),
+    "image/NAME.png with MAP/NAME.png, or NAME.png with NAME_MAP.png",
+    lambda folder, split, map_name: matched(folder, map_name),
+    _picture,
+    _read,
+)

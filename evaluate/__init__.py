@@ -1,0 +1,1 @@
+"""Maps against public data sets: `python -m intrinsic_lab.evaluate`."""

@@ -1,0 +1,62 @@
+"""One picture's metrics."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..data import Judgement, MapData
+from ..methods import metrics
+from ..methods.maps import map_kind
+
+WHDR_THRESHOLD = 0.1
+
+# What is measured here beside an evaluation's own metrics.
+_FURTHER: dict[metrics.Evaluation, tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
+    metrics.NORMAL: ("l1_x100", metrics.normal_l1),
+    metrics.COLOR: ("si_rmse", metrics.scale_invariant_rmse),
+}
+
+
+def evaluation_of(map_name: str, alignment: str) -> metrics.Evaluation:
+    """How a map is measured. alignment: of `metrics.ALIGNMENTS`, for depth."""
+    evaluation = map_kind(map_name).evaluation
+    return metrics.depth_evaluation(alignment) if evaluation is metrics.DEPTH else evaluation
+
+
+def measure(map_name: str, prediction_hwc: Tensor, reference: MapData, alignment: str) -> dict[str, float]:
+    """Every metric of one picture. Raises ValueError as the metrics do."""
+    batch = prediction_hwc[None], reference.values_hwc[None], reference.mask_hw[None]
+    scores = evaluation_of(map_name, alignment).score(*batch)
+    if further := _FURTHER.get(map_kind(map_name).evaluation):
+        name, metric = further
+        scores[name] = float(metric(*batch))
+    return scores
+
+
+def whdr(albedo_hw3: Tensor, judgements: Sequence[Judgement], threshold: float = WHDR_THRESHOLD) -> float:
+    """Weighted human disagreement rate in percent (Bell et al. 2014, eq. 1) of a linear albedo.
+
+    A point is darker where its mean over the channels is smaller by more than `threshold`. Raises ValueError without judgements.
+    """
+    if not judgements:
+        raise ValueError("nobody judged any two points of this picture: leave it out.")
+    height, width = albedo_hw3.shape[:2]
+
+    def lightness(point: tuple[float, float]) -> float:
+        x, y = (min(side - 1, int(share * side)) for share, side in zip(point, (width, height), strict=True))
+        return max(1e-10, float(albedo_hw3[y, x].mean()))
+
+    def darker(judgement: Judgement) -> str:
+        first, second = lightness(judgement.first), lightness(judgement.second)
+        return "1" if second / first > 1 + threshold else "2" if first / second > 1 + threshold else "E"
+
+    wrong = sum(judgement.weight for judgement in judgements if darker(judgement) != judgement.darker)
+    return 100 * wrong / sum(judgement.weight for judgement in judgements)
+
+
+def error_picture(map_name: str, prediction_hwc: Tensor, reference: MapData, alignment: str) -> tuple[Tensor, Tensor]:
+    """Error per pixel, 1 where it is as large as is shown, and the pixels that count; both `[h, w]`."""
+    evaluation = evaluation_of(map_name, alignment)
+    error, counted = evaluation.error(prediction_hwc[None], reference.values_hwc[None], reference.mask_hw[None])
+    return (error[0] / evaluation.error_top).clamp(0, 1).to(torch.float32), counted[0]

@@ -1,0 +1,127 @@
+"""Where the maps that are judged come from: a folder of files, or a base with an Intrinsic LoRA."""
+
+import logging
+from pathlib import Path
+from typing import Protocol
+
+import numpy
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..data import Pair
+from ..data.files import read_exr, read_npy, read_pixels
+from ..methods.intrinsic_lora.extract import processed_size
+from ..methods.intrinsic_lora.recipe import AUTO, recipe_of
+from ..methods.lora.lora_file import LoraFile, read_lora
+from ..methods.maps import MapKind, map_kind
+from ..methods.maps.files import COLOR_FILES, Reading
+from ..training.intrinsic_lora import load_base, predict_maps
+from ..training.intrinsic_lora.latents import downscale
+
+_LOG = logging.getLogger(__name__)
+ENDINGS = (".npy", ".exr", ".png", ".jpg")
+
+
+class Predictions(Protocol):
+    """Maps of pictures."""
+
+    def predict(self, pair: Pair, picture_hw3: Tensor) -> Tensor:
+        """`[h, w, c]` of map data (`methods.maps`), of any size that shows the same view. Raises ValueError."""
+
+
+class FolderPredictions:
+    """NAME.npy, .exr (data: normals of -1..1, linear colours) or .png, .jpg (pictures), NAME as the data set calls its pictures.
+
+    Slashes of NAME are folders, or underscores. convention: of the files, one of the map's `files.choices`, or AUTO for this pack's own.
+    """
+
+    def __init__(self, folder: Path, map_name: str, convention: str = AUTO):
+        if not folder.is_dir():
+            raise ValueError(f"the folder of predictions {folder} does not exist: give one that holds NAME.npy, NAME.exr or NAME.png.")
+        self.folder, self.kind = folder, map_kind(map_name)
+        files = self.kind.files
+        self.convention = files.own if convention == AUTO else convention
+        if self.convention not in files.choices:
+            choices = ", ".join(filter(None, files.choices))
+            raise ValueError(f"the convention is {convention!r}: {map_name} has {choices or 'none to choose'}.")
+
+    def predict(self, pair: Pair, picture_hw3: Tensor) -> Tensor:
+        names = pair.name, pair.name.replace("/", "_")
+        path = next((path for name in names for ending in ENDINGS if (path := self.folder / f"{name}{ending}").is_file()), None)
+        if path is None:
+            raise ValueError(f"there is no prediction for {pair.name}: wanted {self.folder / pair.name}.npy, .exr or .png.")
+        if path.suffix in (".npy", ".exr"):
+            data = _data_file(path, self.kind.channels)
+            # Colours as data are linear in every convention.
+            linear = self.convention == self.kind.files.own or self.kind.files is COLOR_FILES
+            return data if linear else in_this_packs(self.kind, data, self.kind.files.choices[self.convention].to_own)
+        return self.kind.from_picture(self.kind.files.readings[self.convention](read_pixels(path)[None]))[0]
+
+
+def _data_file(path: Path, channels: int) -> Tensor:
+    values = read_npy(path, channels) if path.suffix == ".npy" else read_exr(path, ("R", "G", "B")[:channels])
+    return torch.from_numpy(numpy.ascontiguousarray(values))
+
+
+def in_this_packs(kind: MapKind, data_hwc: Tensor, to_own: Reading) -> Tensor:
+    """Data that were taken for this pack's, in it."""
+    return kind.from_picture(to_own(kind.to_picture(data_hwc[None])))[0]
+
+
+class ModelPredictions:
+    """A diffusers base with an Intrinsic LoRA, one forward pass a picture; its short side is brought to `size` pixels.
+
+    convention: in which the LoRA learnt its map; AUTO: as its file says or is known for (`recipe_of`). size: 0 keeps the picture's own,
+    None is the one that the file says it was trained at, else 512. Raises ValueError for files that do not fit.
+    """
+
+    def __init__(self, base: Path, lora: Path, map_name: str, convention: str = AUTO, size: int | None = None):
+        file = read_lora(lora)
+        if (made := file.metadata.get("intrinsic_lab.map", map_name)) != map_name:
+            raise ValueError(f"{lora.name} makes {made}, {map_name} is to be judged: pick that map's LoRA.")
+        self.recipe = recipe_of(file, lora.name, map_name, convention)
+        _LOG.info("%s", self.recipe.in_words)
+        self.size = (self.recipe.resolution or 512) if size is None else size
+        self.base = load_base(base)
+        merge_lora(self.base.network, file, lora.name)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        for module in (self.base.network, self.base.vae, self.base.text_encoder):
+            module.to(self.device)
+        self.text_1td = self.base.embed(self.recipe.prompt)
+
+    def predict(self, pair: Pair, picture_hw3: Tensor) -> Tensor:
+        factor = downscale(self.base.vae)
+        own_height, own_width = picture_hw3.shape[:2]
+        cells = (max(1, round(side / factor)) for side in processed_size(own_height, own_width, self.size))
+        picture = resized(picture_hw3, *(factor * cell for cell in cells)).clamp(0, 1)
+        pictures_bchw = rearrange(picture, "h w c -> 1 c h w")
+        data = predict_maps(self.base.network, self.base.vae, self.text_1td, pictures_bchw, self.recipe.map)[0]
+        if self.recipe.to_own:
+            data = in_this_packs(map_kind(self.recipe.map), data, self.recipe.to_own)
+        return resized(data, own_height, own_width)
+
+
+@torch.no_grad()
+def merge_lora(network: nn.Module, file: LoraFile, name: str) -> None:
+    """Add a LoRA to the weights of the layers it changes. Raises ValueError, naming the file, where the two do not fit."""
+    modules = dict(network.named_modules())
+    if unknown := sorted(file.layers.keys() - modules.keys()):
+        raise ValueError(
+            f"{name} changes {len(unknown)} layers that this base does not have ({unknown[0]}): pick the base it was made for."
+        )
+    for module_name, layer in file.layers.items():
+        weight = modules[module_name].get_parameter("weight")
+        delta = layer.scale * layer.up.float().flatten(1) @ layer.down.float().flatten(1)
+        if delta.numel() != weight.numel() or delta.shape[0] != weight.shape[0]:
+            raise ValueError(f"{name} does not fit {module_name} of this base ({list(weight.shape)}): pick the base it was made for.")
+        weight += delta.reshape(weight.shape).to(weight)
+
+
+def resized(values_hwc: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear, antialiased; the same tensor where the size fits already."""
+    if values_hwc.shape[:2] == (height, width):
+        return values_hwc
+    picture = rearrange(values_hwc, "h w c -> 1 c h w")
+    return rearrange(functional.interpolate(picture, (height, width), mode="bilinear", antialias=True), "1 c h w -> h w c")
