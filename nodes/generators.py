@@ -10,8 +10,6 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..methods.intrinsic_lora.extract import ExtractSettings, extract, plan_extraction
-from ..methods.intrinsic_lora.generators.sample import draw, map_pictures
-from ..methods.intrinsic_lora.generators.vqgan import downscale, vqgan_generator
 from ..methods.maps import MAPS, image_from_map, map_from_image
 from .extract import contact_sheet
 from .native.joint_sampling.single_step import interruptible
@@ -153,6 +151,8 @@ class ExtractMapsVQGAN(io.ComfyNode):
 
     @classmethod
     def execute(cls, vqgan: LoadedGenerator, image, strength: float, processing_resolution: int, mirrored_average: bool) -> io.NodeOutput:
+        from ..methods.intrinsic_lora.generators.vqgan import downscale, vqgan_generator
+
         image_bhw3 = map_from_image(image, 3, "image", grey=True)
         _require_maps(vqgan)
         if processing_resolution < 0:
@@ -275,6 +275,8 @@ class SampleGAN(io.ComfyNode):
 
     @classmethod
     def execute(cls, gan: LoadedGenerator, seed: int, batch_size: int, truncation: float, strength: float) -> io.NodeOutput:
+        from ..methods.intrinsic_lora.generators.sample import draw, map_pictures
+
         config = gan.patcher.model.generator.config
         pixels = config.resolution**2
         pictures = min(batch_size, pictures_per_forward(gan.patcher.load_device, pixels, GAN_BYTES_PER_PIXEL))

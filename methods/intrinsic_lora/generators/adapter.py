@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from ...lora.layers import LoraLayer
 from ...maps import MAPS
+from ..generator_kinds import KIND_NAMES
 
 _ATTENTION = r"attentions\.\d+\.to_(?:q|k|v|out\.0)"
 _CONVOLUTIONS = r"conv_in|conv_out|resnets\.\d+\.(?:conv1|conv2|conv_shortcut)|upsamplers\.\d+\.conv"
@@ -24,7 +25,6 @@ TARGETS = {
     },
     "gan": {"affine": re.compile(r"(?:.*\.)?affine")},
 }
-KIND_NAMES = {"vqgan": "VQGAN", "gan": "GAN"}
 _HEADER = "intrinsic_lab."
 
 

@@ -30,11 +30,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..generator_kinds import CLASSES
 from .published_gan import read_published_gan
 from .style_gan import StyleGanConfig, StyleGenerator
 from .weights import require_same_weights
 
-CLASS_NAME = "IntrinsicLabStyleGenerator"
+CLASS_NAME = CLASSES["gan"]
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _PICKLES = (".pkl", ".pt", ".pth", ".bin", ".ckpt")
 # Fields that came after the first files.

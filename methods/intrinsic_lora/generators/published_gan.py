@@ -26,7 +26,6 @@ from torch import Tensor
 
 from .style_gan import FIRST_SIDE, StyleGanConfig
 
-SUFFIXES = (".pt", ".pkl")
 # How much slower the mapping network learns, which its weights are divided by.
 _MAPPING_RATE = 0.01
 _LAYER = {

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .weights import require_same_weights
 
-SUFFIX = ".ckpt"
 _TARGET, _FIRST_STAGE = "taming.models.vqgan.VQModel", "first_stage_model."
 _PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 _LONGEST_SETTINGS = 1 << 20

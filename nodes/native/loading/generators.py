@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
 import folder_paths
@@ -12,21 +12,17 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from ....methods.intrinsic_lora.generators.adapter import KIND_NAMES, GeneratorLora, fit, read_generator_lora
-from ....methods.intrinsic_lora.generators.gan_file import CLASS_NAME as GAN_CLASS
-from ....methods.intrinsic_lora.generators.gan_file import load_gan
-from ....methods.intrinsic_lora.generators.published_gan import SUFFIXES as GAN_SUFFIXES
-from ....methods.intrinsic_lora.generators.taming import SUFFIX as TAMING_SUFFIX
-from ....methods.intrinsic_lora.generators.taming import load_taming, settings_file
+from ....methods.intrinsic_lora.generator_kinds import CLASSES, KIND_NAMES, PUBLISHED
 from ....methods.maps import MAPS
 from ..lora_library.files import BUNDLED_MARK, lora_path
 from ..paths import BUNDLED, bundled_file, folder_fingerprint
 from .folder_files import ModelFolderError, read_config, read_weights, rename, require_same_weights
 
+# What reads and runs generators is imported where it is used: the pack loads with ComfyUI.
+if TYPE_CHECKING:
+    from ....methods.intrinsic_lora.generators import GeneratorLora
+
 NO_LORA = "none"
-CLASSES = {"vqgan": "VQModel", "gan": GAN_CLASS}
-# What the papers' authors published files under.
-PUBLISHED: Mapping[str, tuple[str, ...]] = {"vqgan": (TAMING_SUFFIX,), "gan": GAN_SUFFIXES}
 PUBLISHED_AS = {"vqgan": "a published .ckpt with its .yaml", "gan": "a published .pt or .pkl"}
 BUNDLED_FOLDERS = {"vqgan": {"nano VQGAN (bundled)": "nano_vqgan"}, "gan": {}}
 # Names of the attention in files older than diffusers 0.12.
@@ -39,7 +35,7 @@ class LoadedGenerator:
 
     kind: str
     patcher: ModelPatcher
-    loras: Mapping[str, GeneratorLora]
+    loras: "Mapping[str, GeneratorLora]"
 
     @property
     def resolution(self) -> int | None:
@@ -77,7 +73,7 @@ def generator_paths(kind: str) -> dict[str, Path]:
                     found.setdefault(f"{category}/{config.parent.relative_to(search_path).as_posix()}", config.parent)
     for search_path in map(Path, folder_paths.get_folder_paths("vae")):
         for file in sorted(path for depth in ("*", "*/*", "*/*/*") for path in search_path.glob(depth) if path.suffix in PUBLISHED[kind]):
-            if kind == "gan" or settings_file(file):
+            if kind == "gan" or _settings_file(file):
                 found.setdefault(f"vae/{file.relative_to(search_path).as_posix()}", file)
     return found
 
@@ -86,7 +82,13 @@ def generator_fingerprint(path: Path) -> tuple:
     """Changes whenever a file of the generator does, without reading it."""
     if path.is_dir():
         return folder_fingerprint(path)
-    return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in (path, settings_file(path)) if file)
+    return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in (path, _settings_file(path)) if file)
+
+
+def _settings_file(checkpoint: Path) -> Path | None:
+    from ....methods.intrinsic_lora.generators.taming import settings_file
+
+    return settings_file(checkpoint)
 
 
 def _class_name(config: Path) -> str | None:
@@ -107,6 +109,8 @@ def bundled_loras(kind: str, map_name: str) -> dict[str, str]:
 
 def load_generator(kind: str, shown: str, lora_names: Mapping[str, str]) -> LoadedGenerator:
     """A generator and its LoRAs by the names nodes show. Raises ValueError for other names, and for files that do not fit."""
+    from ....methods.intrinsic_lora.generators import fit, load_gan, read_generator_lora
+
     paths = generator_paths(kind)
     if shown not in paths:
         raise ValueError(
@@ -131,6 +135,8 @@ def load_generator(kind: str, shown: str, lora_names: Mapping[str, str]) -> Load
 def load_vqgan(folder: Path) -> nn.Module:
     """A VQModel, float32 (looking up codes needs it), of a diffusers folder or a published checkpoint. Raises ValueError."""
     from diffusers import VQModel
+
+    from ....methods.intrinsic_lora.generators.taming import load_taming
 
     if folder.is_file():
         return load_taming(folder, VQModel.from_config)
