@@ -13,7 +13,7 @@ from .names import KINDS, ROOM, WORLD
 
 if TYPE_CHECKING:
     from .parameters import Scenes, Style
-    from .render import SceneMaps, render, render_scenes, segmentation_colors, srgb_from_linear
+    from .rendering import SceneMaps, render, render_scenes, segmentation_colors, srgb_from_linear
     from .sampling import Worlds, sample_scenes
     from .world.trace import SKY_DEPTH
 
@@ -33,9 +33,10 @@ __all__ = [
     "srgb_from_linear",
 ]
 
+# No module here may have the name of something it offers: importing it would hide that.
 _HOMES = {
     ".parameters": ("Scenes", "Style"),
-    ".render": ("SceneMaps", "render", "render_scenes", "segmentation_colors", "srgb_from_linear"),
+    ".rendering": ("SceneMaps", "render", "render_scenes", "segmentation_colors", "srgb_from_linear"),
     ".sampling": ("Worlds", "sample_scenes"),
     ".world.trace": ("SKY_DEPTH",),
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .names import KINDS, ROOM, WORLD
 from .pictures import gallery, save_picture, save_scene
-from .render import render_scenes
+from .rendering import render_scenes
 
 # Chosen by eye among the held-out scenes (seeds 0..999), which no training sees.
 DEMO_SEED = 122

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .names import ROOM
-from .render import SceneMaps, render_scenes, segmentation_colors, srgb_from_linear
+from .rendering import SceneMaps, render_scenes, segmentation_colors, srgb_from_linear
 from .sampling import Worlds
 
 CAPTION_POINTS, MARGIN, LINE_HEIGHT = 13, 6, 17

@@ -1,1 +1,1 @@
-"""Path-traced scenes with exact maps: a check of realism apart from `scenes.render`, and training folders from .blend files."""
+"""Path-traced scenes with exact maps: a check of realism apart from `scenes.rendering`, and training folders from .blend files."""

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..pictures import sixteen_bit_png, write_file
-from ..render import srgb_from_linear
+from ..rendering import srgb_from_linear
 from .passes import Maps
 
 KINDS = ("image", "normal", "depth", "albedo", "shading", "specular", "roughness", "metallic", "mask")
