@@ -3,8 +3,8 @@
     python -m intrinsic_lab.tools.compare_revisions REVISION [--rounds 3] [--only NAME ...]
 
 Each round runs every benchmark on the earlier revision and then on this checkout, in this environment, one after the other, so that the
-machine's moods fall on both. A figure's ratio is that of the medians over the rounds; above 1 this checkout is slower. What it prints goes
-to benchmarks/results/compare_revisions.md too, if all benchmarks were run.
+machine's moods fall on both. A figure's ratio is that of the medians over the rounds; above 1 this checkout is slower. Figures are kept in
+benchmarks/results/compare_revisions.json, those of other runs against the same revision too, and printed as a table.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from .bench import machine
 from .comfyui_source import ROOT
 from .console import WorkbenchError, exit_code, say
 
-RESULTS = ROOT / "benchmarks" / "results" / "compare_revisions.md"
+RESULTS = ROOT / "benchmarks" / "results" / "compare_revisions.json"
 
 
 @dataclass(frozen=True)
@@ -112,23 +112,31 @@ def run(revision: str, rounds: int, only: list[str]) -> int:
                         values.setdefault(figure, {}).setdefault(which, []).append(value)
                 say(f"- round {number + 1} of {rounds}: {name}")
     named = subprocess.run(["git", "rev-parse", "--short", revision], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    lines = [f"| figure, median of {rounds} | {named} | now | ratio | ratios of the rounds |", "| --- | --- | --- | --- | --- |"]
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    rows = kept.get("figures", {}) if kept.get("revision") == named else {}
+    measured_on = {**machine(), "load": round(os.getloadavg()[0], 1)}
     for figure, both in values.items():
-        earlier, now = (statistics.median(both[which]) for which in ("earlier", "now"))
-        each = ", ".join(f"{later / first:.3f}" for first, later in zip(both["earlier"], both["now"], strict=True))
-        lines.append(f"| {figure} | {earlier:.4g} | {now:.4g} | {now / earlier:.3f} | {each} |")
-    lines.append(f"\n{machine()['processor']}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    text = "\n".join(lines)
-    say(text)
-    if not only:
-        write_atomically(RESULTS, (text + "\n").encode())
+        rows[figure] = {which: statistics.median(of) for which, of in both.items()}
+        rows[figure] |= {"ratio": rows[figure]["now"] / rows[figure]["earlier"], "machine": measured_on}
+        rows[figure]["ratios of the rounds"] = [later / first for first, later in zip(both["earlier"], both["now"], strict=True)]
+    write_atomically(RESULTS, (json.dumps({"revision": named, "figures": rows}, indent=1) + "\n").encode())
+    say(as_markdown(named, rows))
     return 0
+
+
+def as_markdown(revision: str, rows: dict[str, dict]) -> str:
+    """The table of what was measured against a revision."""
+    lines = [f"| figure, medians | {revision} | now | ratio | ratios of the rounds |", "| --- | --- | --- | --- | --- |"]
+    for figure, row in rows.items():
+        each = ", ".join(f"{ratio:.3f}" for ratio in row["ratios of the rounds"])
+        lines.append(f"| {figure} | {row['earlier']:.4g} | {row['now']:.4g} | {row['ratio']:.3f} | {each} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("revision", help="the earlier commit")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=list(MEASURED), default=[], help="some of the benchmarks; no record is kept then")
+    parser.add_argument("--only", nargs="+", choices=list(MEASURED), default=[], help="some of the benchmarks")
     chosen = parser.parse_args()
     raise SystemExit(exit_code(lambda: run(chosen.revision, chosen.rounds, chosen.only)))
