@@ -22,10 +22,9 @@ from ..scenes import SceneMaps, render_scenes
 from ..training.generators.nano import CONTROLS, lora_run
 from ..training.generators.vqgan import reconstruct
 from ..training.generators.vqgan_lora import load_vqgan
-from ..training.scene_pictures import ADAPTER_SEEDS, HELD_OUT_SEEDS, scene_data, scene_picture
+from ..training.scene_pictures import ADAPTER_SEEDS, BUNDLED_MAPS, HELD_OUT_SEEDS, scene_data, scene_picture
 
 MEAN_SCENES = 1000
-TABLED = ("normal", "depth", "albedo", "shading")
 
 
 def mean_map(map_name: str, size: int, count: int) -> Tensor:
@@ -68,7 +67,7 @@ def table(arguments: argparse.Namespace) -> str:
     """The table as Markdown, one section per map."""
     scenes = render_scenes(HELD_OUT_SEEDS[: arguments.scenes], arguments.size, arguments.size)
     lines = []
-    for name in TABLED:
+    for name in BUNDLED_MAPS:
         exact, evaluation = scene_data(scenes, name), MAPS[name].evaluation
         scores = {row: evaluation.score(prediction, exact) for row, prediction in rows_of(arguments, name, scenes).items()}
         metrics = list(next(iter(scores.values())))

@@ -35,10 +35,10 @@ from ..methods.maps import MAPS
 from ..training.atomic import write_atomically
 from ..training.folder_data import read_picture
 from ..training.intrinsic_lora import load_base, map_latent
-from ..training.scene_pictures import HELD_OUT_SEEDS, render_kind, scene_data
+from ..training.scene_pictures import BUNDLED_MAPS, HELD_OUT_SEEDS, render_kind, scene_data
 from . import ildm_table, lumix_table
 from .extraction_cost import start_comfyui
-from .scenes_table import TABLED, decode, encode, with_adapter
+from .scenes_table import decode, encode, with_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -77,7 +77,7 @@ def held_out_sets(path_traced: Path) -> list[HeldOut]:
     sets = []
     for kind, count in COUNTS.items():
         scenes = render_kind(HELD_OUT_SEEDS[:count], SIZE, kind)
-        maps = {name: scene_data(scenes, name) for name in TABLED}
+        maps = {name: scene_data(scenes, name) for name in BUNDLED_MAPS}
         sets.append(HeldOut(kind, rearrange(scenes.image_bhwc, "b h w c -> b c h w"), maps, scenes.captions))
     names = sorted(path.stem for path in (path_traced / "about").glob("*.json"))[:PATH_TRACED]
     if len(names) < PATH_TRACED:
@@ -92,7 +92,7 @@ def read_path_traced(folder: Path, names: list[str]) -> HeldOut:
     def read(kind: str) -> Tensor:
         return torch.stack([read_picture(folder / kind / f"{name}.png") for name in names])
 
-    maps = {name: MAPS[name].from_picture(rearrange(read(name), "b c h w -> b h w c")) for name in TABLED}
+    maps = {name: MAPS[name].from_picture(rearrange(read(name), "b c h w -> b h w c")) for name in BUNDLED_MAPS}
     metres = torch.tensor([json.loads((folder / "about" / f"{name}.json").read_text())["depth_metres"] for name in names])
     nearest, farthest = rearrange(metres, "b ends -> ends b 1 1 1")
     maps["depth"] = nearest + (farthest - nearest) * maps["depth"]
@@ -167,7 +167,7 @@ class Bundle:
         for name in ("normal of depth", "edges", "albedo x irradiance"):
             yield f"text: {name}", groups[name]
         decomposed = lumix_table.data_of(world.sample(denoiser, design, 1.0, (lumix_table.COLOR,)))
-        for name in TABLED:
+        for name in BUNDLED_MAPS:
             values = main_metric(name, decomposed[name], scene_data(world.scenes, name)).tolist()
             yield f"picture: {name}, {MAPS[name].evaluation.main}", values
 
@@ -194,7 +194,7 @@ def measure(bundle: Bundle, sets: list[HeldOut], judge: "ildm_table.PictureNorma
             f"bound-{held_out.name}",
             lambda held_out=held_out: {row("VAE bound", held_out, name): values.tolist() for name, values in bundle.bounds(held_out)},
         )
-        for name in TABLED:
+        for name in BUNDLED_MAPS:
             yield (
                 f"{name}-{held_out.name}",
                 lambda held_out=held_out, name=name: {row("map", held_out, name): bundle.errors(held_out, name).tolist()},
@@ -210,7 +210,7 @@ def measure(bundle: Bundle, sets: list[HeldOut], judge: "ildm_table.PictureNorma
 # Of every group, the files that its rows depend on.
 DEPENDS = {
     "bound": ("nano/vae",),
-    **{name: ("nano/unet", "nano/vae", "nano/text_encoder", f"nano_{name}.safetensors") for name in TABLED},
+    **{name: ("nano/unet", "nano/vae", "nano/text_encoder", f"nano_{name}.safetensors") for name in BUNDLED_MAPS},
     "distance": ("nano/unet", "nano/vae", "nano/text_encoder"),
     "joint": ("nano", "nano_ildm*"),
     "lumix": ("nano_flux", "nano_lumix*"),

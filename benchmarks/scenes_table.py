@@ -39,7 +39,7 @@ from ..training.intrinsic_lora import (
 )
 from ..training.loop import LoopConfig
 from ..training.nano.adapters import ADAPTER_DATA, KIND, RANK
-from ..training.scene_pictures import HELD_OUT_SEEDS, scene_data
+from ..training.scene_pictures import BUNDLED_MAPS, HELD_OUT_SEEDS, scene_data
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -49,7 +49,6 @@ STEPS = 1000
 BATCH = 1
 LEARNING_RATES = {"attention": 1e-3, "wide": 1e-3, "full": 2e-4}
 SEEDS = (0, 1, 2)
-TABLED = ("normal", "depth", "albedo", "shading")
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,10 @@ class Run:
 def planned_runs() -> list[Run]:
     """Normals with three seeds; the other maps with one. The most telling comparisons come first."""
     normals = [Run("normal", kind, init, seed) for seed in SEEDS for kind in (KIND, "full") for init in ("trained", "random")]
-    others = [Run(name, kind, init, 0) for name in TABLED[1:] for kind, init in ((KIND, "trained"), (KIND, "random"), ("full", "trained"))]
-    paper = [Run(name, "attention", "trained", 0) for name in TABLED]
+    others = [
+        Run(name, kind, init, 0) for name in BUNDLED_MAPS[1:] for kind, init in ((KIND, "trained"), (KIND, "random"), ("full", "trained"))
+    ]
+    paper = [Run(name, "attention", "trained", 0) for name in BUNDLED_MAPS]
     return normals[:4] + others + paper[:1] + normals[4:] + paper[1:]
 
 
@@ -163,7 +164,7 @@ def table(base: Path, assets: Path, runs: Path) -> dict:
     loaded = load_base(base)
     latents = encode(loaded.vae, references("normal")[0])
     result = {}
-    for name in TABLED:
+    for name in BUNDLED_MAPS:
         rows = {"VAE bound": [once(score_file(base, f"{name}-bound"), partial(score_vae_bound, name, loaded.vae))]}
         rows["mean map"] = [once(score_file(base, f"{name}-mean"), partial(score_mean_map, name, loaded.vae, runs))]
         bundled = assets / f"nano_{name}.safetensors"

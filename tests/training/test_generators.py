@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from intrinsic_lab.benchmarks.generators_table import TABLED, lora_map, mean_map
+from intrinsic_lab.benchmarks.generators_table import lora_map, mean_map
 from intrinsic_lab.methods.intrinsic_lora import generators
 from intrinsic_lab.methods.intrinsic_lora.generators.adapter import target_names
 from intrinsic_lab.methods.maps import MAPS
@@ -19,7 +19,7 @@ from intrinsic_lab.training.generators.lora import LoraOn
 from intrinsic_lab.training.intrinsic_lora import IntrinsicLoraConfig, train_intrinsic_lora
 from intrinsic_lab.training.loop import Interrupted, LoopConfig, step_generator, train
 from intrinsic_lab.training.pairs import SceneData
-from intrinsic_lab.training.scene_pictures import HELD_OUT_SEEDS, PicturePool, scene_data
+from intrinsic_lab.training.scene_pictures import BUNDLED_MAPS, HELD_OUT_SEEDS, PicturePool, scene_data
 from safetensors.torch import load_file
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -210,7 +210,7 @@ def test_the_nano_recipe_runs_from_scenes_to_files_and_goes_on_where_it_was(tmp_
     assert main(command) == 0 and (assets / "nano_vqgan/record.json").stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize("map_name", TABLED)
+@pytest.mark.parametrize("map_name", BUNDLED_MAPS)
 def test_the_bundled_vqgan_reads_every_map_of_unseen_scenes(map_name):
     scenes = render_scenes(HELD_OUT_SEEDS[:16], 64, 64)
     exact = scene_data(scenes, map_name)

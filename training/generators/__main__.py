@@ -10,6 +10,7 @@ from ...methods.intrinsic_lora.generators.adapter import TARGETS
 from ...methods.maps import MAPS
 from .. import command_line
 from ..loop import LoopConfig, Report
+from ..scene_pictures import BUNDLED_MAPS
 from .gan import PLAYERS, GanConfig, train_gan
 from .gan_lora import GanLoraConfig, train_gan_lora
 from .nano import CONTROLS, train_nano_loras, train_nano_vqgan
@@ -74,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         nano = commands.add_parser(name, help=text, formatter_class=shown)
         nano.add_argument("--runs", type=Path, default=Path("runs/generators"), help="folder of checkpoints and results")
         nano.add_argument("--assets", type=Path, default=Path("assets"), help="where the results are written")
-        nano.add_argument("--maps", nargs="+", choices=tuple(MAPS), default=list(MAPS), help="which LoRAs")
+        nano.add_argument("--maps", nargs="+", choices=tuple(MAPS), default=list(BUNDLED_MAPS), help="which LoRAs")
     command_line.add_process_options(parser)
     return parser
 

@@ -18,7 +18,7 @@ from ...methods.maps import MAPS
 from ..command_line import console_report
 from ..generators.nano import train_nano_loras, train_nano_vqgan
 from ..loop import LoopConfig, train
-from ..scene_pictures import BASE_SEEDS, PicturePool
+from ..scene_pictures import BASE_SEEDS, BUNDLED_MAPS, PicturePool
 from .adapters import train_adapters
 from .base import BaseTask, LatentCaptions, build_scheduler, build_unet, encode_pictures, tokenize
 from .flux import train_flux
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="of `further`: place of the first scene, to see other scenes than before")
     parser.add_argument("--runs", type=Path, default=Path("runs/nano"), help="folder of checkpoints and results")
     parser.add_argument("--assets", type=Path, default=Path("assets"), help="where export writes")
-    parser.add_argument("--maps", nargs="+", choices=list(MAPS), default=list(MAPS), help="which adapters")
+    parser.add_argument("--maps", nargs="+", choices=list(MAPS), default=list(BUNDLED_MAPS), help="which adapters (%(default)s)")
     parser.add_argument("--steps", type=int, help="optimiser steps of vae, base, decoder, flux and lumix, if not the recipe's")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from ...kernels.machine import machine_and_card
-from ...methods.maps import MAPS
 from ..atomic import copy_file, write_text
 from ..command_line import console_report
 from ..history import History
@@ -25,7 +24,7 @@ from ..intrinsic_lora.latents import encode_kinds
 from ..loop import LoopConfig, train
 from ..lumix import train_lumix
 from ..pairs import IMAGE, JoinedData, SceneData, VariedSceneData
-from ..scene_pictures import ADAPTER_SEEDS, BASE_SEEDS, PicturePool
+from ..scene_pictures import ADAPTER_SEEDS, BASE_SEEDS, BUNDLED_MAPS, PicturePool
 from .adapters import adapter_config
 from .base import BaseTask, LatentCaptions, encode_pictures, tokenize
 from .decoder import DecoderPairs, DecoderTask
@@ -51,7 +50,7 @@ class Sitting:
     runs: Path
     scenes: int = 3000
     first: int = 0
-    maps: tuple[str, ...] = tuple(MAPS)
+    maps: tuple[str, ...] = BUNDLED_MAPS
 
     @property
     def on_gpu(self) -> bool:
@@ -87,7 +86,7 @@ class Sitting:
         entries = [kept for kept in entries if kept["run"] != run] + [entry]
         write_text(path, json.dumps(entries, indent=1))
 
-    def pools(self, kinds: tuple[str, ...] = ("image", *MAPS)) -> Iterator[tuple[str, PicturePool]]:
+    def pools(self, kinds: tuple[str, ...] = ("image", *BUNDLED_MAPS)) -> Iterator[tuple[str, PicturePool]]:
         """The pictures that VAEs learn from, by kind of scene."""
         seeds = BASE_SEEDS[self.first : self.first + self.scenes]
         for kind in KINDS:
