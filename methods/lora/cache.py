@@ -40,3 +40,10 @@ class ReadCache:
         if kept is None or len(kept) < size:
             kept = self._threads.memory = numpy.empty(size, numpy.uint8)
         return kept
+
+    def numbers(self, count: int) -> numpy.ndarray:
+        """`count` float32 to add up in, the same for every call of this thread that asks for as many."""
+        kept = getattr(self._threads, "numbers", None)
+        if kept is None or len(kept) != count:
+            kept = self._threads.numbers = numpy.empty(count, numpy.float32)
+        return kept

@@ -121,7 +121,7 @@ def inspect(path: str, embed: bool, known: Collection[bytes | None] = (), cache:
             return Inspection(fingerprint)
         try:
             facts = describe(reader.header)
-            return Inspection(fingerprint, facts, sketch_batches(batches_of(reader)) if embed else None)
+            return Inspection(fingerprint, facts, sketch_batches(batches_of(reader), cache) if embed else None)
         except BadFile as error:
             return Inspection(fingerprint, reason=str(error))
         # One odd file among thousands must not end the work on the others; it is listed with what happened, and tried again.

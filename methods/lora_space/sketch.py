@@ -24,6 +24,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..lora.cache import ReadCache
 from ..lora.delta import Delta, Kronecker, LowRank, Stack
 from ..lora.header import BadFile
 from ..lora.names import PARTS, SUBNETWORKS, part_of
@@ -77,9 +78,12 @@ def sketch(deltas: Iterable[Delta]) -> Sketches:
     return sketch_batches([found])
 
 
-def sketch_batches(batches: Iterable[Sequence[Stack | Delta]]) -> Sketches:
-    """`sketch` of all changes; all of a stack are of one part. A batch is not looked at any more once the next is asked for."""
-    scratch = torch.empty(SCRATCH_SIZE)
+def sketch_batches(batches: Iterable[Sequence[Stack | Delta]], cache: ReadCache | None = None) -> Sketches:
+    """`sketch` of all changes; all of a stack are of one part. A batch is not looked at any more once the next is asked for.
+
+    cache: of a run over many files; new memory to add up in costs a twentieth of a file's time.
+    """
+    scratch = torch.empty(SCRATCH_SIZE) if cache is None else torch.from_numpy(cache.numbers(SCRATCH_SIZE))
     sums: dict[str, _Sums] = {}
     for batch in batches:
         for one in batch:
