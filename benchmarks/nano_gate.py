@@ -299,6 +299,16 @@ def install(candidate: Path, assets: Path) -> None:
     shutil.rmtree(candidate)
 
 
+def keep_record(rows: list[Row]) -> None:
+    """Write what weights were replaced by; rows of earlier replacements stay until they are measured again."""
+    path = RESULTS / "nano_gate.json"
+    kept = {row["name"]: Row(**row) for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    kept |= {row.name: row for row in rows}
+    record = {"machine": machine_and_card(), "cores": os.cpu_count(), "rows": [vars(row) for row in kept.values()]}
+    write_atomically(path, lambda partial: partial.write_text(json.dumps(record, indent=1)))
+    write_atomically(path.with_suffix(".md"), lambda partial: partial.write_text(as_markdown(list(kept.values())) + "\n"))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, default=ROOT / "assets")
@@ -324,9 +334,7 @@ def main() -> int:
         return 1
     if arguments.install:
         install(candidate, arguments.assets)
-        record = {"machine": machine_and_card(), "cores": os.cpu_count(), "rows": [vars(row) | {"verdict": row.verdict} for row in rows]}
-        write_atomically(RESULTS / "nano_gate.json", lambda path: path.write_text(json.dumps(record, indent=1)))
-        write_atomically(RESULTS / "nano_gate.md", lambda path: path.write_text(text + "\n"))
+        keep_record(rows)
         print("installed.")
     return 0
 
