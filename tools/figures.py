@@ -17,6 +17,7 @@ import statistics
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from .batch import write_atomically
 from .comfyui_source import ROOT
@@ -46,7 +47,7 @@ def _record(name: str) -> dict:
 def figure(source: str, how: str) -> str:
     """What a record says, as it is written. Raises WorkbenchError for a record or key that is not there."""
     name, *keys = source.split(" > ")
-    value = _record(name)
+    value: Any = _record(name)
     for key in keys:
         try:
             value = value[int(key)] if isinstance(value, list) else value[key]
