@@ -45,7 +45,7 @@ def low_pass(taps, cutoff, half_width, rate, radial=False):
 
 def design(resolution, count, most_channels, base=None, radial=False, first_stopband=2**2.1, margin=MARGIN):
     """The layers of a network: cutoffs and stopbands grow geometrically, the last two layers are sampled critically, then the picture."""
-    base = base or 4 * most_channels
+    base = base or 16 * most_channels
     progress = numpy.minimum(numpy.arange(count + 1) / (count - 2), 1)
     cutoffs = 2 * (resolution / 2 / 2) ** progress
     stopbands = first_stopband * (resolution / 2 * 2**0.3 / first_stopband) ** progress
@@ -78,17 +78,22 @@ def design(resolution, count, most_channels, base=None, radial=False, first_stop
 
 
 def published(layers, latent=6, style=5, mapping=2, classes=0, features=0, seed=0):
-    """(tensors, plain attributes) of a generator as published. features: of the classifier that embeds classes; 0: one-hot classes."""
-    draw = torch.Generator().manual_seed(seed)
+    """(tensors, plain attributes) of a generator as published. features: of the classifier that embeds classes; 0: one-hot classes.
+
+    seed: None for shapes alone.
+    """
+    draw = torch.Generator().manual_seed(seed or 0)
     tensors, attributes = {}, {"z_dim": latent, "w_dim": style, "c_dim": classes, "synthesis.output_scale": 0.25}
 
     def randn(*shape):
-        return torch.randn(shape, generator=draw)
+        return torch.empty(shape, device="meta") if seed is None else torch.randn(shape, generator=draw)
 
     embedded = 0
     if classes and features:
         embedded = latent
-        tensors |= {"mapping.embed.weight": randn(classes, features), "mapping.embed_proj.weight": randn(latent, features)}
+        attributes["mapping.c_dim"] = classes
+        # The classifier knows more classes than the generator.
+        tensors |= {"mapping.embed.weight": randn(classes + 2, features), "mapping.embed_proj.weight": randn(latent, features)}
         tensors["mapping.embed_proj.bias"] = randn(latent)
         attributes["mapping.embed_proj.activation"] = "lrelu"
     elif classes:
@@ -99,12 +104,12 @@ def published(layers, latent=6, style=5, mapping=2, classes=0, features=0, seed=
         tensors |= {f"mapping.fc{number}.weight": 100 * randn(style, inputs), f"mapping.fc{number}.bias": 10 * randn(style)}
     tensors["mapping.w_avg"] = 0.3 * (randn(classes, style) if classes and features else randn(style))
     width, name = layers[0].inputs, "synthesis.input"
-    directions = functional.normalize(randn(width, 2), dim=1)
+    angles, radii = 2 * math.pi * torch.rand(width, generator=draw), 2 * torch.rand(width, generator=draw) ** 0.5
     tensors |= {
         f"{name}.weight": randn(width, width),
         f"{name}.affine.weight": 0.2 * randn(4, style),
         f"{name}.affine.bias": torch.tensor([1.0, 0.0, 0.0, 0.0]),
-        f"{name}.freqs": directions * 2 * torch.rand(width, 1, generator=draw) ** 0.5,
+        f"{name}.freqs": radii[:, None] * torch.stack([angles.cos(), angles.sin()], 1),
         f"{name}.phases": torch.rand(width, generator=draw) - 0.5,
         f"{name}.transform": torch.eye(3),
     }
@@ -121,8 +126,19 @@ def published(layers, latent=6, style=5, mapping=2, classes=0, features=0, seed=
             if kernel is not None:
                 tensors[f"{name}.{kind}_filter"] = torch.tensor(kernel, dtype=torch.float32)
         attributes |= {f"{name}.up_factor": layer.fine // layer.rate_before, f"{name}.down_factor": layer.fine // layer.rate}
+        attributes[f"{name}.padding"] = padding(layer)
         attributes |= {f"{name}.conv_clamp": 256, f"{name}.is_torgb": layer is layers[-1], f"{name}.in_size": numpy.array([1, 1])}
     return tensors, attributes
+
+
+def padding(layer):
+    """Zeros left, right, above and below, round the pixels that are followed by zeros, so that both filters are inside everywhere."""
+    reach = sum(0 if kernel is None else len(kernel) - 1 for kernel in (layer.up, layer.down)) / 2 / layer.fine
+    pixels = AliasFreeOracle.positions(layer.side_before + layer.kernel - 1, layer.rate_before)
+    outputs = AliasFreeOracle.positions(layer.side, layer.rate)
+    before = (pixels[0] - (outputs[0] - reach)) * layer.fine
+    after = (outputs[-1] + reach - pixels[-1]) * layer.fine - (layer.fine // layer.rate_before - 1)
+    return [int(before.round()), int(after.round())] * 2
 
 
 class AliasFreeOracle:
@@ -186,10 +202,8 @@ class AliasFreeOracle:
     def layer(self, layer, x, w):
         name, last = f"synthesis.{layer.name}", layer is self.layers[-1]
         weight = self.weights[f"{name}.weight"] * self.linear(f"{name}.affine", w)[None, :, None, None]
-        if last:
-            weight = weight / weight[0].numel() ** 0.5
-        else:
-            weight = weight / (weight.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        energy = weight[0].numel() if last else weight.square().sum((1, 2, 3), keepdim=True) + 1e-8
+        weight = weight / energy**0.5
         x = functional.conv2d(x[None] / self.weights[f"{name}.magnitude_ema"] ** 0.5, weight, padding=layer.kernel - 1)[0]
         x = x + self.weights[f"{name}.bias"][:, None, None]
         to = self.positions(layer.side, layer.rate)
@@ -198,9 +212,9 @@ class AliasFreeOracle:
             take = (to[:, None] - before[None, :]).abs().lt(1e-9).double()
             return take @ x @ take.T
         up, down = self.weights[f"{name}.up_filter"], self.weights[f"{name}.down_filter"]
-        # Everything that the second filter reaches, on the fine grid.
-        reach = torch.arange(1 - len(down), (layer.side - 1) * layer.fine // layer.rate * 2 + len(down), 2).double() / 2 / layer.fine
-        fine = to[0] + reach
+        # All that the second filter reaches.
+        reached = (layer.side - 1) * layer.fine // layer.rate + len(down)
+        fine = to[0] + (torch.arange(reached) - (len(down) - 1) / 2) / layer.fine
         widen = self.between(up, fine, before, layer.fine) * layer.fine / layer.rate_before
         x = self.leaky(widen @ x @ widen.T).clamp(-256, 256)
         if down.ndim == 1:

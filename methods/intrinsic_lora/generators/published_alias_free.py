@@ -93,9 +93,12 @@ def class_embedding(published: Mapping[str, Tensor], settings: Mapping[str, Any]
         return weight.T / math.sqrt(weight.shape[1]) + published["mapping.embed.bias"].float()
     projection = published["mapping.embed_proj.weight"].float()
     projected = functional.linear(weight, projection / math.sqrt(projection.shape[1]), published["mapping.embed_proj.bias"].float())
-    activation = settings.get("mapping.embed_proj.activation", "linear")
+    # A generator that was trained further on fewer classes keeps the classifier's table whole.
+    classes = settings.get("mapping.c_dim")
+    projected = projected[:classes] if isinstance(classes, int) and classes > 0 else projected
+    activation = settings.get("mapping.embed_proj.activation")
     if activation not in ("linear", "lrelu"):
-        raise ValueError(f"its class embedding goes through {activation!r}, which StyleGAN-XL does not have.")
+        raise ValueError(f"mapping.embed_proj.activation is {activation!r}: 'linear' or 'lrelu' were expected.")
     return functional.leaky_relu(projected, 0.2) * math.sqrt(2) if activation == "lrelu" else projected
 
 
