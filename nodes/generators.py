@@ -268,7 +268,7 @@ class SampleGAN(io.ComfyNode):
                     "class_index",
                     default=-1,
                     min=-1,
-                    max=2**17 - 1,
+                    max=2**15 - 1,
                     optional=True,
                     tooltip="Of a generator of classes (StyleGAN-XL of ImageNet: 0 to 999): which class to make. -1: one drawn by the seed "
                     "for each picture; generators without classes take nothing else.",

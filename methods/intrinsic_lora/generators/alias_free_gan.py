@@ -22,7 +22,7 @@ from .style_gan import affine_layer, modulated_convolution
 MARGIN = 10
 # How much finer than its input and output a layer's leaky ReLU is sampled (section 3.2, m = 2).
 _OVERSAMPLING = 2
-# Numbers that one picture may take at once: some ten times what a published generator of 1024 pixels does.
+# Numbers that one picture may take at once: 32 GB, twice what 1024 pixels at StyleGAN-XL's widths take.
 _LARGEST_PICTURE = 2**33
 
 
@@ -88,9 +88,9 @@ class AliasFreeConfig:
 
     @property
     def floats_per_picture(self) -> int:
-        """How many numbers a picture takes at once, about: four copies of the layer that is largest where it is sampled finely."""
+        """How many numbers a picture takes at once, about: six copies of the layer that is largest where it is sampled finely."""
         layers = enumerate(zip(self.sides, self.widths, strict=True))
-        return 4 * max(width * (side * self.factors(number)[1]) ** 2 for number, (side, width) in layers)
+        return 6 * max(width * (side * self.factors(number)[1]) ** 2 for number, (side, width) in layers)
 
 
 def _require_whole(what: str, numbers: tuple[int, ...], lowest: int, highest: int) -> None:

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 def require_classes(classes: int, class_dim: int) -> None:
     """Raises ValueError for an impossible number of classes, or width of their embedding."""
-    if not all(isinstance(number, int) and 0 <= number <= 2**17 for number in (classes, class_dim)) or bool(classes) != bool(class_dim):
-        raise ValueError(f"the generator has {classes} classes of {class_dim} numbers: whole numbers to {2**17}, or 0 of 0, are wanted.")
+    if not all(isinstance(number, int) and 0 <= number <= 2**15 for number in (classes, class_dim)) or bool(classes) != bool(class_dim):
+        raise ValueError(f"the generator has {classes} classes of {class_dim} numbers: whole numbers to {2**15}, or 0 of 0, are wanted.")
 
 
 class StyleNetwork(nn.Module):

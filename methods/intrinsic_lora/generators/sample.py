@@ -49,7 +49,7 @@ def draw(config: StyleGanConfig | AliasFreeConfig, seed: int, batch: int, class_
 
     class_index: of all pictures, or ANY_CLASS. Raises ValueError for a class that the generator does not have.
     """
-    if not ANY_CLASS <= class_index < max(config.classes, 0):
+    if not ANY_CLASS <= class_index < config.classes:
         has = f"its classes are 0 to {config.classes - 1}" if config.classes else "it has none"
         raise ValueError(f"class {class_index} was chosen of a generator: {has}. Choose one of them, or {ANY_CLASS} for any.")
     generator = torch.Generator().manual_seed(seed)
@@ -57,7 +57,7 @@ def draw(config: StyleGanConfig | AliasFreeConfig, seed: int, batch: int, class_
     for _ in range(batch):
         z = torch.randn(1, config.latent_dim, generator=generator)
         noise = [torch.randn(1, 1, side, side, generator=generator) for side in config.noise_sides]
-        drawn = torch.randint(max(config.classes, 1), (1,), generator=generator) if config.classes else torch.zeros(1, dtype=torch.long)
+        drawn = torch.randint(config.classes, (1,), generator=generator) if config.classes else torch.tensor([ANY_CLASS])
         rows.append((z, drawn, *noise))
     z, drawn, *noise = (torch.cat(parts) for parts in zip(*rows, strict=True))
     chosen = drawn if class_index == ANY_CLASS else torch.full_like(drawn, class_index)
