@@ -76,7 +76,8 @@ def test_the_edge_of_a_shadow_lies_where_the_ray_over_the_edge_meets_the_ground(
     lamp = Lamp(x=0.25, y=0.5, height=lamp_height)
     place = lamps.surface_places(relative, relief=1.0)
     seen = lamps.visibility(place, lamp.position(width, height), hardness=1.0)[0, height // 2, :, 0]
-    # 48 steps find it to a few hundredths of the way. In picture space the lamp is at x = -0.5, the edge at 0: the ray goes down by 1 over 0.5 / lamp_height.
+    # 48 steps find it to a few hundredths of the way.
+    # In picture space the lamp is at x = -0.5, the edge at 0: the ray goes down by 1 over 0.5 / lamp_height.
     edge = round((0.5 / lamp_height + 1) / 2 * width)
     assert (seen[: width // 2] == 1).all()
     assert (seen[width // 2 + 3 : edge - 12] < 0.25).all() and (seen[edge + 3 :] > 0.9).all()
