@@ -36,7 +36,7 @@ BASE_SCENES, BASE_BATCH = 2000, 16
 ADAPTER_DATA, ADAPTER_BATCH = SceneData(count=500, size=128), 4
 # The paper's LoRA: on the attention alone.
 KIND, RANK = "attention", 8
-HELD_OUT = 100
+HELD_OUT, SAMPLE_SEEDS = 100, (0, 1)
 
 
 def train_bases(vae_of: Path, runs: Path, steps: int) -> dict[str, Path]:
@@ -94,7 +94,7 @@ class Row:
 @torch.inference_mode()
 def judge(base: str, samples: int, folder: Path, maps: list[str], held_out: HeldOut) -> Row:
     bundle = Bundle(folder)
-    return Row(base, samples, bundle.distances(held_out), {name: bundle.errors(held_out, name).tolist() for name in maps})
+    return Row(base, samples, bundle.distances(held_out, SAMPLE_SEEDS), {name: bundle.errors(held_out, name).tolist() for name in maps})
 
 
 def as_markdown(rows: list[Row], maps: list[str]) -> str:
@@ -147,7 +147,7 @@ def plot(rows: list[Row], map_name: str, width: int = 560, height: int = 360) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=600, help=f"of {BASE_BATCH} samples, of the base (%(default)s)")
-    parser.add_argument("--adapter-steps", type=int, default=250, help=f"of {ADAPTER_BATCH} samples, of each LoRA (%(default)s)")
+    parser.add_argument("--adapter-steps", type=int, default=150, help=f"of {ADAPTER_BATCH} samples, of each LoRA (%(default)s)")
     parser.add_argument("--maps", nargs="+", choices=BUNDLED_MAPS, default=["normal"])
     parser.add_argument("--kind", choices=("attention", "wide"), default=KIND, help="what the LoRA changes (%(default)s: the paper's)")
     parser.add_argument("--assets", type=Path, default=ROOT / "assets")

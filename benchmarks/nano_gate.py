@@ -19,7 +19,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -128,10 +128,10 @@ class Bundle:
         return main_metric(name, decode(self.base.vae, predicted, name), held_out.maps[name], held_out.mask_bhw)
 
     @torch.no_grad()
-    def distances(self, held_out: HeldOut) -> list[float]:
+    def distances(self, held_out: HeldOut, seeds: Sequence[int] = SAMPLE_SEEDS) -> list[float]:
         """Fréchet distance of pictures from the captions to the pictures themselves, for each seed."""
         real = features(encode(self.base.vae, held_out.pictures))
-        return [frechet_distance(features(self.sample(held_out.captions[:PROMPTS], seed)), real) for seed in SAMPLE_SEEDS]
+        return [frechet_distance(features(self.sample(held_out.captions[:PROMPTS], seed)), real) for seed in seeds]
 
     @torch.no_grad()
     def sample(self, prompts: tuple[str, ...], seed: int, cfg: float = CFG) -> Tensor:

@@ -230,7 +230,7 @@ def score(maps_of: Callable[[str], Maps]) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--resolution", type=int, nargs="+", default=[-1, 256, 512], help="short sides to work at; -1: the LoRAs' own")
+    parser.add_argument("--resolution", type=int, nargs="+", default=[-1, 256], help="short sides to work at; -1: the LoRAs' own")
     parser.add_argument("--sheet", type=Path, default=SHEET)
     arguments = parser.parse_args()
     start_comfyui()
