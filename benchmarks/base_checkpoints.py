@@ -50,6 +50,8 @@ def train_bases(vae_of: Path, runs: Path, steps: int) -> dict[str, Path]:
         data = LatentCaptions(latents, tokenize(tokenizer, captions), tokenize(tokenizer, [""])[0])
         config = LoopConfig(runs / "base", steps, learning_rate=1e-3, warmup=min(100, max(1, steps // 20)), ema_decay=0.99)
         for share, folder in zip(SHARES, folders.values(), strict=True):
+            if (folder / "nano" / "unet").exists():
+                continue
             torch.manual_seed(0)
             unet = build_unet().to(memory_format=torch.channels_last)
             task = BaseTask(unet, build_text_encoder(len(tokenizer)), data, BASE_BATCH)

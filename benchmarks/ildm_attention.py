@@ -7,6 +7,7 @@ the other domain: mean over heads, tokens, prompts and steps. Both domains have 
 """
 
 import argparse
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -57,12 +58,17 @@ class Crossing:
         return joint_attention(query, key, value, segments)
 
 
+def watched(crossing: Crossing) -> AbstractContextManager:
+    """Joint forwards compute their attention by `crossing`."""
+    return patch.object(joint_forward, "joint_attention", crossing)
+
+
 def attention_shares(world: World, prompts: list[str]) -> Shares:
     """Of pictures made from prompts with full exchange."""
     crossing = Crossing()
     always = BY_NAME["always (w = 1)"]
     row = replace(always, name="always, watched", schedule=crossing.seen_by(always.schedule))
-    with patch.object(joint_forward, "joint_attention", crossing):
+    with watched(crossing):
         world.generate(row, prompts, 0, 0)
     return crossing.shares
 

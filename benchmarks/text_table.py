@@ -50,14 +50,14 @@ NOUNS = (
     *("tree", "fir", "bush", "house", "person", "cat", "dog", "car", "bench", "stone"),
     *("block", "pyramid", "cone", "ring", "sculpture"),
 )
-_PLURALS = {"people": "person", "benches": "bench", "bushes": "bush"} | {f"{noun}s": noun for noun in NOUNS}
+SINGULAR = {"people": "person", "benches": "bench", "bushes": "bush"} | {f"{noun}s": noun for noun in NOUNS}
 
 
 def named(caption: str, kind: str) -> list[str]:
     """The things that a caption names, in its order."""
     if kind == ROOM:
         return [f"{color} {noun}" for color, noun in re.findall(r"(\w+) (ball|box|cylinder)\b", caption)]
-    words = [_PLURALS.get(word, word) for word in re.findall(r"[a-z]+", caption)]
+    words = [SINGULAR.get(word, word) for word in re.findall(r"[a-z]+", caption)]
     return list(dict.fromkeys(word for word in words if word in NOUNS))
 
 
