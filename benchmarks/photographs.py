@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m intrinsic_lab.benchmarks.photographs [--resolution 128 ...] [--sheet FILE]
 
-Twelve freely licensed photographs that come with scikit-image (docs/photographs.md says whose), at 512 pixels, through the pack's own nodes
+Photographs that come with scikit-image (docs/photographs.md says whose), at 512 pixels, through the pack's own nodes
 in ComfyUI: what Load Intrinsic Model, Apply Intrinsic LoRA, Extract Intrinsic Maps and the Format nodes give. The sheet is of the first
 resolution. Counted: how many claims about boxes drawn by hand hold (the sky is farther than the hair, grass faces up), beside how many
 hold for the mean map of the training rooms, which sees no picture. Of one photograph depth was measured: the error on it.
@@ -100,8 +100,9 @@ PHOTOGRAPHS = {
     "brick": "brick.png",
     "grass": "grass.png",
     "gravel": "gravel.png",
-    "moon": "moon.png",
 }
+# scikit-image names no licence for it: it is judged, and not passed on in the sheet.
+NOT_SHOWN = "motorcycle"
 SKY: Box = (0.65, 0.1, 0.95, 0.2)
 NEAR_GRASS: Box = (0.75, 0.85, 0.97, 0.98)
 # Where a room has its floor.
@@ -141,7 +142,6 @@ CLAIMS = (
     faces("coins", "board to the viewer", LOWEST, TO_VIEWER),
     faces("grass", "lawn seen from above, to the viewer", LOWEST, TO_VIEWER),
     faces("gravel", "gravel seen from above, to the viewer", LOWEST, TO_VIEWER),
-    faces("moon", "moon to the viewer", LOWEST, TO_VIEWER),
 )
 
 
@@ -210,7 +210,8 @@ def sheet(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
     for row, (left, y) in zip(rows, places, strict=True):
         for number, (name, picture) in enumerate(zip(names, row, strict=True)):
             x = left + number * TILE_WIDTH
-            ImageDraw.Draw(canvas).text((x + 4, 2), name, fill="black")
+            if y == top:
+                ImageDraw.Draw(canvas).text((x + 4, 2), name, fill="black")
             pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
             size = TILE_WIDTH, round(TILE_WIDTH * picture.shape[0] / picture.shape[1])
             canvas.paste(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS), (x, y))
@@ -245,7 +246,7 @@ def main() -> None:
             at = "as they were trained (128)" if resolution < 0 else f"at {resolution}"
             rows[f"bundled adapters, {at}"] = score(maps.__getitem__)
             if resolution == arguments.resolution[0]:
-                save_picture(sheet([[pictures[name][0], *looks(maps[name])] for name in PHOTOGRAPHS]), arguments.sheet)
+                save_picture(sheet([[pictures[name][0], *looks(maps[name])] for name in PHOTOGRAPHS if name != NOT_SHOWN]), arguments.sheet)
         prior = {name: mean_map(name, 128, MEAN_SCENES) for name in ("normal", "depth")}
         rows["mean map of the training rooms"] = score(lambda _: prior)
     header = ["row", *GROUPS, "motorcycle: depth, AbsRel"]
