@@ -22,7 +22,7 @@ from ..methods.ildm.schedules import Block, WeightSchedule
 from ..scenes import sample_scenes
 from ..training.scene_pictures import HELD_OUT_SEEDS
 from .extraction_cost import start_comfyui
-from .ildm_table import BY_NAME, World
+from .ildm_table import ALWAYS, BY_NAME, World
 from .measuring import ROOT, keep_result, markdown_table
 
 # Upper ends of the bins of timesteps.
@@ -66,7 +66,7 @@ def watched(crossing: Crossing) -> AbstractContextManager:
 def attention_shares(world: World, prompts: list[str]) -> Shares:
     """Of pictures made from prompts with full exchange."""
     crossing = Crossing()
-    always = BY_NAME["always (w = 1)"]
+    always = BY_NAME[ALWAYS]
     row = replace(always, name="always, watched", schedule=crossing.seen_by(always.schedule))
     with watched(crossing):
         world.generate(row, prompts, 0, 0)
