@@ -219,14 +219,14 @@ def sheet(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
 
 
 def score(maps_of: Callable[[str], Maps]) -> dict[str, object]:
-    """The claims that hold and do not, and the depth error of the photograph whose depth is known."""
+    """How many claims of each group hold, of how many; which; and the depth error of the photograph whose depth is known."""
     held = {f"{claim.photograph}: {claim.words}": claim.holds(maps_of(claim.photograph)) for claim in CLAIMS}
     counts = {group: [held[f"{c.photograph}: {c.words}"] for c in CLAIMS if c.group == group] for group in GROUPS}
     metres = motorcycle_metres()
     depth = resize(maps_of("motorcycle")["depth"], *metres.shape[1:3])
     known = metres.isfinite()[..., 0]
     error = MAPS["depth"].evaluation.metrics(depth, metres.nan_to_num(1.0), known)["abs_rel"].item()
-    return {**{group: f"{sum(values)} of {len(values)}" for group, values in counts.items()}, "motorcycle": error, "claims": held}
+    return {**{group: [sum(values), len(values)] for group, values in counts.items()}, "motorcycle": error, "claims": held}
 
 
 def main() -> None:
@@ -250,7 +250,7 @@ def main() -> None:
         prior = {name: mean_map(name, 128, MEAN_SCENES) for name in ("normal", "depth")}
         rows["mean map of the training rooms"] = score(lambda _: prior)
     header = ["row", *GROUPS, "motorcycle: depth, AbsRel"]
-    cells = [[name, *(row[group] for group in GROUPS), f"{row['motorcycle']:.3f}"] for name, row in rows.items()]
+    cells = [[name, *("{} of {}".format(*row[group]) for group in GROUPS), f"{row['motorcycle']:.3f}"] for name, row in rows.items()]
     first = next(iter(rows.values()))["claims"]
     wrong = [words for words, holds in first.items() if not holds]
     text = f"{markdown_table(header, cells)}\n\nDoes not hold in the first row: {'; '.join(wrong) or 'nothing'}."
