@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["room", "world"])
     parser.add_argument("--cfg", type=float, nargs="+", default=[2.0, 5.0], help="guidance (%(default)s)")
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=1500, help="of 32 pictures, of the classifier (%(default)s)")
+    parser.add_argument("--steps", type=int, default=4000, help="of 32 pictures, of the classifier (%(default)s)")
     parser.add_argument("--assets", type=Path, default=ROOT / "assets")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "nano" / "text_table")
     parser.add_argument("--sheet", type=Path, help="also write the pictures to FILE_KIND_CFG")
