@@ -216,7 +216,7 @@ def painted(bundle: Bundle, prompts: list[Prompt], seeds: int, cfg: float) -> Te
 
 def sheet(prompts: list[Prompt], images: Tensor, most: int = 6) -> Image.Image:
     """A row for each prompt: its own rendering, then the first seeds."""
-    canvas = Image.new("RGB", ((most + 1) * SIZE, len(prompts) * (SIZE + 16)), "white")
+    canvas = Image.new("RGB", ((min(most, len(images)) + 1) * SIZE, len(prompts) * (SIZE + 16)), "white")
     for row, prompt in enumerate(prompts):
         strip = torch.cat([prompt.rendering, *images[:most, row]], dim=1).clamp(0, 1)
         canvas.paste(Image.fromarray((strip * 255).round().to(torch.uint8).numpy()), (0, row * (SIZE + 16) + 16))
