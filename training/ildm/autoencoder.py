@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ...methods.ildm.intrinsic_vae import TOTAL_CHANNELS, channel_slice, widen, zero_masked
 from ..autoencoder import reconstruction_loss
+from ..bases import base_at
 from ..config import TrainerConfig
 from ..loop import History, LoopConfig, Report, train
 from .data import INTRINSICS_KIND, JointFolderData, JointSceneData, JointSource
@@ -89,10 +90,8 @@ class _Autoencoder(nn.Module):
 
 
 def widened_vae(base: Path) -> AutoencoderKL:
-    """The base's VAE, widened to all intrinsics. Raises ValueError for a folder without one."""
-    if not (base / "vae").is_dir():
-        raise ValueError(f"{base} has no vae folder: give the base model in diffusers format.")
-    vae = AutoencoderKL.from_pretrained(base, subfolder="vae", local_files_only=True).float()
+    """The base's VAE, widened to all intrinsics. Raises ValueError for a base without one."""
+    vae = base_at(base).module(AutoencoderKL, "vae")
     weights, config = widen(vae.state_dict(), dict(vae.config))
     wide = AutoencoderKL.from_config(config)
     wide.load_state_dict(weights)
