@@ -35,9 +35,10 @@ class FolderPredictions:
     """NAME.npy, .exr (data: normals of -1..1, linear colours) or .png, .jpg (pictures), NAME as the data set calls its pictures.
 
     Slashes of NAME are folders, or underscores. convention: of the files, one of the map's `files.choices`, or AUTO for this pack's own.
+    metric: depth has to be metres, which only data in this pack's convention can be.
     """
 
-    def __init__(self, folder: Path, map_name: str, convention: str = AUTO):
+    def __init__(self, folder: Path, map_name: str, convention: str = AUTO, metric: bool = False):
         if not folder.is_dir():
             raise ValueError(f"the folder of predictions {folder} does not exist: give one that holds NAME.npy, NAME.exr or NAME.png.")
         self.folder, self.kind = folder, map_kind(map_name)
@@ -46,6 +47,9 @@ class FolderPredictions:
         if self.convention not in files.choices:
             choices = ", ".join(filter(None, files.choices))
             raise ValueError(f"the convention is {convention!r}: {map_name} has {choices or 'none to choose'}.")
+        self.metric = metric and self.kind.relative
+        if self.metric and self.convention != files.own:
+            raise ValueError(f"depth that is {self.convention} has no metres: align it by scale-and-shift.")
 
     def predict(self, pair: Pair, picture_hw3: Tensor) -> Tensor:
         names = pair.name, pair.name.replace("/", "_")
@@ -57,6 +61,8 @@ class FolderPredictions:
             # Colours as data are linear in every convention.
             linear = self.convention == self.kind.files.own or self.kind.files is COLOR_FILES
             return data if linear else in_this_packs(self.kind, data, self.kind.files.choices[self.convention].to_own)
+        if self.metric:
+            raise ValueError(f"{path.name} is a picture, which has no metres: give .npy or .exr in metres, or align it by scale-and-shift.")
         return self.kind.from_picture(self.kind.files.readings[self.convention](read_pixels(path)[None]))[0]
 
 

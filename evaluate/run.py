@@ -56,14 +56,14 @@ class EvaluationConfig:
                 raise ValueError(f"{name} is {value!r}: choose {', '.join(allowed)}.")
         if (self.predictions is None) == (self.base is None) or (self.base is None) != (self.lora is None):
             raise ValueError("either a folder of predictions is judged, or a base with a LoRA: give --predictions, or --base and --lora.")
-        if self.base is not None and self.alignment == "metric" and map_kind(self.map).relative:
+        if self.base is not None and self.alignment == metrics.METRIC and map_kind(self.map).relative:
             raise ValueError(f"a LoRA's {self.map} is relative, it has no metres: align it by scale-and-shift.")
         if min(self.limit, self.size or 0) < 0:
             raise ValueError(f"limit {self.limit}, size {self.size}: both must be at least 0.")
 
     def load(self) -> Predictions:
         if self.predictions is not None:
-            return FolderPredictions(self.predictions, self.map, self.convention)
+            return FolderPredictions(self.predictions, self.map, self.convention, self.alignment == metrics.METRIC)
         assert self.base is not None and self.lora is not None
         return ModelPredictions(self.base, self.lora, self.map, self.convention, self.size)
 
