@@ -22,8 +22,9 @@ from ..methods.lora_space.clusters import cluster_vectors
 from ..methods.lora_space.entries import Entry
 from ..methods.lora_space.index import LoraIndex
 from ..training.atomic import write_text
+from .report import TABLE
 
-TABLE, LORAS = "table.md", "loras.csv"
+LORAS = "loras.csv"
 REFUSED, STOPPED = 2, 130
 _LOG = logging.getLogger(__name__)
 

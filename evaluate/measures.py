@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.nn import functional
 
 from ..data import Judgement, MapData
 from ..methods import metrics
-from ..methods.maps import map_kind
+from ..methods.maps import MapKind, map_kind
 
 WHDR_THRESHOLD = 0.1
 # No metric depth is wrong by such a factor; one in millimetres is, times what it is wrong by.
@@ -68,6 +70,27 @@ def whdr(albedo_hw3: Tensor, judgements: Sequence[Judgement], threshold: float =
 
     wrong = sum(judgement.weight for judgement in judgements if darker(judgement) != judgement.darker)
     return 100 * wrong / sum(judgement.weight for judgement in judgements)
+
+
+def data_of_picture(kind: MapKind, picture_bhw3: Tensor, convention: str) -> Tensor:
+    """Map data out of its picture in a convention of the map's `files.readings`."""
+    return kind.from_picture(kind.files.readings[convention](picture_bhw3))
+
+
+def resized(values_hwc: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear, antialiased; the same tensor where the size fits already."""
+    if values_hwc.shape[:2] == (height, width):
+        return values_hwc
+    picture = rearrange(values_hwc, "h w c -> 1 c h w")
+    return rearrange(functional.interpolate(picture, (height, width), mode="bilinear", antialias=True), "1 c h w -> h w c")
+
+
+def fitted(data_hwc: Tensor, height: int, width: int) -> Tensor:
+    """A prediction at the picture's size. Raises ValueError for one that shows another view."""
+    own_height, own_width = data_hwc.shape[:2]
+    if abs(width * own_height - height * own_width) > max(width, height):
+        raise ValueError(f"the prediction is {own_width} x {own_height}, the picture {width} x {height}: both must show the same view.")
+    return resized(data_hwc, height, width)
 
 
 def error_picture(map_name: str, prediction_hwc: Tensor, reference: MapData, alignment: str) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ import numpy
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..data import Pair
 from ..data.files import read_exr, read_npy, read_pixels
@@ -19,6 +18,7 @@ from ..methods.maps import MapKind, map_kind
 from ..methods.maps.files import COLOR_FILES, Reading
 from ..training.intrinsic_lora import load_base, predict_maps
 from ..training.intrinsic_lora.latents import downscale
+from .measures import data_of_picture, resized
 
 _LOG = logging.getLogger(__name__)
 ENDINGS = (".npy", ".exr", ".png", ".jpg")
@@ -63,7 +63,7 @@ class FolderPredictions:
             return data if linear else in_this_packs(self.kind, data, self.kind.files.choices[self.convention].to_own)
         if self.metric:
             raise ValueError(f"{path.name} is a picture, which has no metres: give .npy or .exr in metres, or align it by scale-and-shift.")
-        return self.kind.from_picture(self.kind.files.readings[self.convention](read_pixels(path)[None]))[0]
+        return data_of_picture(self.kind, read_pixels(path)[None], self.convention)[0]
 
 
 def _data_file(path: Path, channels: int) -> Tensor:
@@ -77,7 +77,7 @@ def in_this_packs(kind: MapKind, data_hwc: Tensor, to_own: Reading) -> Tensor:
 
 
 class ModelPredictions:
-    """A diffusers base with an Intrinsic LoRA, one forward pass a picture; its short side is brought to `size` pixels.
+    """A base (`training.bases`) with an Intrinsic LoRA, one forward pass a picture; its short side is brought to `size` pixels.
 
     convention: in which the LoRA learnt its map; AUTO: as its file says or is known for (`recipe_of`). size: 0 keeps the picture's own,
     None is the one that the file says it was trained at, else 512. Raises ValueError for files that do not fit.
@@ -123,11 +123,3 @@ def merge_lora(network: nn.Module, file: LoraFile, name: str) -> None:
         if delta.numel() != weight.numel() or delta.shape[0] != weight.shape[0]:
             raise ValueError(f"{name} does not fit {module_name} of this base ({list(weight.shape)}): pick the base it was made for.")
         weight += delta.reshape(weight.shape).to(weight)
-
-
-def resized(values_hwc: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear, antialiased; the same tensor where the size fits already."""
-    if values_hwc.shape[:2] == (height, width):
-        return values_hwc
-    picture = rearrange(values_hwc, "h w c -> 1 c h w")
-    return rearrange(functional.interpolate(picture, (height, width), mode="bilinear", antialias=True), "1 c h w -> h w c")

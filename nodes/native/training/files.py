@@ -95,11 +95,16 @@ def name_problem(name: str) -> str | None:
     return None
 
 
-def run_folder(name: str) -> Path:
-    """The folder of a run's checkpoints and records. Raises ValueError for names that are no plain file name."""
+def output_folder(kind: str, name: str) -> Path:
+    """The pack's folder of this name and kind of results. Raises ValueError for names that are no plain file name."""
     if problem := name_problem(name):
         raise ValueError(problem)
-    return Path(folder_paths.get_output_directory()) / SUBFOLDER / "training" / name
+    return Path(folder_paths.get_output_directory()) / SUBFOLDER / kind / name
+
+
+def run_folder(name: str) -> Path:
+    """The folder of a run's checkpoints and records. Raises as `output_folder`."""
+    return output_folder("training", name)
 
 
 def _first_folder(category: str) -> Path:
