@@ -137,8 +137,8 @@ class EvaluateMaps(io.ComfyNode):
                     "convention",
                     options=[DATA, *conventions()],
                     default=DATA,
-                    tooltip="data: numbers as this pack's nodes give them. Otherwise pictures of 0 to 1, as other nodes draw them: opengl for "
-                    "normal_opengl of Render MoGe Geometry, near_bright for its depth and Depth Anything's.",
+                    tooltip="data: numbers as this pack's nodes give them. Otherwise pictures of 0 to 1, as other nodes draw them: opengl "
+                    "for normal_opengl of Render MoGe Geometry, near_bright for its depth and Depth Anything's.",
                 ),
                 io.Combo.Input(
                     "align",

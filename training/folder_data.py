@@ -122,7 +122,7 @@ class FolderPairs:
 
 @dataclass(frozen=True)
 class AlignedPairs:
-    """A `pairs.CaptionedSource`: the same pictures with each of several maps, by its name."""
+    """A `pairs.CaptionedSource`: the same pictures with each of several maps of a folder, by its name."""
 
     maps: Mapping[str, FolderPairs]
 

@@ -1,6 +1,6 @@
 """Training pairs from public data sets (`data`): read as they come, invalid pixels masked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -44,8 +44,22 @@ class SetData:
 
     def source(self, map_name: str) -> "SetPairs":
         """The pairs of the split that have the map. Raises ValueError, saying what is missing, if there are none."""
-        pairs = DATA_SETS[self.name].pairs(self.folder, map_name, self.split)
+        pairs = self._pairs(map_name)
         return SetPairs(self, map_name, tuple(pairs[row] for row in few_rows(len(pairs), self.count, self.labels, self.seed)))
+
+    def aligned(self, map_names: Sequence[str]) -> "AlignedSet":
+        """The pictures that have each of several maps. Raises ValueError if no picture has all of them, or none is asked for."""
+        if not map_names:
+            raise ValueError("no map was asked for: name at least one beside the picture.")
+        found = {name: {(pair.name, pair.row): pair for pair in self._pairs(name)} for name in map_names}
+        shared = sorted(set.intersection(*(set(pairs) for pairs in found.values())))
+        if not shared:
+            raise ValueError(f"no picture of {self.name} in {self.folder} has all of {', '.join(map_names)}: leave out those it lacks.")
+        chosen = [shared[row] for row in few_rows(len(shared), self.count, self.labels, self.seed)]
+        return AlignedSet({name: SetPairs(self, name, tuple(pairs[key] for key in chosen)) for name, pairs in found.items()})
+
+    def _pairs(self, map_name: str) -> tuple[Pair, ...]:
+        return DATA_SETS[self.name].pairs(self.folder, map_name, self.split)
 
 
 @dataclass(frozen=True)
@@ -73,12 +87,36 @@ class SetPairs:
         return {"files": files, "kind": kind, "settings": {"name": self.data.name, "size": self.data.size}}
 
 
+@dataclass(frozen=True)
+class AlignedSet:
+    """A `pairs.CaptionedSource`: the same pictures with each of several maps, by its name, each with its mask. Nobody captioned them."""
+
+    maps: Mapping[str, SetPairs]
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return ("",) * len(self)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.maps.values())))
+
+    def of(self, kind: str) -> SetPairs:
+        """The pairs from which a kind of picture is read."""
+        return next(iter(self.maps.values())) if kind == IMAGE else self.maps[kind]
+
+    def read(self, kind: str, rows: Sequence[int]) -> Tensor:
+        return self.of(kind).read(kind, rows)
+
+    def identity(self, kind: str) -> dict[str, Any]:
+        return self.of(kind).identity(kind)
+
+
 def _state(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
-# Picture, map and mask of a row are asked for one after the other.
+# Picture, map and mask of a row are asked for one after the other, of several maps in turn.
 @lru_cache(maxsize=8)
 def _training_pair(data: SetData, map_name: str, pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
     """Picture and map picture `[3, size, size]`, and the mask `[1, size, size]`."""
