@@ -68,7 +68,7 @@ def _read(pair: Pair, map_name: str) -> MapData:
     if light.shape != albedo.shape:
         # Whoever pairs the two says so by size.
         return map_data(pair.map, albedo, numpy.zeros(albedo.shape[:2]))
-    bright = (albedo > _DARKEST).all(-1)
+    bright = numpy.all(albedo > _DARKEST, axis=-1)
     return map_data(pair.map, light / numpy.where(bright[..., None], albedo, 1), bright)
 
 

@@ -19,6 +19,7 @@ from .native.training.files import data_folder, data_folders, name_problem, outp
 
 BUNDLED, BUNDLED_FOLDER = "made-up DIODE (bundled)", "diode"
 USUAL, DATA = "usual", "data"
+# Those with maps; the others hold judgements.
 SETS = {name: kind for name, kind in DATA_SETS.items() if kind.read is not None}
 SPLITS = tuple(dict.fromkeys([ALL, *(split for kind in SETS.values() for split in kind.splits)]))
 _CATEGORY = "intrinsic lab/judge"
@@ -101,6 +102,7 @@ class LoadDataSet(io.ComfyNode):
     @classmethod
     def execute(cls, data_set, folder, map, split, first, count) -> io.NodeOutput:
         kind, images, references, masks, names = SETS[data_set], [], [], [], []
+        assert kind.read is not None
         for pair in _pairs(data_set, folder, map, split, first, count):
             picture, data = kind.picture(pair), kind.read(pair, map)
             require_same_size(pair, picture, data)
@@ -185,7 +187,7 @@ class EvaluateMaps(io.ComfyNode):
         [map_name], [convention], [alignment], [name] = map, convention, align, name
         folder = output_folder("evaluation", name)
         rows = _rows(map_name, convention, prediction, reference, mask, image, picture_name, alignment)
-        scores = {row.name: _scored(row) for row in rows if row.reference is not None and row.reference.mask_hw.any()}
+        scores = {row.name: _scored(row, row.reference) for row in rows if row.reference and row.reference.mask_hw.any()}
         if not scores:
             raise ValueError(f"none of the {len(rows)} pictures has anything to judge: the masks are empty.")
         main = map_kind(map_name).evaluation.main
@@ -248,9 +250,9 @@ def _as_data(kind: MapKind, image_1hwc: torch.Tensor, convention: str) -> torch.
     return measures.data_of_picture(kind, map_from_image(image_1hwc, 3, "prediction", grey=True, finite=False), convention)[0]
 
 
-def _scored(row: report.Shown) -> dict[str, float]:
+def _scored(row: report.Shown, reference: MapData) -> dict[str, float]:
     try:
-        return measures.measure(row.map_name, row.prediction_hwc, row.reference, row.alignment)
+        return measures.measure(row.map_name, row.prediction_hwc, reference, row.alignment)
     except ValueError as error:
         raise ValueError(f"{row.name}: {error}") from None
 

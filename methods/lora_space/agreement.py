@@ -86,8 +86,8 @@ def clustering(vectors: numpy.ndarray, collection: Collection) -> dict[str, floa
     truth = collection.styles
     found = [cluster_vectors(vectors.astype(numpy.float32), int(truth.max()) + 1, seed) for seed in CLUSTERINGS]
     return {
-        "nmi": float(numpy.mean([normalized_mutual_information(truth, labels) for labels in found])),
-        "ari": float(numpy.mean([adjusted_rand_index(truth, labels) for labels in found])),
+        "nmi": float(numpy.mean([normalized_mutual_information(truth.tolist(), labels.tolist()) for labels in found])),
+        "ari": float(numpy.mean([adjusted_rand_index(truth.tolist(), labels.tolist()) for labels in found])),
     }
 
 

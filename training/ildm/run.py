@@ -182,11 +182,10 @@ def train_joint_lora(
     base.pipeline.to(state.device)
     with state.main_process_first():
         kept = cache or config.loop.output
-        latents = JointLatents(
-            *encode_model_latents(base.vae, source, (IMAGE,), kept, on_encoded).values(),
-            *encode_model_latents(intrinsic_vae.to(state.device), source, (INTRINSICS_KIND,), kept, on_encoded).values(),
-            latent_masks(source, INTRINSICS_KIND, downscale(intrinsic_vae), kept) if isinstance(source, MaskedSource) else None,
-        )
+        [image] = encode_model_latents(base.vae, source, (IMAGE,), kept, on_encoded).values()
+        [intrinsic] = encode_model_latents(intrinsic_vae.to(state.device), source, (INTRINSICS_KIND,), kept, on_encoded).values()
+        mask = latent_masks(source, INTRINSICS_KIND, downscale(intrinsic_vae), kept) if isinstance(source, MaskedSource) else None
+        latents = JointLatents(image, intrinsic, mask)
     text = encode_captions(base, [*source.captions, ""], on_encoded)
     add_joint_adapter(base.network, config.rank, config.loop.seed, config.image_domain)
     if start is not None:
