@@ -1,6 +1,6 @@
 """Training pairs from public data sets (`data`): read as they come, invalid pixels masked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data import DATA_SETS, MapData, Pair, require_same_size
 from ..methods.maps import MapKind, map_kind, unit_normals
 from .folder_data import few_rows, square
-from .pairs import IMAGE
+from .pairs import IMAGE, Aligned
 
 # Farther than this share of the pixels, depth is cut, as I-LoRA does: one far pixel would make all others alike.
 FARTHEST = 0.99
@@ -88,27 +88,12 @@ class SetPairs:
 
 
 @dataclass(frozen=True)
-class AlignedSet:
-    """A `pairs.CaptionedSource`: the same pictures with each of several maps, by its name, each with its mask. Nobody captioned them."""
-
-    maps: Mapping[str, SetPairs]
+class AlignedSet(Aligned[SetPairs]):
+    """A `pairs.CaptionedSource` of a public data set, each map with its mask. Nobody captioned them."""
 
     @property
     def captions(self) -> tuple[str, ...]:
         return ("",) * len(self)
-
-    def __len__(self) -> int:
-        return len(next(iter(self.maps.values())))
-
-    def of(self, kind: str) -> SetPairs:
-        """The pairs from which a kind of picture is read."""
-        return next(iter(self.maps.values())) if kind == IMAGE else self.maps[kind]
-
-    def read(self, kind: str, rows: Sequence[int]) -> Tensor:
-        return self.of(kind).read(kind, rows)
-
-    def identity(self, kind: str) -> dict[str, Any]:
-        return self.of(kind).identity(kind)
 
 
 def _state(path: Path) -> tuple[int, int]:
