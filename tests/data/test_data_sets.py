@@ -218,6 +218,14 @@ def test_an_empty_or_missing_folder_is_told_with_the_layout(tmp_path, name):
         kind.pairs(tmp_path, "line")
 
 
+def test_an_exr_with_nan_is_told_once_and_does_not_count(tmp_path, caplog):
+    tiny_sets.write_interiorverse(tmp_path)
+    _, albedo, mask = read("interiorverse", tmp_path, "albedo")
+    read("interiorverse", tmp_path, "albedo")
+    assert not mask[4, 5] and not albedo[4, 5].any()
+    assert caplog.text.count(f"000_albedo.exr is NaN or infinite at 1 of {HEIGHT * WIDTH} pixels: they do not count") == 1
+
+
 def test_half_a_data_set_is_told_by_example(tmp_path, caplog):
     tiny_sets.write_diode(tmp_path)
     first, second = sorted(tmp_path.rglob("*_normal.npy"))
