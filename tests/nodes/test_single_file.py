@@ -1,11 +1,22 @@
 """A checkpoint in one file, written by core, is the same base as its diffusers folder: same parts, same LoRA."""
 
+import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 
+import comfy.ops
 import pytest
 import safetensors.torch
 import torch
+from comfy.ldm.flux.model import Flux
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from intrinsic_lab.tests.nodes.conftest import CLIP_VOCABULARY, T5_VOCABULARY, _unet, edit_json, tiny_schedule, tiny_vae, write_model_folder
+from intrinsic_lab.tests.nodes.test_backbones import PUBLISHED
+from intrinsic_lab.tools.comfyui_source import find_comfyui
+from intrinsic_lab.training.single_file import text_encoders
+from intrinsic_lab.training.single_file.checkpoint import Checkpoint
+from intrinsic_lab.training.single_file.flux import load_transformer
+from intrinsic_lab.training.single_file.unet import load_unet
 
 PROMPT = "a red cube, lit from the left"
 
@@ -144,6 +155,52 @@ def test_every_part_of_a_file_is_that_of_its_folder(family, twins):
             assert all(found.config[name] == expected.config[name] for name in ("scaling_factor", "shift_factor"))
     words = [base.tokenizer(CLIPTokenizer, "tokenizer")(PROMPT, padding="max_length", max_length=77).input_ids for base in (folder, file)]
     assert words[0] == words[1]
+
+
+@dataclass(frozen=True)
+class Shapes(Checkpoint):
+    """A checkpoint without numbers."""
+
+    def weights(self, prefix: str) -> dict[str, torch.Tensor]:
+        return {name: torch.empty(shape, device="meta") for name, shape in self.below(prefix).items()}
+
+
+SD21 = PUBLISHED["SD 1.5 / SD 2.1"] | {"num_heads": -1, "num_head_channels": 64, "use_linear_in_transformer": True, "context_dim": 1024}
+
+
+# Millions of parameters, as the published models have, and heads, which no shape tells.
+@pytest.mark.parametrize(
+    ("layout", "millions", "heads"),
+    [(PUBLISHED["SD 1.5 / SD 2.1"], 860, 8), (SD21, 866, (5, 10, 20, 20)), (PUBLISHED["SDXL"], 2567, (5, 10, 20))],
+    ids=["SD 1.5", "SD 2.1", "SDXL"],
+)
+def test_unets_of_published_sizes_are_built_from_their_shapes(layout, millions, heads):
+    network = UNetModel(**layout, device="meta", dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    unet = load_unet(Shapes(Path("published"), shapes_of(network)))
+    assert round(sum(weight.numel() for weight in unet.parameters()) / 1e6) == millions and unet.config.attention_head_dim == heads
+
+
+def test_flux_of_the_published_size_is_built_from_its_shapes():
+    widths = {"in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096, "hidden_size": 3072, "mlp_ratio": 4.0}
+    depths = {"num_heads": 24, "depth": 19, "depth_single_blocks": 38, "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2}
+    options = {"qkv_bias": True, "guidance_embed": True, "device": "meta", "dtype": torch.float32}
+    network = Flux(image_model="flux", **widths, **depths, **options, operations=comfy.ops.disable_weight_init)
+    transformer = load_transformer(Shapes(Path("published"), shapes_of(network)))
+    assert round(sum(weight.numel() for weight in transformer.parameters()) / 1e6) == 11901
+
+
+def shapes_of(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {f"model.diffusion_model.{name}": tuple(weight.shape) for name, weight in network.state_dict().items()}
+
+
+def test_a_base_without_a_comfyui_says_where_to_name_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(text_encoders, "_PACK", tmp_path / "custom_nodes" / "intrinsic-lab")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    with pytest.raises(ValueError, match="set COMFYUI_PATH to ComfyUI's folder"):
+        text_encoders.clip_tokenizer()
+    monkeypatch.setenv("COMFYUI_PATH", str(find_comfyui()))
+    assert len(text_encoders.clip_tokenizer()) == CLIP_VOCABULARY
 
 
 def loop(output: Path):
