@@ -182,7 +182,15 @@ def test_unets_of_published_sizes_are_built_from_their_shapes(layout, millions, 
 
 def test_flux_of_the_published_size_is_built_from_its_shapes():
     widths = {"in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096, "hidden_size": 3072, "mlp_ratio": 4.0}
-    depths = {"num_heads": 24, "depth": 19, "depth_single_blocks": 38, "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2, "txt_ids_dims": []}
+    depths = {
+        "num_heads": 24,
+        "depth": 19,
+        "depth_single_blocks": 38,
+        "axes_dim": [16, 56, 56],
+        "theta": 10000,
+        "patch_size": 2,
+        "txt_ids_dims": [],
+    }
     options = {"qkv_bias": True, "guidance_embed": True, "device": "meta", "dtype": torch.float32}
     network = Flux(image_model="flux", **widths, **depths, **options, operations=comfy.ops.disable_weight_init)
     transformer = load_transformer(Shapes(Path("published"), shapes_of(network)))
