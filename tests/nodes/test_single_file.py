@@ -2,6 +2,7 @@
 
 import importlib.util
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import comfy.ops
@@ -10,10 +11,19 @@ import safetensors.torch
 import torch
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from intrinsic_lab.tests.nodes.conftest import CLIP_VOCABULARY, T5_VOCABULARY, _unet, edit_json, tiny_schedule, tiny_vae, write_model_folder
+from intrinsic_lab.tests.nodes.conftest import (
+    CLIP_VOCABULARY,
+    T5_VOCABULARY,
+    _unet,
+    edit_json,
+    tiny_clip,
+    tiny_schedule,
+    tiny_vae,
+    write_model_folder,
+)
 from intrinsic_lab.tests.nodes.test_backbones import PUBLISHED
 from intrinsic_lab.tools.comfyui_source import find_comfyui
-from intrinsic_lab.training.single_file import text_encoders
+from intrinsic_lab.training.single_file import SingleFile, text_encoders
 from intrinsic_lab.training.single_file.checkpoint import Checkpoint
 from intrinsic_lab.training.single_file.flux import load_transformer
 from intrinsic_lab.training.single_file.unet import load_unet
@@ -21,22 +31,8 @@ from intrinsic_lab.training.single_file.unet import load_unet
 PROMPT = "a red cube, lit from the left"
 
 
-def clip(act: str, layers: int = 3, projection: int | None = None):
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    # Heads of 64, as all published ones have.
-    config = CLIPTextConfig(
-        vocab_size=CLIP_VOCABULARY,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=layers,
-        num_attention_heads=1,
-        hidden_act=act,
-        projection_dim=projection or 64,
-        bos_token_id=CLIP_VOCABULARY - 2,
-        eos_token_id=CLIP_VOCABULARY - 1,
-    )
-    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
+# Heads of 64, as all published text encoders have.
+clip = partial(tiny_clip, width=64, heads=1)
 
 
 def sd15() -> tuple[dict, dict]:
@@ -199,6 +195,21 @@ def test_flux_of_the_published_size_is_built_from_its_shapes():
 
 def shapes_of(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return {f"model.diffusion_model.{name}": tuple(weight.shape) for name, weight in network.state_dict().items()}
+
+
+def test_what_a_file_predicts_is_known_by_its_marks_and_for_sd_2_by_its_biases(tmp_path):
+    unet, bias = "model.diffusion_model.", "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
+    sd2 = {f"{unet}input_blocks.0.0.weight": torch.zeros(1), "cond_stage_model.model.ln_final.bias": torch.zeros(1)}
+    for content, prediction in (
+        (sd2 | {bias: torch.tensor([0.05, -0.05])}, "epsilon"),
+        (sd2 | {bias: torch.tensor([0.2, -0.2])}, "v_prediction"),
+        ({f"{unet}input_blocks.0.0.weight": torch.zeros(1), bias: torch.tensor([0.2, -0.2])}, "epsilon"),
+        ({f"{unet}input_blocks.0.0.weight": torch.zeros(1), "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, "v_prediction"),
+    ):
+        safetensors.torch.save_file(content, tmp_path / "model.safetensors")
+        scheduler = SingleFile(tmp_path / "model.safetensors").scheduler()
+        assert scheduler.config.prediction_type == prediction
+        assert (float(scheduler.alphas_cumprod[-1]) < 1e-6) == ("ztsnr" in content)
 
 
 def test_a_base_without_a_comfyui_says_where_to_name_it(monkeypatch, tmp_path):
