@@ -11,6 +11,8 @@ import safetensors.torch
 import torch
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from intrinsic_lab.data import Pair
+from intrinsic_lab.evaluate.predictions import ModelPredictions
 from intrinsic_lab.tests.nodes.conftest import (
     CLIP_VOCABULARY,
     T5_VOCABULARY,
@@ -249,6 +251,10 @@ def test_an_intrinsic_lora_learns_the_same_from_a_file_a_half_file_a_ckpt_and_a_
     folder, file = twins(family)
     expected = trained(folder, tmp_path / "folder")
     assert far(trained(file, tmp_path / "file"), expected) < 1e-3
+    pair, picture = Pair("a", file, file), torch.rand(40, 56, 3, generator=torch.Generator().manual_seed(1))
+    lora = tmp_path / "file" / "depth.safetensors"
+    made = [ModelPredictions(base, lora, "depth", size=32).predict(pair, picture) for base in (folder, file)]
+    assert torch.allclose(*made, atol=1e-3) and made[0].std() > 1e-3
     if family == "sd21":
         return
     weights = safetensors.torch.load_file(file)
