@@ -12,8 +12,6 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
@@ -22,11 +20,10 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..methods.lora_space.agreement import Collection, as_markdown, clustering, ours, retrieval, scores, unit_centred
 from ..methods.lora_space.baseline import RawSpace, singular_values
-from ..methods.lora_space.clusters import cluster_vectors
 from ..methods.lora_space.gram import exact_cosines
 from ..methods.lora_space.index import LoraIndex
-from ..methods.lora_space.search import find_similar
 from ..scenes import render_scenes
 from ..training.atomic import write_atomically
 from ..training.intrinsic_lora import SingleStepBase, load_base
@@ -36,118 +33,15 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SUBNETWORKS = ("all", "attention", "feed_forward")
 PICTURE_SCENES = range(0, 4)
-CLUSTERINGS = range(5)
-COLUMNS = ("top1", "top1_other_rank", "map", "nmi", "ari")
 
 
-@dataclass(frozen=True)
-class Collection:
-    """paths, and of each its style as a number and its rank."""
-
-    paths: list[Path]
-    styles: numpy.ndarray
-    ranks: numpy.ndarray
-
-    @classmethod
-    def read(cls, folder: Path) -> "Collection":
-        """STYLE/STYLE_SEED_rRANK.safetensors below `folder`."""
-        paths = sorted(path for path in folder.glob("*/*_r*.safetensors") if path.parent.name != "work")
-        if not paths:
-            raise SystemExit(f"{folder} holds no LoRAs: run python -m intrinsic_lab.training.nano.styles first.")
-        styles = numpy.unique([path.parent.name for path in paths], return_inverse=True)[1]
-        return cls(paths, styles, numpy.array([int(path.stem.rsplit("_r", 1)[1]) for path in paths]))
-
-
-def retrieval(likeness: numpy.ndarray, collection: Collection) -> dict[str, float]:
-    """Each LoRA asks for its style among all others: top-1, top-1 among LoRAs of another rank, and mean average precision.
-
-    likeness: [n, n], larger is nearer.
-    """
-    styles, ranks = collection.styles, collection.ranks
-    hits, across, precisions = [], [], []
-    for row, scores in enumerate(likeness):
-        others = numpy.flatnonzero(numpy.arange(len(styles)) != row)
-        order = others[numpy.argsort(-scores[others], kind="stable")]
-        right = styles[order] == styles[row]
-        hits.append(right[0])
-        precisions.append(average_precision(right))
-        elsewhere = right[ranks[order] != ranks[row]]
-        across += list(elsewhere[:1])
-    return {"top1": float(numpy.mean(hits)), "top1_other_rank": float(numpy.mean(across)), "map": float(numpy.mean(precisions))}
-
-
-def average_precision(right: numpy.ndarray) -> float:
-    """Mean of the precision at every hit of a ranking (bool, best first); 0 without a hit."""
-    places = numpy.flatnonzero(right) + 1
-    return float(numpy.mean(numpy.arange(1, len(places) + 1) / places)) if len(places) else 0.0
-
-
-def _contingency(one: Sequence[int], other: Sequence[int]) -> numpy.ndarray:
-    first, second = numpy.unique(one, return_inverse=True)[1], numpy.unique(other, return_inverse=True)[1]
-    table = numpy.zeros((first.max() + 1, second.max() + 1))
-    numpy.add.at(table, (first, second), 1)
-    return table
-
-
-def normalized_mutual_information(one: Sequence[int], other: Sequence[int]) -> float:
-    """Mutual information over the arithmetic mean of the entropies (natural logarithm); 1 for equal partitions."""
-    joint = _contingency(one, other) / len(one)
-    rows, columns = joint.sum(1), joint.sum(0)
-    entropies = [-(p * numpy.log(p)).sum() for p in (rows, columns)]
-    there = joint > 0
-    mutual = (joint[there] * numpy.log(joint[there] / numpy.outer(rows, columns)[there])).sum()
-    return float(mutual / numpy.mean(entropies)) if max(entropies) > 0 else 1.0
-
-
-def adjusted_rand_index(one: Sequence[int], other: Sequence[int]) -> float:
-    """Hubert and Arabie 1985: agreeing pairs, corrected for chance; 1 for equal partitions, 0 expected for random ones."""
-    table = _contingency(one, other)
-
-    def pairs(counts: numpy.ndarray) -> float:
-        return float((counts * (counts - 1) / 2).sum())
-
-    both, rows, columns = pairs(table), pairs(table.sum(1)), pairs(table.sum(0))
-    expected = rows * columns / (len(one) * (len(one) - 1) / 2)
-    return (both - expected) / ((rows + columns) / 2 - expected)
-
-
-def clustering(vectors: numpy.ndarray, collection: Collection) -> dict[str, float]:
-    """Spherical k-means into as many clusters as there are styles; means over seeds."""
-    truth = collection.styles
-    found = [cluster_vectors(vectors.astype(numpy.float32), int(truth.max()) + 1, seed) for seed in CLUSTERINGS]
-    return {
-        "nmi": float(numpy.mean([normalized_mutual_information(truth, labels) for labels in found])),
-        "ari": float(numpy.mean([adjusted_rand_index(truth, labels) for labels in found])),
-    }
-
-
-def unit_centred(vectors: numpy.ndarray) -> numpy.ndarray:
-    """Rows minus their mean, length 1: what PCA does to the others' vectors, for features that have few dimensions."""
-    centred = vectors - vectors.mean(0)
-    return centred / numpy.maximum(numpy.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-
-
-def scores(vectors: numpy.ndarray, collection: Collection) -> dict[str, float]:
-    """Retrieval by cosine and clustering of unit rows [n, d]."""
-    return retrieval(vectors @ vectors.T, collection) | clustering(vectors, collection)
-
-
-def ours(collection: Collection, subnetwork: str, index: LoraIndex) -> dict[str, dict[str, float]]:
-    """The index alone, and the shipped pipeline: its best 50 compared exactly, the others behind them in the index's order."""
-    family = index.entry(collection.paths[0]).family
-    space = index.space(family, subnetwork)
-    row_of = {index.entry(path).id: row for row, path in enumerate(collection.paths)}
-    order = numpy.argsort([row_of[int(number)] for number in space.ids])
-    vectors = space.joint[order]
-    likeness = vectors @ vectors.T
-    reranked = likeness.copy()
-    for row, path in enumerate(collection.paths):
-        for match in find_similar(index, [path], k=50, subnetwork=subnetwork, rerank=50):
-            # Cosines lie below 1: what was compared exactly stays in front.
-            reranked[row, row_of[match.entry.id]] = 10 + match.score
-    alone = retrieval(likeness, collection) | clustering(vectors, collection)
-    # The clusters are the map's: they come from the index, not from the re-ranking.
-    return {"ours, index alone": alone, "ours, shipped (exact re-rank)": alone | retrieval(reranked, collection)}
+def read_collection(folder: Path) -> Collection:
+    """STYLE/STYLE_SEED_rRANK.safetensors below `folder`."""
+    paths = sorted(path for path in folder.glob("*/*_r*.safetensors") if path.parent.name != "work")
+    if not paths:
+        raise SystemExit(f"{folder} holds no LoRAs: run python -m intrinsic_lab.training.nano.styles first.")
+    styles = numpy.unique([path.parent.name for path in paths], return_inverse=True)[1]
+    return Collection(paths, styles, numpy.array([int(path.stem.rsplit("_r", 1)[1]) for path in paths]))
 
 
 def of_weights(collection: Collection, subnetwork: str, index: LoraIndex) -> dict[str, dict[str, float]]:
@@ -206,23 +100,13 @@ def chance(collection: Collection) -> dict[str, float]:
     return scores(random / numpy.linalg.norm(random, axis=1, keepdims=True), collection)
 
 
-def as_markdown(rows: dict[str, dict[str, dict[str, float]]], collection: Collection) -> str:
-    """One table, a row per method and sub-network."""
-    about = f"{len(collection.paths)} LoRAs of {collection.styles.max() + 1} styles, ranks {sorted(set(collection.ranks.tolist()))}."
-    lines = [about, "", f"| method | weights | {' | '.join(COLUMNS)} |", f"| --- | --- |{' --- |' * len(COLUMNS)}"]
-    for method, parts in rows.items():
-        for part, values in parts.items():
-            lines.append(f"| {method} | {part} | " + " | ".join(f"{values[column]:.3f}" for column in COLUMNS) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=ROOT / "assets" / "nano")
     parser.add_argument("--collection", type=Path, default=ROOT / "runs" / "styles")
     parser.add_argument("--no-pictures", action="store_true", help="leave out the rows that need pictures")
     arguments = parser.parse_args()
-    collection = Collection.read(arguments.collection)
+    collection = read_collection(arguments.collection)
     rows: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder, LoraIndex(Path(folder) / "index.sqlite") as index:
         summary = index.update([path.parent for path in collection.paths])

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from .arap import ARAP
 from .base import DataSet, Judgement, MapData, Pair, require_same_size
 from .diode import DIODE
 from .folder import FOLDER
@@ -12,7 +13,7 @@ from .mit import MIT
 from .nyuv2 import NYUV2
 from .scannet import SCANNET
 
-DATA_SETS = {kind.name: kind for kind in (DIODE, HYPERSIM, NYUV2, SCANNET, INTERIORVERSE, MIT, IIW, FOLDER)}
+DATA_SETS = {kind.name: kind for kind in (DIODE, HYPERSIM, NYUV2, SCANNET, INTERIORVERSE, MIT, IIW, FOLDER, ARAP)}
 
 
 def named_set(text: str) -> tuple[DataSet, Path] | None:

@@ -108,6 +108,22 @@ def read_exr(path: Path, channels: Sequence[str] = ("R", "G", "B")) -> numpy.nda
     return numpy.stack([found[name].pixels.astype(numpy.float32) for name in channels], -1)
 
 
+def read_radiance(path: Path) -> numpy.ndarray:
+    """A Radiance picture (.hdr) as `[h, w, 3]` float32 of linear light."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            frame = next(container.decode(video=0))
+        if frame.format.name != "gbrpf32le":
+            raise OSError(f"its pixels are {frame.format.name}")
+    except (av.FFmpegError, StopIteration, OSError) as error:
+        raise ValueError(f"{path} cannot be read as a Radiance picture ({error}): replace or remove it.") from None
+    planes = [numpy.frombuffer(plane, "<f4").reshape(frame.height, -1)[:, : frame.width] for plane in frame.planes]
+    green, blue, red = planes
+    return numpy.stack([red, green, blue], -1)
+
+
 def library(name: str) -> Any:
     """A module that only some sets need. Raises ValueError that says what to install."""
     try:

@@ -3,13 +3,17 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.nn import functional
 
 from ..data import Judgement, MapData
 from ..methods import metrics
-from ..methods.maps import map_kind
+from ..methods.maps import MapKind, map_kind
 
 WHDR_THRESHOLD = 0.1
+# No metric depth is wrong by such a factor; one in millimetres is, times what it is wrong by.
+_FARTHEST_FROM_A_THOUSAND = 4.0
 
 # What is measured here beside an evaluation's own metrics.
 _FURTHER: dict[metrics.Evaluation, tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
@@ -26,12 +30,25 @@ def evaluation_of(map_name: str, alignment: str) -> metrics.Evaluation:
 
 def measure(map_name: str, prediction_hwc: Tensor, reference: MapData, alignment: str) -> dict[str, float]:
     """Every metric of one picture. Raises ValueError as the metrics do."""
+    if map_kind(map_name).relative and alignment == metrics.METRIC:
+        _require_metres(prediction_hwc, reference)
     batch = prediction_hwc[None], reference.values_hwc[None], reference.mask_hw[None]
     scores = evaluation_of(map_name, alignment).score(*batch)
     if further := _FURTHER.get(map_kind(map_name).evaluation):
         name, metric = further
         scores[name] = float(metric(*batch))
     return scores
+
+
+def _require_metres(prediction_hwc: Tensor, reference: MapData) -> None:
+    """Raises ValueError for a prediction whose median is the reference's in millimetres, or the other way round."""
+    predicted, true = (float(values[reference.mask_hw].median()) for values in (prediction_hwc, reference.values_hwc))
+    for larger, smaller, units in (
+        (predicted, true, "millimetres, divide them by 1000"),
+        (true, predicted, "kilometres, multiply them by 1000"),
+    ):
+        if smaller > 0 and 1 / _FARTHEST_FROM_A_THOUSAND < larger / smaller / 1000 < _FARTHEST_FROM_A_THOUSAND:
+            raise ValueError(f"the median depth is {predicted:g}, the reference's {true:g} metres: the predictions look like {units}.")
 
 
 def whdr(albedo_hw3: Tensor, judgements: Sequence[Judgement], threshold: float = WHDR_THRESHOLD) -> float:
@@ -53,6 +70,27 @@ def whdr(albedo_hw3: Tensor, judgements: Sequence[Judgement], threshold: float =
 
     wrong = sum(judgement.weight for judgement in judgements if darker(judgement) != judgement.darker)
     return 100 * wrong / sum(judgement.weight for judgement in judgements)
+
+
+def data_of_picture(kind: MapKind, picture_bhw3: Tensor, convention: str) -> Tensor:
+    """Map data out of its picture in a convention of the map's `files.readings`."""
+    return kind.from_picture(kind.files.readings[convention](picture_bhw3))
+
+
+def resized(values_hwc: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear, antialiased; the same tensor where the size fits already."""
+    if values_hwc.shape[:2] == (height, width):
+        return values_hwc
+    picture = rearrange(values_hwc, "h w c -> 1 c h w")
+    return rearrange(functional.interpolate(picture, (height, width), mode="bilinear", antialias=True), "1 c h w -> h w c")
+
+
+def fitted(data_hwc: Tensor, height: int, width: int) -> Tensor:
+    """A prediction at the picture's size. Raises ValueError for one that shows another view."""
+    own_height, own_width = data_hwc.shape[:2]
+    if abs(width * own_height - height * own_width) > max(width, height):
+        raise ValueError(f"the prediction is {own_width} x {own_height}, the picture {width} x {height}: both must show the same view.")
+    return resized(data_hwc, height, width)
 
 
 def error_picture(map_name: str, prediction_hwc: Tensor, reference: MapData, alignment: str) -> tuple[Tensor, Tensor]:

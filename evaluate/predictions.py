@@ -8,7 +8,6 @@ import numpy
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..data import Pair
 from ..data.files import read_exr, read_npy, read_pixels
@@ -19,6 +18,7 @@ from ..methods.maps import MapKind, map_kind
 from ..methods.maps.files import COLOR_FILES, Reading
 from ..training.intrinsic_lora import load_base, predict_maps
 from ..training.intrinsic_lora.latents import downscale
+from .measures import data_of_picture, resized
 
 _LOG = logging.getLogger(__name__)
 ENDINGS = (".npy", ".exr", ".png", ".jpg")
@@ -35,9 +35,10 @@ class FolderPredictions:
     """NAME.npy, .exr (data: normals of -1..1, linear colours) or .png, .jpg (pictures), NAME as the data set calls its pictures.
 
     Slashes of NAME are folders, or underscores. convention: of the files, one of the map's `files.choices`, or AUTO for this pack's own.
+    metric: depth has to be metres, which only data in this pack's convention can be.
     """
 
-    def __init__(self, folder: Path, map_name: str, convention: str = AUTO):
+    def __init__(self, folder: Path, map_name: str, convention: str = AUTO, metric: bool = False):
         if not folder.is_dir():
             raise ValueError(f"the folder of predictions {folder} does not exist: give one that holds NAME.npy, NAME.exr or NAME.png.")
         self.folder, self.kind = folder, map_kind(map_name)
@@ -46,6 +47,9 @@ class FolderPredictions:
         if self.convention not in files.choices:
             choices = ", ".join(filter(None, files.choices))
             raise ValueError(f"the convention is {convention!r}: {map_name} has {choices or 'none to choose'}.")
+        self.metric = metric and self.kind.relative
+        if self.metric and self.convention != files.own:
+            raise ValueError(f"depth that is {self.convention} has no metres: align it by scale-and-shift.")
 
     def predict(self, pair: Pair, picture_hw3: Tensor) -> Tensor:
         names = pair.name, pair.name.replace("/", "_")
@@ -57,7 +61,9 @@ class FolderPredictions:
             # Colours as data are linear in every convention.
             linear = self.convention == self.kind.files.own or self.kind.files is COLOR_FILES
             return data if linear else in_this_packs(self.kind, data, self.kind.files.choices[self.convention].to_own)
-        return self.kind.from_picture(self.kind.files.readings[self.convention](read_pixels(path)[None]))[0]
+        if self.metric:
+            raise ValueError(f"{path.name} is a picture, which has no metres: give .npy or .exr in metres, or align it by scale-and-shift.")
+        return data_of_picture(self.kind, read_pixels(path)[None], self.convention)[0]
 
 
 def _data_file(path: Path, channels: int) -> Tensor:
@@ -71,7 +77,7 @@ def in_this_packs(kind: MapKind, data_hwc: Tensor, to_own: Reading) -> Tensor:
 
 
 class ModelPredictions:
-    """A diffusers base with an Intrinsic LoRA, one forward pass a picture; its short side is brought to `size` pixels.
+    """A base (`training.bases`) with an Intrinsic LoRA, one forward pass a picture; its short side is brought to `size` pixels.
 
     convention: in which the LoRA learnt its map; AUTO: as its file says or is known for (`recipe_of`). size: 0 keeps the picture's own,
     None is the one that the file says it was trained at, else 512. Raises ValueError for files that do not fit.
@@ -117,11 +123,3 @@ def merge_lora(network: nn.Module, file: LoraFile, name: str) -> None:
         if delta.numel() != weight.numel() or delta.shape[0] != weight.shape[0]:
             raise ValueError(f"{name} does not fit {module_name} of this base ({list(weight.shape)}): pick the base it was made for.")
         weight += delta.reshape(weight.shape).to(weight)
-
-
-def resized(values_hwc: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear, antialiased; the same tensor where the size fits already."""
-    if values_hwc.shape[:2] == (height, width):
-        return values_hwc
-    picture = rearrange(values_hwc, "h w c -> 1 c h w")
-    return rearrange(functional.interpolate(picture, (height, width), mode="bilinear", antialias=True), "1 c h w -> h w c")

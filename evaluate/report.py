@@ -1,5 +1,7 @@
 """What an evaluation leaves: a table with bootstrap intervals, and a sheet of pictures."""
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +15,10 @@ from ..data import MapData
 from ..methods.formats import color_map
 from ..methods.maps import map_kind
 from ..methods.metrics import LABELS
-from ..training.atomic import write_atomically
-from .measures import error_picture
-from .predictions import resized
+from ..training.atomic import write_atomically, write_text
+from .measures import error_picture, resized
 
+PICTURES, TABLE, SHEET = "pictures.csv", "table.md", "sheet.jpg"
 RESAMPLES, CONFIDENCE = 2000, 95
 HEIGHT, MARGIN, LINE = 192, 6, 18
 
@@ -57,13 +59,35 @@ class Shown:
     alignment: str
 
 
-def write_sheet(path: Path, rows: Sequence[Shown]) -> None:
-    """A JPEG with a row a picture: the picture, the prediction, the reference, the error (grey: does not count)."""
+def sheet(rows: Sequence[Shown]) -> Image.Image:
+    """A row a picture: the picture, the prediction, the reference, the error (grey: does not count)."""
     strips = [_strip(row) for row in rows]
     page = Image.new("RGB", (max(strip.width for strip in strips), sum(strip.height for strip in strips)), "white")
     for number, strip in enumerate(strips):
         page.paste(strip, (0, sum(before.height for before in strips[:number])))
+    return page
+
+
+def write_sheet(path: Path, page: Image.Image) -> None:
+    """A JPEG, whole or not."""
     write_atomically(path, lambda partial: page.save(partial, "JPEG", quality=92))
+
+
+def write(folder: Path, table: str, scores: Mapping[str, Mapping[str, float]], page: Image.Image) -> None:
+    """Table, list and sheet, in place of earlier ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / PICTURES, pictures_csv(scores))
+    write_text(folder / TABLE, table)
+    write_sheet(folder / SHEET, page)
+
+
+def pictures_csv(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """Every picture's metrics, a line each below a header."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(["picture", *next(iter(scores.values()))])
+    lines.writerows([name, *score.values()] for name, score in scores.items())
+    return text.getvalue()
 
 
 def _strip(row: Shown) -> Image.Image:

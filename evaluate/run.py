@@ -16,11 +16,12 @@ from ..methods.intrinsic_lora.recipe import AUTO
 from ..methods.maps import MAPS, map_kind
 from ..training.atomic import write_json, write_text
 from . import report
-from .measures import measure, whdr
-from .predictions import FolderPredictions, ModelPredictions, Predictions, resized
+from .measures import fitted, measure, whdr
+from .predictions import FolderPredictions, ModelPredictions, Predictions
+from .report import PICTURES, SHEET, TABLE
 
 _LOG = logging.getLogger(__name__)
-SETTINGS, PICTURES, TABLE, SHEET = "settings.json", "pictures.csv", "table.md", "sheet.jpg"
+SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,14 @@ class EvaluationConfig:
                 raise ValueError(f"{name} is {value!r}: choose {', '.join(allowed)}.")
         if (self.predictions is None) == (self.base is None) or (self.base is None) != (self.lora is None):
             raise ValueError("either a folder of predictions is judged, or a base with a LoRA: give --predictions, or --base and --lora.")
-        if self.base is not None and self.alignment == "metric" and map_kind(self.map).relative:
+        if self.base is not None and self.alignment == metrics.METRIC and map_kind(self.map).relative:
             raise ValueError(f"a LoRA's {self.map} is relative, it has no metres: align it by scale-and-shift.")
         if min(self.limit, self.size or 0) < 0:
             raise ValueError(f"limit {self.limit}, size {self.size}: both must be at least 0.")
 
     def load(self) -> Predictions:
         if self.predictions is not None:
-            return FolderPredictions(self.predictions, self.map, self.convention)
+            return FolderPredictions(self.predictions, self.map, self.convention, self.alignment == metrics.METRIC)
         assert self.base is not None and self.lora is not None
         return ModelPredictions(self.base, self.lora, self.map, self.convention, self.size)
 
@@ -94,7 +95,8 @@ def evaluate(config: EvaluationConfig, on_picture: Callable[[int, int], None] = 
     title = f"{config.map} on {DATA_SETS[config.data].title}, {len(scores)} pictures"
     write_text(config.output / TABLE, report.table(title, _how(config), scores))
     chosen = report.best_median_worst(scores, main_metric(config))
-    report.write_sheet(config.output / SHEET, [_shown(config, predictions, pair) for name in chosen for pair in pairs if pair.name == name])
+    rows = [_shown(config, predictions, pair) for name in chosen for pair in pairs if pair.name == name]
+    report.write_sheet(config.output / SHEET, report.sheet(rows))
     return scores
 
 
@@ -149,11 +151,7 @@ def _score(config: EvaluationConfig, predictions: Predictions, pair: Pair) -> di
 
 def _predicted(predictions: Predictions, pair: Pair, picture_hw3: Tensor) -> Tensor:
     """At the picture's size. Raises ValueError for a prediction that shows another view."""
-    data = predictions.predict(pair, picture_hw3)
-    (height, width), (own_height, own_width) = picture_hw3.shape[:2], data.shape[:2]
-    if abs(width * own_height - height * own_width) > max(width, height):
-        raise ValueError(f"the prediction is {own_width} x {own_height}, the picture {width} x {height}: both must show the same view.")
-    return resized(data, height, width)
+    return fitted(predictions.predict(pair, picture_hw3), *picture_hw3.shape[:2])
 
 
 def _shown(config: EvaluationConfig, predictions: Predictions, pair: Pair) -> report.Shown:

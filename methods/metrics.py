@@ -134,9 +134,9 @@ def _align_nothing(prediction_bhw: Tensor, reference_bhw: Tensor, mask_bhw: Tens
     return ones, torch.zeros_like(ones)
 
 
-SCALE_AND_SHIFT = "scale-and-shift"
+SCALE_AND_SHIFT, METRIC = "scale-and-shift", "metric"
 # What a depth is given before it is judged: (prediction, reference, mask) -> scale and shift, each `[b]`.
-ALIGNMENTS = {SCALE_AND_SHIFT: _align, "scale": _align_scale, "metric": _align_nothing}
+ALIGNMENTS = {SCALE_AND_SHIFT: _align, "scale": _align_scale, METRIC: _align_nothing}
 
 
 def _prepared_depth(prediction_bhw1: Tensor, reference_bhw1: Tensor, mask_bhw: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,6 +19,7 @@ from .native.training.files import (
     SCENES,
     Destination,
     base_names,
+    checkpoint_files,
     data_folders,
     intrinsic_vae_destination,
     is_finished,
@@ -42,7 +43,8 @@ def _first_inputs(trainer: str, kinds: str, *own: io.Input, data: str = "") -> l
         io.Combo.Input(
             "base",
             options=base_names(*families_for(trainer)),
-            tooltip=f"A diffusers-format folder in models/diffusers ({kinds}), or the bundled nano model. It is not changed.",
+            tooltip=f"{kinds}: a diffusers-format folder in models/diffusers, the bundled nano model, or a file in models/checkpoints. "
+            "It is not changed.",
         ),
         *own,
         io.Combo.Input("data", options=[SCENES, *data_folders()], default=SCENES, tooltip=f"{LAYOUT}{data}"),
@@ -149,7 +151,7 @@ class _Training(io.ComfyNode):
         """Changes with the base's and the data's files; a result that was deleted is made again."""
         if name is not None and name_problem(name) is None and is_finished(run_folder(name)) and not cls.destination(name).path.exists():
             return float("nan")
-        chosen = ((model_folders(), base), (data_folders(), data), (intrinsic_vae_folders(), intrinsic_vae))
+        chosen = ((model_folders() | checkpoint_files(), base), (data_folders(), data), (intrinsic_vae_folders(), intrinsic_vae))
         folders = (offered.get(choice) if choice else None for offered, choice in chosen)
         return tuple(folder and folder_fingerprint(folder) for folder in folders)
 
@@ -202,7 +204,7 @@ class TrainLoRA(_Training):
             from ..training.intrinsic_lora import IntrinsicLoraConfig, train_intrinsic_lora
 
             config = IntrinsicLoraConfig(
-                settings.base_folder,
+                settings.base_path,
                 map,
                 settings.loop(),
                 settings.pairs(),
@@ -264,7 +266,7 @@ class TrainIntrinsicVAE(_Training):
         def trainer(settings: Settings) -> tuple:
             from ..training.ildm import IntrinsicVaeConfig, train_intrinsic_vae
 
-            config = IntrinsicVaeConfig(settings.base_folder, settings.loop(), _joint_data(settings), settings.batch)
+            config = IntrinsicVaeConfig(settings.base_path, settings.loop(), _joint_data(settings), settings.batch)
             return config, lambda watcher: train_intrinsic_vae(config, report=watcher.step)
 
         return cls.train(Settings(**shared), trainer)
@@ -309,7 +311,7 @@ class TrainJointLoRA(_Training):
             from ..training.ildm import JointConfig, train_joint_lora
 
             config = JointConfig(
-                settings.base_folder,
+                settings.base_path,
                 intrinsic_vae_folder(intrinsic_vae),
                 settings.loop(),
                 _joint_data(settings),
@@ -379,7 +381,7 @@ class TrainTensorLoRA(_Training):
             if base_dtype != "float32" and settings.mixed_precision == "no":
                 raise ValueError(f"base_dtype {base_dtype} works with mixed precision only: set mixed_precision to bf16 or fp16.")
             config = LumixConfig(
-                settings.base_folder,
+                settings.base_path,
                 settings.loop(),
                 settings.pairs(),
                 Design(attention, lora),

@@ -15,7 +15,7 @@ from intrinsic_lab.tools.comfyui_source import find_comfyui
 
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
-    "nodes": {"nodes", "methods", "scenes", "training", "data", "kernels"},
+    "nodes": {"nodes", "methods", "scenes", "training", "data", "evaluate", "kernels"},
     "evaluate": {"evaluate", "training", "data", "methods", "kernels"},
     "training": {"training", "methods", "scenes", "data", "kernels"},
     "data": {"data", "methods", "kernels"},

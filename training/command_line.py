@@ -35,13 +35,11 @@ def add_data_options(
     layout: str = FOLDER_LAYOUT,
     sizes: tuple[int, int] = SIZES,
     colors: bool = True,
-    sets: bool = False,
 ) -> "argparse._ArgumentGroup":
-    """Where pairs come from, for `data_from`; returns the group. colors: for trainers of albedo and shading. sets: public data sets too."""
+    """Where pairs come from, for `data_from`; returns the group. colors: for trainers of albedo and shading."""
     group = parser.add_argument_group(f"data: {title}, or rendered scenes (without --data)")
-    group.add_argument("--data", type=Path, help=f"{layout}; or {SETS} (docs/data.md)" if sets else layout)
-    if sets:
-        group.add_argument("--split", default="", help="of a data set: train, val, test or all; empty: its usual one")
+    group.add_argument("--data", type=Path, help=f"{layout}; or {SETS} (docs/data.md)")
+    group.add_argument("--split", default="", help="of a data set: train, val, test or all; empty: its usual one")
     group.add_argument("--size", type=int, help=f"side of the square training pictures ({sizes[0]} for a folder, {sizes[1]} for scenes)")
     group.add_argument(
         "--normals",
@@ -62,27 +60,18 @@ def add_data_options(
     return group
 
 
-def data_from(arguments: argparse.Namespace, sizes: tuple[int, int] = SIZES) -> SceneData | FolderData:
-    """The pairs that `add_data_options` asks for. Raises ValueError for impossible values, and for a public data set."""
+def data_from(arguments: argparse.Namespace, sizes: tuple[int, int] = SIZES) -> SceneData | FolderData | SetData:
+    """The pairs that `add_data_options` asks for. Raises ValueError for impossible values."""
     if arguments.data is None:
         if arguments.labels:
             raise ValueError("--labels draws from the pairs of --data: of rendered scenes, --scenes says how many.")
         count = SceneData.count if arguments.scenes is None else arguments.scenes
         return SceneData(arguments.first_scene, count, arguments.size or sizes[1])
-    if named_set(str(arguments.data)):
-        raise ValueError(f"this trainer learns from folders, not from {arguments.data}: give a {FOLDER_LAYOUT}.")
-    folder = FolderData(arguments.data, arguments.size or sizes[0], **chosen(FolderData, arguments, "size"))
-    count, labels = arguments.scenes or 0, arguments.labels
-    return FewPairs(**vars(folder), count=count, labels=labels, seed=arguments.seed) if count or labels else folder
-
-
-def set_data_from(arguments: argparse.Namespace, sizes: tuple[int, int] = SIZES) -> SetData | None:
-    """The public data set that `add_data_options` asks for, None if it asks for none. Raises ValueError for impossible values."""
-    named = named_set(str(arguments.data))
-    if named is None:
-        return None
     few = {"count": arguments.scenes or 0, "labels": arguments.labels, "seed": arguments.seed}
-    return SetData(named[0].name, named[1], arguments.split, arguments.size or sizes[0], **few)
+    if named := named_set(str(arguments.data)):
+        return SetData(named[0].name, named[1], arguments.split, arguments.size or sizes[0], **few)
+    folder = FolderData(arguments.data, arguments.size or sizes[0], **chosen(FolderData, arguments, "size"))
+    return FewPairs(**vars(folder), **few) if few["count"] or few["labels"] else folder
 
 
 def add_cache_option(parser: "argparse._ActionsContainer") -> None:

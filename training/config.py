@@ -19,7 +19,7 @@ _NOT_OF_THE_TASK = ("loop", "save_dtype", "gradient_checkpointing")
 class TrainerConfig(ABC):
     """Settings of one training; each trainer's own are a frozen dataclass of this kind.
 
-    base: folder of the model that is learnt on. loop: steps, rate, output folder.
+    base: the model that is learnt on, a folder or a checkpoint file (`bases`). loop: steps, rate, output folder.
     """
 
     base: Path

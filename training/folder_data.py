@@ -9,7 +9,7 @@ Captions, for trainers that use them: NAME.txt beside the picture. Where one map
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ..data.files import read_picture
 from ..data.folder import matched
 from ..methods.maps import MAPS, map_kind
 from ..methods.maps.files import FileConvention
-from .pairs import IMAGE
+from .pairs import IMAGE, Aligned
 
 _LOG = logging.getLogger(__name__)
 
@@ -121,10 +121,8 @@ class FolderPairs:
 
 
 @dataclass(frozen=True)
-class AlignedPairs:
-    """A `pairs.CaptionedSource`: the same pictures with each of several maps, by its name."""
-
-    maps: Mapping[str, FolderPairs]
+class AlignedPairs(Aligned[FolderPairs]):
+    """A `pairs.CaptionedSource` of a folder."""
 
     @property
     def pictures(self) -> tuple[Path, ...]:
@@ -138,19 +136,6 @@ class AlignedPairs:
         if empty := captions.count(""):
             _LOG.warning("%d of %d pictures in %s have no caption (NAME.txt)", empty, len(captions), self.pictures[0].parent)
         return captions
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def of(self, kind: str) -> FolderPairs:
-        """The pairs from which a kind of picture is read."""
-        return next(iter(self.maps.values())) if kind == IMAGE else self.maps[kind]
-
-    def read(self, kind: str, rows: Sequence[int]) -> Tensor:
-        return self.of(kind).read(kind, rows)
-
-    def identity(self, kind: str) -> dict[str, Any]:
-        return self.of(kind).identity(kind)
 
 
 @dataclass(frozen=True)

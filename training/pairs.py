@@ -1,10 +1,10 @@
 """Where training pairs come from: the rendered `scenes`, with exact maps. (A folder of pictures: `folder_data`.)"""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -46,6 +46,29 @@ class CaptionedSource(PairSource, Protocol):
     @property
     def captions(self) -> tuple[str, ...]:
         """What is seen in the pictures; empty where nothing is told."""
+
+
+Pairs = TypeVar("Pairs", bound=PairSource)
+
+
+@dataclass(frozen=True)
+class Aligned(Generic[Pairs]):
+    """The same pictures with each of several maps, by its name."""
+
+    maps: Mapping[str, Pairs]
+
+    def __len__(self) -> int:
+        return len(self.of(IMAGE))
+
+    def of(self, kind: str) -> Pairs:
+        """The pairs from which a kind of picture is read."""
+        return next(iter(self.maps.values())) if kind == IMAGE else self.maps[kind]
+
+    def read(self, kind: str, rows: Sequence[int]) -> Tensor:
+        return self.of(kind).read(kind, rows)
+
+    def identity(self, kind: str) -> dict[str, Any]:
+        return self.of(kind).identity(kind)
 
 
 @dataclass(frozen=True)

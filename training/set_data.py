@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data import DATA_SETS, MapData, Pair, require_same_size
 from ..methods.maps import MapKind, map_kind, unit_normals
 from .folder_data import few_rows, square
-from .pairs import IMAGE
+from .pairs import IMAGE, Aligned
 
 # Farther than this share of the pixels, depth is cut, as I-LoRA does: one far pixel would make all others alike.
 FARTHEST = 0.99
@@ -44,8 +44,22 @@ class SetData:
 
     def source(self, map_name: str) -> "SetPairs":
         """The pairs of the split that have the map. Raises ValueError, saying what is missing, if there are none."""
-        pairs = DATA_SETS[self.name].pairs(self.folder, map_name, self.split)
+        pairs = self._pairs(map_name)
         return SetPairs(self, map_name, tuple(pairs[row] for row in few_rows(len(pairs), self.count, self.labels, self.seed)))
+
+    def aligned(self, map_names: Sequence[str]) -> "AlignedSet":
+        """The pictures that have each of several maps. Raises ValueError if no picture has all of them, or none is asked for."""
+        if not map_names:
+            raise ValueError("no map was asked for: name at least one beside the picture.")
+        found = {name: {(pair.name, pair.row): pair for pair in self._pairs(name)} for name in map_names}
+        shared = sorted(set.intersection(*(set(pairs) for pairs in found.values())))
+        if not shared:
+            raise ValueError(f"no picture of {self.name} in {self.folder} has all of {', '.join(map_names)}: leave out those it lacks.")
+        chosen = [shared[row] for row in few_rows(len(shared), self.count, self.labels, self.seed)]
+        return AlignedSet({name: SetPairs(self, name, tuple(pairs[key] for key in chosen)) for name, pairs in found.items()})
+
+    def _pairs(self, map_name: str) -> tuple[Pair, ...]:
+        return DATA_SETS[self.name].pairs(self.folder, map_name, self.split)
 
 
 @dataclass(frozen=True)
@@ -73,12 +87,21 @@ class SetPairs:
         return {"files": files, "kind": kind, "settings": {"name": self.data.name, "size": self.data.size}}
 
 
+@dataclass(frozen=True)
+class AlignedSet(Aligned[SetPairs]):
+    """A `pairs.CaptionedSource` of a public data set, each map with its mask. Nobody captioned them."""
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return ("",) * len(self)
+
+
 def _state(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
-# Picture, map and mask of a row are asked for one after the other.
+# Picture, map and mask of a row are asked for one after the other, of several maps in turn.
 @lru_cache(maxsize=8)
 def _training_pair(data: SetData, map_name: str, pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
     """Picture and map picture `[3, size, size]`, and the mask `[1, size, size]`."""

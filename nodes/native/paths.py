@@ -58,9 +58,12 @@ def model_folder(name: str) -> Path:
 
 
 def folder_fingerprint(folder: Path) -> tuple:
-    """Changes whenever a file of the folder is added, replaced or removed: names, sizes and times, without reading the files."""
+    """Changes whenever a file of the folder is added, replaced or removed: names, sizes and times, without reading the files.
+
+    Also of a single file.
+    """
     states = []
-    for path in sorted(folder.rglob("*")):
+    for path in [folder] if folder.is_file() else sorted(folder.rglob("*")):
         if path.is_file():
             state = path.stat()
             states.append((path.relative_to(folder).as_posix(), state.st_size, state.st_mtime_ns))

@@ -38,6 +38,28 @@ def test_diode_is_metres_and_normals_under_their_masks(tmp_path):
         assert numpy.allclose(normal, wanted["normal"], atol=1e-6) and numpy.array_equal(known, wanted["normal"].any(-1))
 
 
+def test_arap_is_linear_and_its_shading_is_light_over_albedo(tmp_path):
+    written = tiny_sets.write_arap(tmp_path)
+    assert [pair.name for pair in DATA_SETS["arap"].pairs(tmp_path, "albedo")] == ["alley", "kitchen_light0", "kitchen_light1"]
+    picture, albedo, _ = read("arap", tmp_path, "albedo")
+    assert numpy.allclose(albedo, written["alley_albedo"]) and numpy.allclose(linear(picture), written["alley"], atol=1e-6)
+    _, shading, mask = read("arap", tmp_path, "shading")
+    assert mask.all() and numpy.allclose(shading * albedo, written["alley"], atol=1e-6)
+    for light in range(2):
+        picture, albedo, _ = read("arap", tmp_path, "albedo", row=1 + light)
+        _, shading, mask = read("arap", tmp_path, "shading", row=1 + light)
+        assert numpy.allclose(albedo, written["albedo"] / numpy.percentile(written["albedo"], 99.9), rtol=1e-5)
+        # One factor to what is shown, up to where it is cut.
+        made, shown = albedo * shading, linear(picture)
+        assert mask.all() and numpy.allclose(made.clip(0, 1), shown, atol=1e-5)
+        assert numpy.allclose(made / written[f"light{light}"], (made / written[f"light{light}"])[0, 0, 0], rtol=1e-4)
+        assert numpy.percentile(made @ [0.3, 0.59, 0.11], 90) == pytest.approx(0.8**2.2, rel=1e-4)
+
+
+def linear(picture_hw3):
+    return linear_from_srgb(torch.from_numpy(picture_hw3)).numpy()
+
+
 def test_hypersims_distance_becomes_depth_along_the_axis(tmp_path):
     distance = tiny_sets.write_hypersim(tmp_path)["distance"]
     _, depth, mask = read("hypersim", tmp_path, "depth")
@@ -194,6 +216,14 @@ def test_an_empty_or_missing_folder_is_told_with_the_layout(tmp_path, name):
         kind.pairs(tmp_path, kind.maps[0], "half")
     with pytest.raises(ValueError, match=f"{name} has no line: it holds"):
         kind.pairs(tmp_path, "line")
+
+
+def test_an_exr_with_nan_is_told_once_and_does_not_count(tmp_path, caplog):
+    tiny_sets.write_interiorverse(tmp_path)
+    _, albedo, mask = read("interiorverse", tmp_path, "albedo")
+    read("interiorverse", tmp_path, "albedo")
+    assert not mask[4, 5] and not albedo[4, 5].any()
+    assert caplog.text.count(f"000_albedo.exr is NaN or infinite at 1 of {HEIGHT * WIDTH} pixels: they do not count") == 1
 
 
 def test_half_a_data_set_is_told_by_example(tmp_path, caplog):

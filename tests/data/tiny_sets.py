@@ -123,6 +123,31 @@ def write_mit(folder: Path) -> dict[str, numpy.ndarray]:
     return written | {"mask": write_png(thing / "mask.png", mask)}
 
 
+def write_radiance(path: Path, values: numpy.ndarray) -> numpy.ndarray:
+    """Uncompressed, a shared exponent for each pixel (Ward 1991); returns what such a file can hold."""
+    exponent = numpy.frexp(values.max(-1))[1].astype(numpy.float64)
+    scale = 2.0 ** (exponent - 8)
+    mantissa = (values / scale[..., None]).clip(0, 255).astype(numpy.uint8)
+    pixels = numpy.concatenate([mantissa, (exponent[..., None] + 128).astype(numpy.uint8)], -1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y %d +X %d\n" % values.shape[:2] + pixels.tobytes())
+    return mantissa * scale[..., None]
+
+
+def write_arap(folder: Path) -> dict[str, numpy.ndarray]:
+    """A scene under two lights as Radiance files, whose albedo is tiny, and one as 8-bit pictures."""
+    draw = numbers(6)
+    albedo = 0.005 * (0.1 + draw.random((HEIGHT, WIDTH, 3)))
+    written = {"albedo": write_radiance(folder / "kitchen_albedo.hdr", albedo)}
+    for light in range(2):
+        written[f"light{light}"] = write_radiance(
+            folder / f"kitchen_light{light}.hdr", albedo * (0.2 + 9 * draw.random((HEIGHT, WIDTH, 1)))
+        )
+    written["alley_albedo"] = write_png(folder / "alley_albedo.png", draw.integers(60, 256, (HEIGHT, WIDTH, 3)))
+    written["alley"] = write_png(folder / "alley.png", draw.integers(0, 256, (HEIGHT, WIDTH, 3)))
+    return written
+
+
 def write_iiw(folder: Path) -> numpy.ndarray:
     """One photograph of two halves; the left is darker."""
     pixels = numpy.full((HEIGHT, WIDTH, 3), 200)

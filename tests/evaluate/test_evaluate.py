@@ -92,6 +92,30 @@ def test_depth_on_diode_equals_numpy(diode, tmp_path, align):
     assert f"depth after {align} alignment" in (tmp_path / "out" / "table.md").read_text()
 
 
+def test_what_has_no_metres_or_other_ones_is_refused_for_metric_alignment(diode, tmp_path, caplog):
+    folder, written, names = diode
+    options = ["--predictions", str(tmp_path / "made"), "--align"]
+
+    def said(output, *more):
+        caplog.clear()
+        assert main(arguments(folder, "depth", tmp_path / output, *options, *more)) == 2
+        return caplog.text
+
+    for factor, told in ((1000, "millimetres, divide them by 1000"), (0.001, "kilometres, multiply them by 1000")):
+        for name, truth in zip(names, written, strict=True):
+            predicted(tmp_path / "made", name, factor * truth["depth"])
+        text = said(f"out{factor}", "metric")
+        assert told in text and names[0] in text and "the reference's" in text
+        # Where the scale is fitted, units do not matter.
+        assert main(arguments(folder, "depth", tmp_path / f"scaled{factor}", *options, "scale")) == 0
+    assert "depth that is near_bright has no metres" in said("bright", "metric", "--convention", "near_bright")
+    for name, truth in zip(names, written, strict=True):
+        (tmp_path / "made" / f"{name}.npy").unlink()
+        tiny_sets.write_png(tmp_path / "made" / f"{name}.png", numpy.repeat(255 * truth["depth"] / 5, 3, -1))
+    assert f"{names[0].split('/')[-1]}.png is a picture, which has no metres" in said("picture", "metric")
+    assert main(arguments(folder, "depth", tmp_path / "fitted", *options, "scale-and-shift")) == 0
+
+
 def test_a_colour_is_measured_as_numpy_and_scikit_image_do():
     draw = tiny_sets.numbers(11)
     reference, made = draw.random((40, 40, 3)), draw.random((40, 40, 3))

@@ -30,7 +30,14 @@ def write_own_tokenizer(folder: Path) -> int:
     return len(tokens)
 
 
-def tiny_clip(act: str = "quick_gelu", width: int = 32, layers: int = 3, vocabulary: int = CLIP_VOCABULARY, projection: int | None = None):
+def tiny_clip(
+    act: str = "quick_gelu",
+    width: int = 32,
+    layers: int = 3,
+    vocabulary: int = CLIP_VOCABULARY,
+    projection: int | None = None,
+    heads: int = 2,
+):
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -38,7 +45,7 @@ def tiny_clip(act: str = "quick_gelu", width: int = 32, layers: int = 3, vocabul
         hidden_size=width,
         intermediate_size=2 * width,
         num_hidden_layers=layers,
-        num_attention_heads=2,
+        num_attention_heads=heads,
         hidden_act=act,
         projection_dim=projection or width,
         bos_token_id=vocabulary - 2,

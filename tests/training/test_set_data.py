@@ -1,19 +1,31 @@
 """Learning from public data sets: squares, masks in the losses, and how many pairs are taken."""
 
 import json
-from argparse import Namespace
+from pathlib import Path
 
 import numpy
 import pytest
 import torch
+from diffusers import DDPMScheduler
+from intrinsic_lab.methods.ildm.intrinsic_vae import channel_slice
+from intrinsic_lab.methods.lumix.design import Design
 from intrinsic_lab.methods.maps import normal_from_picture
 from intrinsic_lab.tests.data import tiny_sets
-from intrinsic_lab.training import command_line
+from intrinsic_lab.training.backbones.backbone import TextEmbeddings
 from intrinsic_lab.training.folder_data import FewPairs, FolderData, few_rows
 from intrinsic_lab.training.generators.vqgan_lora import VqganLoraConfig, train_vqgan_lora
+from intrinsic_lab.training.ildm import IntrinsicVaeConfig, IntrinsicVaeTask, JointConfig, JointFolderData, JointTask
+from intrinsic_lab.training.ildm import __main__ as ildm_main
+from intrinsic_lab.training.ildm.autoencoder import widened_vae
+from intrinsic_lab.training.ildm.data import held
+from intrinsic_lab.training.ildm.run import JointLatents
 from intrinsic_lab.training.intrinsic_lora.__main__ import build_parser, config_from, main
 from intrinsic_lab.training.loop import LoopConfig
 from intrinsic_lab.training.losses import latent_loss, picture_loss
+from intrinsic_lab.training.lumix import __main__ as lumix_main
+from intrinsic_lab.training.lumix.config import LumixConfig
+from intrinsic_lab.training.lumix.data import map_source
+from intrinsic_lab.training.lumix.run import LumixTask, MapLatents
 from intrinsic_lab.training.pairs import MaskedSource
 from intrinsic_lab.training.set_data import SetData
 from safetensors import safe_open
@@ -124,8 +136,91 @@ def test_the_command_line_names_sets_and_limits_pairs(tmp_path):
     assert config_from(build_parser().parse_args(f"{base} --data {tmp_path}".split())).data == FolderData(tmp_path)
     with pytest.raises(ValueError, match="--labels draws from the pairs of --data"):
         config_from(build_parser().parse_args(f"{base} --labels 3".split()))
-    with pytest.raises(ValueError, match=r"this trainer learns from folders, not from diode:"):
-        command_line.data_from(Namespace(data=f"diode:{tmp_path}"))
+
+
+class Nothing(torch.nn.Module):
+    """Predicts zero, whatever comes."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, latents, *conditions):
+        return 0 * latents * self.weight
+
+
+def test_tensor_and_joint_loras_learn_nothing_of_latents_that_are_not_known():
+    draw = torch.Generator().manual_seed(0)
+    mean = torch.randn(3, 2, 4, 6, 6, generator=draw)
+    known = torch.rand(3, 2, 1, 6, 6, generator=draw) > 0.4
+    text = TextEmbeddings(torch.zeros(3, 1, 1))
+    design = Design(maps=("color", "depth", "normal"))
+    lumix = LumixConfig(Path("base"), LoopConfig(Path("out"), 1), SetData("diode", Path("data"), size=8), design, batch=4)
+    joint = JointConfig(Path("base"), Path("vae"), LoopConfig(Path("out"), 1), batch=4)
+
+    def losses(latents, mask):
+        lumix_latents = MapLatents(latents, torch.zeros_like(latents), mask)
+        pair = [(latents[kind], torch.zeros_like(latents[kind])) for kind in (0, 1)]
+        joint_latents = JointLatents(*pair, None if mask is None else mask[1])
+        tasks = LumixTask(lumix, Nothing(), lumix_latents, text), JointTask(joint, Nothing(), DDPMScheduler(), joint_latents, text)
+        return [float(task.loss(task.module, torch.Generator().manual_seed(1))) for task in tasks]
+
+    # Nothing predicted: LumiX's error is noise - latent; I-LDM's is the noise alone, whose mean the mask changes.
+    whole, some = losses(mean, None), losses(mean, known)
+    assert losses(torch.where(known, mean, 100.0), known)[0] == pytest.approx(some[0], rel=1e-5)
+    assert losses(torch.where(known, mean, 100.0), None)[0] > 10 * whole[0]
+    assert losses(torch.where(known, 100.0, mean), known)[0] > 10 * some[0]
+    assert losses(mean, torch.ones_like(known)) == pytest.approx(whole, rel=1e-5) and abs(some[1] - whole[1]) > 1e-4
+
+
+def test_pictures_with_all_maps_come_out_of_a_set_in_one_order(tmp_path):
+    tiny_sets.write_hypersim(tmp_path)
+    source = map_source(SetData("hypersim", tmp_path, size=12), ("albedo", "irradiance", "color", "depth", "normal"))
+    assert len(source) == 1 and source.captions == ("",) and set(source.maps) == {"albedo", "shading", "depth", "normal"}
+    assert not source.of("depth").masks([0])[0, 0, 2, 1] and source.of("shading").masks([0]).all()
+    folder = tmp_path / "diode"
+    tiny_sets.write_diode(folder, pictures=5)
+    next(folder.rglob("scan_00182/*_normal.npy")).unlink()
+    aligned = SetData("diode", folder, size=8, labels=3, seed=2).aligned(["depth", "normal"])
+    names = [[pair.name for pair in pairs.pairs] for pairs in aligned.maps.values()]
+    assert names[0] == names[1] and len(names[0]) == 3 and not any("scan_00182" in name for name in names[0])
+    with pytest.raises(ValueError, match="diode has no shading: it holds normal, depth"):
+        map_source(SetData("diode", folder), ("color", "irradiance"))
+
+
+def test_the_intrinsic_vae_is_asked_for_what_is_known(tiny_base, tmp_path):
+    tiny_sets.write_diode(tmp_path, shape=(16, 16))
+    for path in tmp_path.rglob("*_depth_mask.npy"):
+        numpy.save(path, numpy.load(path) * 0)
+    data = SetData("diode", tmp_path, size=16)
+    assert held(data) == ("depth", "normal")
+    source = JointFolderData(data, held(data)).source()
+    known, joined = source.known([0, 1]), source.read("intrinsics", [0, 1])
+    assert isinstance(source, MaskedSource) and not source.masks([0]).any()
+    assert not known[:, channel_slice("depth")].any() and known[:, channel_slice("line")].all()
+    assert torch.equal(known[0, channel_slice("normal")], source.pairs.of("normal").masks([0])[0].expand(3, -1, -1))
+    # In the VAE's range: zero where nothing is known, and for intrinsics that the set has none of.
+    assert (joined[~known] == 0.5).all() and (joined[:, channel_slice("line")] == 0.5).all()
+    config = IntrinsicVaeConfig(tiny_base, LoopConfig(tmp_path / "out", 1), JointFolderData(data, held(data)))
+    task = IntrinsicVaeTask(config, widened_vae(tiny_base), source)
+    task.loss(task.module, torch.Generator().manual_seed(0)).backward()
+    gradient = task.module.vae.decoder.conv_out.weight.grad
+    assert not gradient[channel_slice("depth")].any() and gradient[channel_slice("normal")].any()
+
+
+def test_lumix_and_ildm_train_on_a_set_by_command(flux_base, tiny_base, tmp_path):
+    tiny_sets.write_diode(tmp_path / "data", pictures=3, shape=(16, 16))
+    data = f"--data diode:{tmp_path / 'data'} --size 16 --labels 2 --steps 2 --rank 2"
+    lumix = f"--base {flux_base} --output {tmp_path / 'lumix'} --maps color depth normal --text-tokens 8 {data}"
+    assert lumix_main.main(lumix.split()) == 0
+    [cached] = (tmp_path / "lumix").glob("masks-depth-*.safetensors")
+    assert load_file(cached)["mask"].shape == (2, 1, 8, 8) and (tmp_path / "lumix" / "lumix.safetensors").is_file()
+    vae = f"vae --base {tiny_base} --output {tmp_path / 'vae'} {data.replace(' --rank 2', '')}"
+    assert ildm_main.main(vae.split()) == 0
+    lora = f"lora --base {tiny_base} --intrinsic-vae {tmp_path / 'vae' / 'intrinsic_vae'} --output {tmp_path / 'lora'} {data}"
+    assert ildm_main.main(lora.split()) == 0
+    [cached] = (tmp_path / "lora").glob("masks-intrinsics-*.safetensors")
+    assert load_file(cached)["mask"].shape == (2, 1, 4, 4)
 
 
 def test_scenes_with_a_folder_limits_the_pairs_and_labels_are_drawn_by_seed(tmp_path):

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from intrinsic_lab.benchmarks import lora_space_synthetic
-from intrinsic_lab.benchmarks.lora_space_table import (
+from intrinsic_lab.methods.lora.layers import LoraLayer
+from intrinsic_lab.methods.lora.lora_file import read_lora
+from intrinsic_lab.methods.lora_space.agreement import (
     Collection,
     adjusted_rand_index,
     average_precision,
     normalized_mutual_information,
     retrieval,
 )
-from intrinsic_lab.methods.lora.layers import LoraLayer
-from intrinsic_lab.methods.lora.lora_file import read_lora
 from intrinsic_lab.methods.lora_space.baseline import RawSpace
 from intrinsic_lab.training.intrinsic_lora import load_base
 from intrinsic_lab.training.nano import shelf, styles

@@ -1,12 +1,12 @@
 """Every kind of network that trainers work on, one file each, and the one way to ask which kind a network or a folder is."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from torch import nn
 
+from ..bases import base_at
 from .backbone import Backbone, JointDenoising, MapFlow, SingleStep
 from .flux import FLUX
 from .pixart import PIXART
@@ -29,7 +29,7 @@ def single_step_of(network: nn.Module, name: str = "the base") -> SingleStep:
 
 
 def single_step_in(folder: Path) -> SingleStep:
-    """How Intrinsic LoRA trains on the network of a diffusers folder. Raises ValueError for networks it does not know."""
+    """How Intrinsic LoRA trains on the network of a base (`bases`). Raises ValueError for networks it does not know."""
     return _in(folder, lambda backbone: backbone.single_step)
 
 
@@ -44,7 +44,7 @@ def map_flow_of(network: nn.Module, name: str = "the base") -> MapFlow:
 
 
 def map_flow_in(folder: Path) -> MapFlow:
-    """How LumiX trains on the network of a diffusers folder. Raises ValueError for networks it does not know."""
+    """How LumiX trains on the network of a base (`bases`). Raises ValueError for networks it does not know."""
     return _in(folder, lambda backbone: backbone.map_flow)
 
 
@@ -61,17 +61,17 @@ def _of(network: nn.Module, name: str, ability: Callable[[Backbone], Answer | No
 
 
 def _in(folder: Path, ability: Callable[[Backbone], Answer | None]) -> Answer:
-    able = _able(ability)
+    able, found = _able(ability), base_at(folder)
     parts = list(dict.fromkeys(backbone.part for backbone, _ in able))
     for part in parts:
-        if (config := folder / part / "config.json").is_file():
-            kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+        if kind := found.network_class(part):
             for backbone, answer in able:
                 if (backbone.part, backbone.network.__name__) == (part, kind):
                     return answer
             wanted = " or ".join(backbone.network.__name__ for backbone, _ in able)
             raise ValueError(f"the {part} in {folder} is a {kind}, a {wanted} was expected: give a {_models(able)} model.")
-    raise ValueError(f"{folder} has no {' or '.join(parts)} folder: give a {_models(able)} model in diffusers format.")
+    missing = " or ".join(parts) + ("" if folder.is_file() else " folder")
+    raise ValueError(f"{folder} has no {missing}: give a {_models(able)} model in diffusers format, or its checkpoint file.")
 
 
 def _models(able: list[tuple[Backbone, Answer]]) -> str:

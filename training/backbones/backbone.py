@@ -54,7 +54,7 @@ class TextEmbeddings:
 
 @dataclass(frozen=True)
 class SingleStepBase:
-    """The parts of a diffusers folder that Intrinsic LoRA's single step needs, in float32; VAE and text encoder frozen.
+    """The parts of a base that Intrinsic LoRA's single step needs, in float32; VAE and text encoder frozen.
 
     embed: text embedding of a prompt, `[1, token, dim]`, float32, on the text encoder's device.
     """
@@ -70,7 +70,7 @@ class SingleStepBase:
 class SingleStep:
     """How Intrinsic LoRA trains on a network, and is judged.
 
-    models: in messages. load: of a diffusers folder, with the network's own weights ("trained") or fresh ones ("random", drawn with a
+    models: in messages. load: of a base (`bases`), with the network's own weights ("trained") or fresh ones ("random", drawn with a
     seed); raises ValueError for folders that do not fit. map_latent: the latent of the map, for clean latents of pictures and a prompt's
     embedding. layers: regular expressions of the layers that get a LoRA, by kind of adapter (`intrinsic_lora.adapter.KINDS`).
     """
@@ -101,7 +101,7 @@ class JointDenoising:
 
 @dataclass(frozen=True)
 class FlowBase:
-    """The frozen network and VAE of a diffusers folder."""
+    """The frozen network and VAE of a base."""
 
     transformer: ModelMixin
     vae: AutoencoderKL
@@ -111,8 +111,8 @@ class FlowBase:
 class MapFlow:
     """How LumiX trains on a network that predicts a flow.
 
-    models: in messages. patch: latent pixels along a token's side. load: of a diffusers folder, the network in some dtype. encode_texts:
-    of a folder, for a number of tokens, on a device. adapter_sizes: width, double and single blocks of the network. join_maps: puts an
+    models: in messages. patch: latent pixels along a token's side. load: of a base (`bases`), the network in some dtype. encode_texts:
+    of a base, for a number of tokens, on a device. adapter_sizes: width, double and single blocks of the network. join_maps: puts an
     adapter into the network, whose rows are then `(group map)`. predict_velocity: noise - latent, for latents, flow times 0..1, texts and
     guidance.
     """

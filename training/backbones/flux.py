@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...methods.lumix.attention import attend_maps
 from ...methods.lumix.design import QUERY_BROADCAST, Design
 from ...methods.lumix.tensor_lora.layer import Adapter, BlockAdapter, MapLayer, Update
+from ..bases import base_at
 from ..pairs import OnEncoded
 from .backbone import Backbone, FlowBase, MapFlow, TextEmbeddings
 
@@ -57,36 +58,32 @@ def predict_velocity(transformer, latent_bchw: Tensor, time_b: Tensor, text: Tex
     return unpack(tokens, height, width)
 
 
-def load_flux_base(folder: Path, dtype: torch.dtype = torch.float32) -> FlowBase:
-    """Read a diffusers FLUX.1 folder, the transformer in `dtype`, the VAE in float32. Raises ValueError if a part is missing."""
-    for part in ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
-        if not (folder / part).is_dir():
-            raise ValueError(f"{folder} has no {part} folder: give a FLUX.1 model in diffusers format.")
-    transformer = FluxTransformer2DModel.from_pretrained(folder, subfolder="transformer", local_files_only=True, torch_dtype=dtype)
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", local_files_only=True, torch_dtype=torch.float32)
+def load_flux_base(path: Path, dtype: torch.dtype = torch.float32) -> FlowBase:
+    """Read a FLUX.1 base, the transformer in `dtype`, the VAE in float32. Raises ValueError if a part is missing."""
+    base = base_at(path)
+    transformer, vae = base.module(FluxTransformer2DModel, "transformer", dtype), base.module(AutoencoderKL, "vae")
     for module in (transformer, vae):
-        module.requires_grad_(False).eval()
+        module.requires_grad_(False)
     return FlowBase(transformer, vae)
 
 
 @torch.no_grad()
 def encode_texts(
-    folder: Path,
+    path: Path,
     texts: Sequence[str],
     tokens: int = 512,
     device: torch.device | str = "cpu",
     on_encoded: OnEncoded | None = None,
 ) -> TextEmbeddings:
-    """What the text encoders of a FLUX.1 folder make of `texts`, float32 on the CPU; they are let go afterwards.
+    """What the text encoders of a FLUX.1 base make of `texts`, float32 on the CPU; they are let go afterwards.
 
     tokens: length of T5's context, less where its tokenizer is made for less. on_encoded: see `pairs.OnEncoded`.
     """
     from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-    clip = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", local_files_only=True, torch_dtype=torch.float32).to(device)
-    t5 = T5EncoderModel.from_pretrained(folder, subfolder="text_encoder_2", local_files_only=True, torch_dtype=torch.float32).to(device)
-    words = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
-    pieces = T5TokenizerFast.from_pretrained(folder, subfolder="tokenizer_2", local_files_only=True)
+    base = base_at(path)
+    words, pieces = base.tokenizer(CLIPTokenizer, "tokenizer"), base.tokenizer(T5TokenizerFast, "tokenizer_2")
+    clip, t5 = base.module(CLIPTextModel, "text_encoder").to(device), base.module(T5EncoderModel, "text_encoder_2").to(device)
     length = min(tokens, pieces.model_max_length)
     limits = {clip: min(words.model_max_length, clip.config.max_position_embeddings), t5: length}
     context, pooled = [], []

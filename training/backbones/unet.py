@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ...methods.lora.lora_file import kohya_state_dict
+from ..bases import base_at
 from .backbone import TIMESTEP, Backbone, JointDenoising, SingleStep, SingleStepBase, TextEmbeddings
 from .self_attention import PROJECTIONS, exchange_in
 
@@ -40,31 +41,22 @@ def conditions(unet: UNet2DConditionModel, text: TextEmbeddings, size: int) -> d
     return {"encoder_hidden_states": text.context, "added_cond_kwargs": {"text_embeds": text.pooled, "time_ids": time_ids}}
 
 
-def load_single_step(folder: Path, init: str, seed: int) -> SingleStepBase:
-    """Read an SD 1.x or 2.x folder; init "random" gives the UNet fresh weights drawn with `seed`. Raises ValueError for others."""
-    for part in ("unet", "vae", "tokenizer", "text_encoder"):
-        if not (folder / part).is_dir():
-            raise ValueError(f"{folder} has no {part} folder: give a Stable Diffusion 1.x or 2.x model in diffusers format.")
-    unet = _weights(UNet2DConditionModel, folder, "unet", "diffusion_pytorch_model")
+def load_single_step(path: Path, init: str, seed: int) -> SingleStepBase:
+    """Read an SD 1.x or 2.x base; init "random" gives the UNet fresh weights drawn with `seed`. Raises ValueError for others."""
+    base = base_at(path)
+    unet = base.module(UNet2DConditionModel, "unet")
     if unet.config.addition_embed_type is not None or unet.config.in_channels != unet.config.out_channels:
         raise ValueError(
-            f"the UNet in {folder} takes {unet.config.in_channels} channels and extra embeddings ({unet.config.addition_embed_type}): "
+            f"the UNet in {path} takes {unet.config.in_channels} channels and extra embeddings ({unet.config.addition_embed_type}): "
             "this trainer needs a plain Stable Diffusion 1.x or 2.x UNet."
         )
-    vae = _weights(AutoencoderKL, folder, "vae", "diffusion_pytorch_model")
-    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
-    text_encoder = _weights(CLIPTextModel, folder, "text_encoder", "model")
+    vae, text_encoder = base.module(AutoencoderKL, "vae"), base.module(CLIPTextModel, "text_encoder")
+    tokenizer = base.tokenizer(CLIPTokenizer, "tokenizer")
     for module in (vae, text_encoder):
-        module.requires_grad_(False).eval()
+        module.requires_grad_(False)
     if init == "random":
         unet = _randomly_initialised(unet, seed)
     return SingleStepBase(unet, vae, tokenizer, text_encoder, partial(_embed, tokenizer, text_encoder))
-
-
-def _weights(kind, folder: Path, part: str, stem: str):
-    """One part of the base, as float32; many folders hold only its fp16 variant."""
-    only_half = not (folder / part / f"{stem}.safetensors").exists() and (folder / part / f"{stem}.fp16.safetensors").exists()
-    return kind.from_pretrained(folder, subfolder=part, local_files_only=True, variant="fp16" if only_half else None).float()
 
 
 def _randomly_initialised(unet: UNet2DConditionModel, seed: int) -> UNet2DConditionModel:

@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     lora.add_argument("--base", type=Path, required=True, help="folder of a diffusers VQModel, or a published .ckpt with its .yaml")
     lora.add_argument("--map", required=True, choices=tuple(MAPS), help="what the LoRA extracts")
     lora.add_argument("--output", type=Path, required=True, help="folder for the LoRA and its checkpoints")
-    command_line.add_data_options(lora, "a folder of pictures and maps", sizes=VQGAN_SIZES, sets=True)
+    command_line.add_data_options(lora, "a folder of pictures and maps", sizes=VQGAN_SIZES)
     lora.add_argument("--rank", type=int, default=VqganLoraConfig.rank, help="of the LoRA layers")
     lora.add_argument(
         "--targets",
@@ -89,7 +89,7 @@ def config_from(arguments: argparse.Namespace) -> VqganLoraConfig | GanLoraConfi
     """The run that a command other than the nano ones asks for. Raises ValueError for impossible values."""
     loop = LoopConfig(**command_line.chosen(LoopConfig, arguments))
     if arguments.command == "vqgan-lora":
-        data = command_line.set_data_from(arguments, VQGAN_SIZES) or command_line.data_from(arguments, VQGAN_SIZES)
+        data = command_line.data_from(arguments, VQGAN_SIZES)
         return VqganLoraConfig(loop=loop, data=data, **command_line.chosen(VqganLoraConfig, arguments, "data"))
     if arguments.command == "gan":
         return GanConfig(loop=replace(loop, **PLAYERS), **command_line.chosen(GanConfig, arguments))

@@ -9,7 +9,7 @@ from .. import command_line
 from ..loop import LoopConfig
 from ..pairs import SceneData
 from .autoencoder import IntrinsicVaeConfig, train_intrinsic_vae
-from .data import JointFolderData, JointSceneData
+from .data import JointFolderData, JointSceneData, held
 from .run import JointConfig, train_joint_lora
 
 
@@ -21,10 +21,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--base", type=Path, required=True, help="diffusers folder of the base model")
+    shared.add_argument("--base", type=Path, required=True, help="base model: a diffusers folder or a checkpoint file")
     shared.add_argument("--output", type=Path, required=True, help="folder for the result, its record and its checkpoints")
     data = command_line.add_data_options(shared, "a folder of pictures, maps and captions (NAME.txt)", colors=False)
-    data.add_argument("--intrinsics", nargs="+", choices=tuple(INTRINSICS), default=list(INTRINSICS), help="the maps the folder holds")
+    data.add_argument(
+        "--intrinsics", nargs="+", choices=tuple(INTRINSICS), help="the maps the folder holds (all of them; of a data set, those it has)"
+    )
     training = command_line.add_training_options(
         shared, steps=20_000, batch=JointConfig.batch, batch_of="rows per forward pass and process"
     )
@@ -52,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 def config_from(arguments: argparse.Namespace) -> IntrinsicVaeConfig | JointConfig:
     """The run that the command line asks for. Raises ValueError for impossible values."""
     pairs = command_line.data_from(arguments)
-    data = JointSceneData(pairs) if isinstance(pairs, SceneData) else JointFolderData(pairs, tuple(arguments.intrinsics))
+    data = JointSceneData(pairs) if isinstance(pairs, SceneData) else JointFolderData(pairs, tuple(arguments.intrinsics or held(pairs)))
     kind = IntrinsicVaeConfig if arguments.command == "vae" else JointConfig
     loop = LoopConfig(**command_line.chosen(LoopConfig, arguments))
     return kind(loop=loop, data=data, **command_line.chosen(kind, arguments, "data"))

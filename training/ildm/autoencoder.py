@@ -10,14 +10,15 @@ from torch.nn import functional
 
 from ...methods.ildm.intrinsic_vae import TOTAL_CHANNELS, channel_slice, widen, zero_masked
 from ..autoencoder import reconstruction_loss
+from ..bases import base_at
 from ..config import TrainerConfig
 from ..loop import History, LoopConfig, Report, train
-from .data import INTRINSICS_KIND, JointFolderData, JointSceneData, JointSource
+from .data import INTRINSICS_KIND, JointFolderData, JointSceneData, JointSet, JointSource
 
 
 @dataclass(frozen=True)
 class IntrinsicVaeConfig(TrainerConfig):
-    """One training. base: diffusers folder whose VAE is widened. zero_mask: how often each intrinsic is left out (the paper's 0.1).
+    """One training. base: whose VAE is widened (`bases`). zero_mask: how often each intrinsic is left out (the paper's 0.1).
 
     kl: weight of the divergence from a unit Gaussian, as in latent diffusion's own autoencoders. lines: weight of the line drawing's
     squared error, beside the absolute one, for which the best answer to a thin line of uncertain place is no line. decoder_of: an
@@ -67,6 +68,9 @@ class IntrinsicVaeTask:
         device = next(module.parameters()).device
         output, kl = module(masked.to(device), draw)
         output, target, line = output.float(), target.to(device), channel_slice("line")
+        if isinstance(self.source, JointSet):
+            # What equals its target adds nothing.
+            output = torch.where(self.source.known(rows).to(device), output, target)
         lines = functional.mse_loss(output[:, line], target[:, line])
         return reconstruction_loss(output, target) + self.config.lines * lines + self.config.kl * kl
 
@@ -89,10 +93,8 @@ class _Autoencoder(nn.Module):
 
 
 def widened_vae(base: Path) -> AutoencoderKL:
-    """The base's VAE, widened to all intrinsics. Raises ValueError for a folder without one."""
-    if not (base / "vae").is_dir():
-        raise ValueError(f"{base} has no vae folder: give the base model in diffusers format.")
-    vae = AutoencoderKL.from_pretrained(base, subfolder="vae", local_files_only=True).float()
+    """The base's VAE, widened to all intrinsics. Raises ValueError for a base without one."""
+    vae = base_at(base).module(AutoencoderKL, "vae")
     weights, config = widen(vae.state_dict(), dict(vae.config))
     wide = AutoencoderKL.from_config(config)
     wide.load_state_dict(weights)

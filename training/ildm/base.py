@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, ModelMixi
 
 from ..backbones import joint_denoising_of
 from ..backbones.backbone import JointDenoising, TextEmbeddings
+from ..bases import base_at
 from ..pairs import OnEncoded
 
 # Captions encoded at once.
@@ -26,23 +27,17 @@ class DiffusionBase:
     denoising: JointDenoising
 
 
-def load_diffusion_base(folder: Path) -> DiffusionBase:
-    """Read a diffusers folder in float32, frozen. Raises ValueError for models this method does not support."""
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} has no model_index.json: give a model in diffusers format (SD 1.x, SD 2.x, SDXL or PixArt-alpha).")
-    files = [path.name for path in folder.glob("*/diffusion_pytorch_model*.safetensors")]
-    only_half = bool(files) and all(".fp16." in name for name in files)
-    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, variant="fp16" if only_half else None).to(torch.float32)
+def load_diffusion_base(path: Path) -> DiffusionBase:
+    """Read a base in float32, frozen. Raises ValueError for models this method does not support."""
+    pipeline = base_at(path).pipeline()
     network: ModelMixin = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
-    denoising = joint_denoising_of(network, folder.name)
+    denoising = joint_denoising_of(network, path.name)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
-        raise ValueError(
-            f"{folder.name} predicts {scheduler.config.prediction_type!r}: a base that predicts noise or velocity was expected."
-        )
+        raise ValueError(f"{path.name} predicts {scheduler.config.prediction_type!r}: a base that predicts noise or velocity was expected.")
     return DiffusionBase(pipeline, network, pipeline.vae, scheduler, denoising)
 
 

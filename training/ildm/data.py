@@ -1,17 +1,20 @@
-"""Pictures with all their intrinsics and a caption: rendered scenes, or a folder."""
+"""Pictures with all their intrinsics and a caption: rendered scenes, a folder, or a public data set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
-from ...methods.ildm.intrinsic_vae import INTRINSICS, intrinsics_from_pictures, join_intrinsics
+from ...data import DATA_SETS
+from ...methods.ildm.intrinsic_vae import INTRINSICS, TOTAL_CHANNELS, channel_slice, intrinsics_from_pictures, join_intrinsics
 from ...scenes import render_scenes
 from ..folder_data import AlignedPairs, FolderData
 from ..pairs import IMAGE, CaptionedSource, SceneData
 from ..scene_pictures import scene_data
+from ..set_data import AlignedSet, SetData
 
 INTRINSICS_KIND = "intrinsics"
 
@@ -64,14 +67,19 @@ class JointScenes:
         return self.scenes.identity(kind)
 
 
+def held(data: FolderData | SetData) -> tuple[str, ...]:
+    """The intrinsics to learn from, where nobody named them: all of a folder's, those that a data set has."""
+    return tuple(name for name in INTRINSICS if isinstance(data, FolderData) or name in DATA_SETS[data.name].maps)
+
+
 @dataclass(frozen=True)
 class JointFolderData:
-    """A folder of pictures and maps in a layout of `folder_data`, and captions in NAME.txt beside the pictures.
+    """A folder of pictures and maps in a layout of `folder_data`, and captions in NAME.txt beside the pictures; or a public data set.
 
     intrinsics: those the folder holds; the others stay zero. Raises ValueError for unknown ones and for none.
     """
 
-    folder: FolderData
+    folder: FolderData | SetData
     intrinsics: tuple[str, ...] = tuple(INTRINSICS)
 
     def __post_init__(self) -> None:
@@ -83,8 +91,10 @@ class JointFolderData:
     def size(self) -> int:
         return self.folder.size
 
-    def source(self) -> "JointFolder":
+    def source(self) -> "JointFolder | JointSet":
         """Pictures that have every one of the intrinsics. Raises ValueError if there are none."""
+        if isinstance(self.folder, SetData):
+            return JointSet(self.folder.aligned(self.intrinsics))
         return JointFolder(self.folder.aligned(self.intrinsics))
 
 
@@ -92,7 +102,7 @@ class JointFolderData:
 class JointFolder:
     """A `JointSource` of files."""
 
-    pairs: AlignedPairs
+    pairs: AlignedPairs | AlignedSet
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -109,3 +119,25 @@ class JointFolder:
 
     def identity(self, kind: str) -> dict[str, Any]:
         return {name: self.pairs.identity(name) for name in ([IMAGE] if kind == IMAGE else self.pairs.maps)}
+
+
+@dataclass(frozen=True)
+class JointSet(JointFolder):
+    """A `JointSource` and `pairs.MaskedSource` of a public data set: an unknown pixel is zero, as an intrinsic that is not there."""
+
+    pairs: AlignedSet
+
+    def known(self, rows: Sequence[int]) -> Tensor:
+        """`[b, TOTAL_CHANNELS, h, w]`, True where an intrinsic counts, and everywhere for those that the set has none of."""
+        known = torch.ones(len(rows), TOTAL_CHANNELS, self.pairs.of(IMAGE).data.size, self.pairs.of(IMAGE).data.size, dtype=torch.bool)
+        for name, pairs in self.pairs.maps.items():
+            known[:, channel_slice(name)] = pairs.masks(rows)
+        return known
+
+    def read(self, kind: str, rows: Sequence[int]) -> Tensor:
+        pictures = super().read(kind, rows)
+        return pictures if kind == IMAGE else torch.where(self.known(rows), pictures, 0.5)
+
+    def masks(self, rows: Sequence[int]) -> Tensor:
+        """`[b, 1, h, w]`, True where every intrinsic counts: a latent holds all of them."""
+        return self.known(rows).all(1, keepdim=True)

@@ -15,10 +15,10 @@ from ..backbones import joint_denoising_of
 from ..backbones.backbone import TextEmbeddings
 from ..config import TrainerConfig, file_header
 from ..intrinsic_lora.adapter import load_adapter, lora_layers
-from ..intrinsic_lora.latents import encode_model_latents
+from ..intrinsic_lora.latents import downscale, encode_model_latents, latent_masks
 from ..loop import History, LoopConfig, Report, train
 from ..losses import latent_loss
-from ..pairs import IMAGE, OnEncoded
+from ..pairs import IMAGE, MaskedSource, OnEncoded
 from .adapter import add_joint_adapter
 from .autoencoder import load_intrinsic_autoencoder
 from .base import encode_captions, load_diffusion_base
@@ -29,7 +29,7 @@ from .data import INTRINSICS_KIND, JointFolderData, JointSceneData
 class JointConfig(TrainerConfig):
     """One training. Rank and schedule-free exchange (w = 1) are the paper's; it does not say lambda (`balance`).
 
-    base: diffusers folder; intrinsic_vae: folder that `train_intrinsic_vae` wrote for it. empty_prompt: share of captions left out, for
+    base: a model (`bases`); intrinsic_vae: folder that `train_intrinsic_vae` wrote for it. empty_prompt: share of captions left out, for
     guidance. image_domain False: the paper's LoRA-only ablation, intrinsics alone. Raises ValueError for impossible values.
     """
 
@@ -86,10 +86,14 @@ class JointDenoiser(nn.Module):
 
 @dataclass(frozen=True)
 class JointLatents:
-    """Means and deviations of the latents of pictures and of intrinsics, `[n, c, h, w]`, in the model's scale."""
+    """Means and deviations of the latents of pictures and of intrinsics, `[n, c, h, w]`, in the model's scale.
+
+    mask_b1hw: bool, the latents all of whose intrinsics are known in all pixels; None: all of them are.
+    """
 
     image: tuple[Tensor, Tensor]
     intrinsic: tuple[Tensor, Tensor]
+    mask_b1hw: Tensor | None = None
 
     def draw(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Samples of both latents of some rows."""
@@ -122,10 +126,11 @@ class JointTask:
         clean, noise, timestep = clean.to(device), noise.to(device), timestep.to(device)
         predicted = module(self.scheduler.add_noise(clean, noise, timestep), timestep, self.text.rows(texts).to(device))
         target = noise if self.scheduler.config.prediction_type == "epsilon" else self.scheduler.get_velocity(clean, noise, timestep)
+        known = None if self.latents.mask_b1hw is None else self.latents.mask_b1hw[rows].to(device)
         if not config.image_domain:
-            return config.balance * latent_loss(predicted, target)
+            return config.balance * latent_loss(predicted, target, known)
         (predicted_image, predicted_intrinsic), (target_image, target_intrinsic) = predicted.chunk(2), target.chunk(2)
-        return latent_loss(predicted_image, target_image) + config.balance * latent_loss(predicted_intrinsic, target_intrinsic)
+        return latent_loss(predicted_image, target_image) + config.balance * latent_loss(predicted_intrinsic, target_intrinsic, known)
 
     def save(self, folder: Path) -> None:
         save_joint_lora(self.module.network, self.config)
@@ -177,10 +182,10 @@ def train_joint_lora(
     base.pipeline.to(state.device)
     with state.main_process_first():
         kept = cache or config.loop.output
-        latents = JointLatents(
-            *encode_model_latents(base.vae, source, (IMAGE,), kept, on_encoded).values(),
-            *encode_model_latents(intrinsic_vae.to(state.device), source, (INTRINSICS_KIND,), kept, on_encoded).values(),
-        )
+        [image] = encode_model_latents(base.vae, source, (IMAGE,), kept, on_encoded).values()
+        [intrinsic] = encode_model_latents(intrinsic_vae.to(state.device), source, (INTRINSICS_KIND,), kept, on_encoded).values()
+        mask = latent_masks(source, INTRINSICS_KIND, downscale(intrinsic_vae), kept) if isinstance(source, MaskedSource) else None
+        latents = JointLatents(image, intrinsic, mask)
     text = encode_captions(base, [*source.captions, ""], on_encoded)
     add_joint_adapter(base.network, config.rank, config.loop.seed, config.image_domain)
     if start is not None:

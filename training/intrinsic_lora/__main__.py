@@ -20,10 +20,12 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     own = IntrinsicLoraConfig
-    parser.add_argument("--base", type=Path, required=True, help="diffusers folder of a Stable Diffusion 1.x or 2.x model")
+    parser.add_argument(
+        "--base", type=Path, required=True, help="Stable Diffusion 1.x or 2.x model: a diffusers folder or a checkpoint file"
+    )
     parser.add_argument("--map", required=True, choices=tuple(MAPS), help="what the LoRA extracts")
     parser.add_argument("--output", type=Path, required=True, help="folder for the LoRA, its record and its checkpoints")
-    command_line.add_cache_option(command_line.add_data_options(parser, "a folder of pictures and maps", sets=True))
+    command_line.add_cache_option(command_line.add_data_options(parser, "a folder of pictures and maps"))
 
     model = parser.add_argument_group("what is trained")
     model.add_argument(
@@ -47,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 def config_from(arguments: argparse.Namespace) -> IntrinsicLoraConfig:
     """The run that the command line asks for. Raises ValueError for impossible values."""
     loop = LoopConfig(**command_line.chosen(LoopConfig, arguments))
-    data = command_line.set_data_from(arguments) or command_line.data_from(arguments)
+    data = command_line.data_from(arguments)
     return IntrinsicLoraConfig(loop=loop, data=data, **command_line.chosen(IntrinsicLoraConfig, arguments, "data"))
 
 

@@ -17,7 +17,7 @@ from .adapter import KINDS
 class IntrinsicLoraConfig(TrainerConfig):
     """One I-LoRA: which map, learnt from which pairs, by what part of which base. Defaults are the paper's.
 
-    base: diffusers folder of an SD 1.x / 2.x model (unet, vae, tokenizer, text_encoder). loop: steps, rate, output folder.
+    base: an SD 1.x / 2.x model (`bases`). loop: steps, rate, output folder.
     kind, rank: see `add_adapter`. loss: "latent" (MSE of latents) or "decoded" (of the decoded map: `losses.picture_loss`).
     init: "trained", or "random" for the paper's control. save_dtype: of the file written, "float32" or "float16".
     Raises ValueError for impossible values.

@@ -41,7 +41,7 @@ class LatentPairs:
     ) -> "LatentPairs":
         """Encode every pair of `source` on the VAE's device. `cache`: a folder to keep the latents in, and to find them."""
         kinds = encode_model_latents(vae, source, (IMAGE, map_name), cache, on_encoded)
-        mask = _latent_masks(source, map_name, downscale(vae), cache) if isinstance(source, MaskedSource) else None
+        mask = latent_masks(source, map_name, downscale(vae), cache) if isinstance(source, MaskedSource) else None
         return cls(kinds[IMAGE][0], *kinds[map_name], mask)
 
     def __len__(self) -> int:
@@ -115,7 +115,7 @@ def encode_kinds(
     return encoded
 
 
-def _latent_masks(source: MaskedSource, map_name: str, factor: int, cache: Path | None) -> Tensor:
+def latent_masks(source: MaskedSource, map_name: str, factor: int, cache: Path | None) -> Tensor:
     """`[n, 1, h, w]` bool: the latents all of whose `factor` x `factor` pixels count."""
     digest = hashlib.sha256(json.dumps([source.identity(map_name), factor], sort_keys=True).encode()).hexdigest()[:16]
     path = None if cache is None else cache / f"masks-{map_name}-{digest}.safetensors"

@@ -14,7 +14,7 @@ from .latents import downscale, model_latents, vae_latents
 
 
 def load_base(folder: Path, init: str = "trained", seed: int = 0) -> SingleStepBase:
-    """Read a diffusers folder in float32; init "random" gives the network fresh weights drawn with `seed`. Raises ValueError."""
+    """Read a base (`bases`) in float32; init "random" gives the network fresh weights drawn with `seed`. Raises ValueError."""
     return single_step_in(folder).load(folder, init, seed)
 
 

@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
         "devices: accelerate launch -m, then the same.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--base", type=Path, required=True, help="diffusers folder of a FLUX.1 model")
+    parser.add_argument("--base", type=Path, required=True, help="FLUX.1 model: a diffusers folder or a checkpoint file with all its parts")
     parser.add_argument("--output", type=Path, required=True, help="folder for the adapter, its record and its checkpoints")
 
     data = command_line.add_data_options(

@@ -8,6 +8,7 @@ from ..config import TrainerConfig, file_header
 from ..folder_data import FolderData
 from ..loop import LoopConfig
 from ..pairs import SceneData
+from ..set_data import SetData
 
 OPTIMIZERS = ("adamw", "prodigy")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -17,7 +18,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 class LumixConfig(TrainerConfig):
     """One adapter. The paper's: rank 8, 512 pixels, 16 pictures a step, 10,000 steps, Prodigy at a rate of 1.
 
-    base: diffusers FLUX.1 folder. rank, other_rank: see `AdapterConfig`. batch: pictures (of all maps each) per forward pass.
+    base: of FLUX.1 (`bases`). rank, other_rank: see `AdapterConfig`. batch: pictures (of all maps each) per forward pass.
     empty_prompt: share of captions left out, for guidance. clean_share: share of maps that are given clean instead of noisy, beside the
     timestep that every map draws for itself; 0 is the paper's. guidance: for bases that have an embedding for it.
     text_tokens: length of T5's context. base_dtype: of the frozen transformer. Raises ValueError for impossible values.
@@ -25,7 +26,7 @@ class LumixConfig(TrainerConfig):
 
     base: Path
     loop: LoopConfig
-    data: SceneData | FolderData = field(default_factory=SceneData)
+    data: SceneData | FolderData | SetData = field(default_factory=SceneData)
     design: Design = field(default_factory=Design)
     rank: int = 8
     other_rank: int = 0

@@ -15,10 +15,11 @@ from ..atomic import write_tensors
 from ..backbones import map_flow_in
 from ..backbones.backbone import TextEmbeddings
 from ..config import require_size
-from ..intrinsic_lora.latents import downscale, encode_model_latents
+from ..intrinsic_lora.latents import downscale, encode_model_latents, latent_masks
 from ..loop import History, Report, train
 from ..losses import draw_times
-from ..pairs import CaptionedSource, OnEncoded
+from ..pairs import IMAGE, CaptionedSource, OnEncoded
+from ..set_data import AlignedSet
 from .config import LumixConfig
 from .data import map_source
 from .network import MapDenoiser, make_adapter
@@ -26,19 +27,25 @@ from .network import MapDenoiser, make_adapter
 
 @dataclass(frozen=True)
 class MapLatents:
-    """Mean and deviation of the latents of every map, in the design's order, `[map, n, c, h, w]` in the model's scale."""
+    """Mean and deviation of the latents of every map, in the design's order, `[map, n, c, h, w]` in the model's scale.
+
+    mask: `[map, n, 1, h, w]` bool, the latents all of whose pixels are known; None: all of them are.
+    """
 
     mean: Tensor
     deviation: Tensor
+    mask: Tensor | None = None
 
     @classmethod
     def encode(
         cls, vae: AutoencoderKL, source: CaptionedSource, maps: Sequence[str], cache: Path, on_encoded: OnEncoded | None = None
     ) -> "MapLatents":
         """Encode all of `source`; `cache`: a folder to keep the latents in, and to find them."""
-        encoded = encode_model_latents(vae, source, [KINDS[name] for name in maps], cache, on_encoded)
+        kinds = [KINDS[name] for name in maps]
+        encoded = encode_model_latents(vae, source, kinds, cache, on_encoded)
         means, deviations = zip(*encoded.values(), strict=True)
-        return cls(torch.stack(means), torch.stack(deviations))
+        mask = _known(source, kinds, downscale(vae), cache) if isinstance(source, AlignedSet) else None
+        return cls(torch.stack(means), torch.stack(deviations), mask)
 
     def __len__(self) -> int:
         return self.mean.shape[1]
@@ -47,6 +54,17 @@ class MapLatents:
         """A sample of the latents of some rows, `[group, map, c, h, w]`."""
         mean = self.mean[:, rows]
         return (mean + self.deviation[:, rows] * torch.randn(mean.shape, generator=generator)).transpose(0, 1)
+
+    def known(self, rows: Tensor) -> Tensor | None:
+        """The mask of some rows, `[group, map, 1, h, w]`."""
+        return None if self.mask is None else self.mask[:, rows].transpose(0, 1)
+
+
+def _known(source: AlignedSet, kinds: Sequence[str], factor: int, cache: Path) -> Tensor:
+    """The masks of all kinds; of the picture everything is known."""
+    masks = {kind: latent_masks(source.of(kind), kind, factor, cache) for kind in kinds if kind != IMAGE}
+    whole = torch.ones_like(next(iter(masks.values())))
+    return torch.stack([masks.get(kind, whole) for kind in kinds])
 
 
 class LumixTask:
@@ -71,7 +89,11 @@ class LumixTask:
         clean, noise, time, learnt = clean.to(device), noise.to(device), time.to(device), (~given).to(device)
         noisy = torch.lerp(clean, noise, time[:, :, None, None, None])
         error = module(noisy, time, self.text.rows(texts).to(device)).float() - (noise - clean)
-        return error.square().mean(dim=(2, 3, 4))[learnt].mean()
+        known = self.latents.known(rows)
+        if known is None:
+            return error.square().mean(dim=(2, 3, 4))[learnt].mean()
+        counted = known.to(device) & learnt[:, :, None, None, None]
+        return (error.square().mean(dim=2, keepdim=True) * counted).sum() / counted.sum().clamp(min=1)
 
     def save(self, folder: Path) -> None:
         """Write the adapter in the published format."""

@@ -10,13 +10,15 @@ import folder_paths
 
 from ..loading.diffusers_folder import detect_family
 from ..loading.folder_files import ModelFolderError
-from ..paths import model_folders
+from ..paths import model_folder, model_folders
 
 SCENES = "rendered scenes"
 SUBFOLDER = "intrinsic_lab"
 # In a run's folder: SHA-256 of every file that it put where loaders look.
 RECORD = "published.json"
 FINISHED = "loss.json"
+# As `training.single_file` reads them; that room imports diffusers.
+CHECKPOINT_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth")
 _LONGEST_NAME = 100
 _FORBIDDEN = re.compile(r'[\\/:*?"<>|\x00-\x1f\x7f]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -31,7 +33,7 @@ class Destination:
 
 
 def base_names(*families: str) -> list[str]:
-    """The model folders of some families (keys of `diffusers_folder.FAMILY_NAMES`), by the names of `model_folders`."""
+    """What can be trained on: the model folders of some families (keys of `diffusers_folder.FAMILY_NAMES`), then every checkpoint file."""
     found = []
     for name, folder in model_folders().items():
         try:
@@ -41,7 +43,19 @@ def base_names(*families: str) -> list[str]:
             continue
         if family in families:
             found.append(name)
-    return found
+    return [*found, *checkpoint_files()]
+
+
+def checkpoint_files() -> dict[str, Path]:
+    """The files of ComfyUI's `checkpoints` that trainers can read, by name; which model each holds shows when it is trained on."""
+    names = folder_paths.get_filename_list("checkpoints")
+    files = {name: folder_paths.get_full_path("checkpoints", name) for name in names if name.endswith(CHECKPOINT_ENDINGS)}
+    return {name: Path(path) for name, path in files.items() if path}
+
+
+def base_path(name: str) -> Path:
+    """The folder or the checkpoint file behind a name of `base_names`. Raises ValueError for any other text, such as a path."""
+    return checkpoint_files().get(name) or model_folder(name)
 
 
 def data_folders() -> dict[str, Path]:
@@ -81,11 +95,16 @@ def name_problem(name: str) -> str | None:
     return None
 
 
-def run_folder(name: str) -> Path:
-    """The folder of a run's checkpoints and records. Raises ValueError for names that are no plain file name."""
+def output_folder(kind: str, name: str) -> Path:
+    """The pack's folder of this name and kind of results. Raises ValueError for names that are no plain file name."""
     if problem := name_problem(name):
         raise ValueError(problem)
-    return Path(folder_paths.get_output_directory()) / SUBFOLDER / "training" / name
+    return Path(folder_paths.get_output_directory()) / SUBFOLDER / kind / name
+
+
+def run_folder(name: str) -> Path:
+    """The folder of a run's checkpoints and records. Raises as `output_folder`."""
+    return output_folder("training", name)
 
 
 def _first_folder(category: str) -> Path:

@@ -15,8 +15,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from ..paths import model_folder
-from .files import SCENES, Destination, data_folder, publish, require_free, run_folder
+from .files import SCENES, Destination, base_path, data_folder, publish, require_free, run_folder
 
 if TYPE_CHECKING:
     from ....training.config import TrainerConfig
@@ -52,9 +51,9 @@ class Settings:
     checkpoint_every: int = 200
 
     @property
-    def base_folder(self) -> Path:
+    def base_path(self) -> Path:
         """Raises ValueError for a name that is not offered."""
-        return model_folder(self.base)
+        return base_path(self.base)
 
     def loop(self) -> "LoopConfig":
         """What the one training loop is told. Raises ValueError for impossible values."""
