@@ -114,7 +114,7 @@ class Plan:
     """How a batch goes through the model.
 
     grid: the tiles (often one) of every picture, in pixels of the processed, padded one. pictures: in one forward. rows: latents in one
-    prediction; a forward with more of them (one picture, more maps than fit) makes several. forwards_of_group: of pictures that go together,
+    prediction; a forward with more of them (one picture, more maps than fit) makes several. forwards_of_group: of pictures together,
     one per tile, and one more where relative maps are aligned. forwards: of the whole batch.
     """
 

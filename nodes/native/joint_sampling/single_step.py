@@ -64,8 +64,11 @@ class RowForward:
     def __call__(self, latent_bchw: Tensor, rows: list[int], anchor_of_row: Sequence[int] = ()) -> Tensor:
         """Raw outputs of the latents; row i belongs to map `rows[i]` and reads the keys of row `anchor_of_row[i]` (none: its own)."""
         anchors = tuple(anchor_of_row or range(len(rows)))
+        map_of_row = [self.names[index] for index in rows] if self.assign else None
+        anchored = AnchoredForward(anchors, self.anchor_weight) if self.anchor_weight else None
+        conditioning = _join_rows(self.embeddings, rows)
         try:
-            return self._raw_outputs(latent_bchw, rows, anchors)
+            return _raw_outputs(self.model, latent_bchw, conditioning, self.timesteps[rows], map_of_row, anchored)
         except comfy.model_management.OOM_EXCEPTION:
             middle = (len(rows) + 1) // 2
             above = list(range(middle, len(rows)))
@@ -79,20 +82,6 @@ class RowForward:
         first = self(latent_bchw[:middle], rows[:middle], anchors[:middle])
         second = self(latent_bchw[above], [rows[row] for row in above], [above.index(anchors[row]) for row in above])
         return torch.cat([first, second[middle - len(rows) :]])
-
-    def _raw_outputs(self, latent_bchw: Tensor, rows: list[int], anchors: tuple[int, ...]) -> Tensor:
-        guider = comfy.samplers.CFGGuider(self.model)
-        # Only the positive side: one evaluation, no guidance.
-        guider.inner_set_conds({"positive": _join_rows(self.embeddings, rows)})
-        if self.assign:
-            guider.model_options = row_lora.options_for_rows(guider.model_options, [self.names[index] for index in rows])
-        if self.anchor_weight:
-            options = {**guider.model_options["transformer_options"], ANCHOR: AnchoredForward(anchors, self.anchor_weight)}
-            guider.model_options = {**guider.model_options, "transformer_options": options}
-        sigma_of_row = self.model.get_model_object("model_sampling").sigma(self.timesteps[rows])
-        sigmas = torch.stack([sigma_of_row.max(), torch.zeros(())])
-        output = guider.sample(torch.zeros_like(latent_bchw), latent_bchw, RawOutput(sigma_of_row), sigmas, disable_pbar=True)
-        return output.to(comfy.model_management.intermediate_device())
 
 
 def make_generator(model: ModelPatcher, clip, vae, recipes: Mapping[str, Recipe], assign: bool, anchor_weight: float = 0.0) -> Generator:
@@ -116,6 +105,30 @@ def make_generator(model: ModelPatcher, clip, vae, recipes: Mapping[str, Recipe]
     )
     to_own = {name: recipe.to_own for name, recipe in recipes.items() if recipe.to_own is not None}
     return Generator(vae.encode, forward, unclamped(vae).decode, int(vae.downscale_ratio), to_own, forward if anchor_weight else None)
+
+
+def _raw_outputs(
+    model: ModelPatcher,
+    latent_bchw: Tensor,
+    conditioning: list,
+    timestep_of_row: Tensor,
+    map_of_row: list[str] | None,
+    anchored: AnchoredForward | None = None,
+) -> Tensor:
+    guider = comfy.samplers.CFGGuider(model)
+    # Only the positive side: one evaluation, no guidance.
+    guider.inner_set_conds({"positive": conditioning})
+    if map_of_row is not None:
+        guider.model_options = row_lora.options_for_rows(guider.model_options, map_of_row)
+    if anchored is not None:
+        guider.model_options = {
+            **guider.model_options,
+            "transformer_options": {**guider.model_options["transformer_options"], ANCHOR: anchored},
+        }
+    sigma_of_row = model.get_model_object("model_sampling").sigma(timestep_of_row)
+    sigmas = torch.stack([sigma_of_row.max(), torch.zeros(())])
+    output = guider.sample(torch.zeros_like(latent_bchw), latent_bchw, RawOutput(sigma_of_row), sigmas, disable_pbar=True)
+    return output.to(comfy.model_management.intermediate_device())
 
 
 def _encode_prompt(clip, prompt: str, context_width: int | None) -> tuple[Tensor, dict]:
