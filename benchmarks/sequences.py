@@ -1,4 +1,4 @@
-"""How steady the bundled model's maps are over rendered camera moves, and how right: what aligning depth, an anchor frame and averaging change.
+"""How steady, and how right, the bundled model's maps are over rendered camera moves: aligned, with an anchor frame, averaged in time.
 
     python -m intrinsic_lab.benchmarks.sequences [--moves N] [--frames N]
 
@@ -9,16 +9,15 @@ Each move shows one held-out scene from FRAMES places; its maps and its motion a
 - flicker: how much a surface point's error changes from one frame to the next, in the same units. Points are followed by the exact motion
   and count where both frames see them; normals are compared in the world's axes.
 
-"each frame by the truth" fits every frame's depth to the exact one: what an alignment can reach at most.
+"Each frame's depth by the truth" fits every frame to the exact one: the most that any alignment can reach. "Exact depth, 0 to 1 in each
+frame" is no model's: nothing but its scale and shift flickers.
 """
 
 import argparse
 import json
 import os
-import tempfile
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import mean
 
@@ -27,11 +26,12 @@ from torch import Tensor
 
 from ..methods import metrics
 from ..methods.intrinsic_lora.extract import ExtractSettings, plan_extraction
-from ..methods.intrinsic_lora.sequence import extract_sequence, sequence_parts
+from ..methods.intrinsic_lora.sequence import Steadied, extract_sequence, sequence_parts
+from ..methods.maps import relative_depth
 from ..scenes import SceneMaps, render
 from ..scenes.moves import camera_move, motion, warp
 from ..tools.console import format_table
-from ..training.scene_pictures import BUNDLED_MAPS
+from ..training.scene_pictures import BUNDLED_MAPS, scene_data
 from .extraction_cost import start_comfyui
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -44,17 +44,26 @@ AVERAGED = 3  # frames
 Maps = dict[str, Tensor]
 
 
-def ways(extract: Callable[..., Maps]) -> dict[str, Callable[[SceneMaps], Maps]]:
-    """What is compared: from a move to its maps."""
-    alone, aligned = partial(extract, align=False, weight=0.0), partial(extract, align=True, weight=0.0)
-    return {
-        "each frame alone": alone,
-        f"mean of {AVERAGED} frames": lambda move: averaged(alone(move)),
-        "aligned": aligned,
-        f"aligned, mean of {AVERAGED} frames": lambda move: averaged(aligned(move)),
-        **{f"aligned, anchor {weight:g}": partial(extract, align=True, weight=weight) for weight in ANCHOR_WEIGHTS},
-        "each frame by the truth": lambda move: fitted_to_truth(alone(move), move),
-    }
+def compared(move: SceneMaps, extract: Callable[[SceneMaps, float], Maps]) -> Iterator[tuple[str, Maps]]:
+    """What is compared: each way with the maps that it makes of a move. extract: from a move and an anchor weight."""
+    alone = extract(move, 0.0)
+    yield "each frame alone", alone
+    yield f"mean of {AVERAGED} frames", averaged(alone)
+    yield "aligned", aligned(alone)
+    yield f"aligned, mean of {AVERAGED} frames", averaged(aligned(alone))
+    for weight in ANCHOR_WEIGHTS:
+        yield f"aligned, anchor {weight:g}", aligned(extract(move, weight))
+    yield "each frame's depth by the truth", {"depth": fitted_to_truth(alone["depth"], move)}
+    own_range = {"depth": relative_depth(move.depth_bhw1)}
+    yield "exact depth, 0 to 1 in each frame", own_range
+    yield "the same, aligned", aligned(own_range)
+    yield f"the same, mean of {AVERAGED} frames", averaged(own_range)
+
+
+def aligned(maps: Maps) -> Maps:
+    """What `extract_sequence` does to relative maps where it aligns."""
+    steadied = Steadied()
+    return maps | {"depth": torch.stack([steadied(frame) for frame in maps["depth"]])}
 
 
 def averaged(maps: Maps) -> Maps:
@@ -66,35 +75,37 @@ def averaged(maps: Maps) -> Maps:
     }
 
 
-def fitted_to_truth(maps: Maps, move: SceneMaps) -> Maps:
-    scale, shift = metrics.align_scale_shift(maps["depth"], move.depth_bhw1)
-    return maps | {"depth": (maps["depth"].double() * scale[:, None, None, None] + shift[:, None, None, None]).float()}
+def fitted_to_truth(depth_bhw1: Tensor, move: SceneMaps) -> Tensor:
+    scale, shift = metrics.align_scale_shift(depth_bhw1, move.depth_bhw1)
+    return (depth_bhw1.double() * scale[:, None, None, None] + shift[:, None, None, None]).float()
 
 
-def errors(maps: Maps, move: SceneMaps) -> Maps:
-    """By map, what is wrong at every pixel [b, h, w, c], in a form that may be followed from frame to frame."""
-    as_one = [depth.flatten(0, 1)[None] for depth in (maps["depth"], move.depth_bhw1)]
-    scale, shift = (float(value) for value in metrics.align_scale_shift(*as_one))
-    axes = move.scenes.camera_axes
-    return {
-        "normal": torch.einsum("bhwa,bax->bhwx", maps["normal"], axes),
-        "depth": 100 * (scale * maps["depth"] + shift - move.depth_bhw1) / move.depth_bhw1,
-        "albedo": 100 * (maps["albedo"] - move.albedo_bhwc),
-        "shading": 100 * (maps["shading"] - move.shading_bhwc),
-    }
+def compared_values(name: str, values: Tensor, move: SceneMaps) -> tuple[Tensor, Tensor]:
+    """A map and what it should be, [b, h, w, c], as they may be followed from frame to frame."""
+    exact = scene_data(move, name)
+    if name == "normal":
+        return world_normals(values, move), world_normals(exact, move)
+    if name == "depth":
+        scale, shift = (float(value) for value in metrics.align_scale_shift(values.flatten(0, 1)[None], exact.flatten(0, 1)[None]))
+        return 100 * (scale * values + shift - exact) / exact, torch.zeros_like(exact)
+    return 100 * (values - exact), torch.zeros_like(exact)
+
+
+def world_normals(normal_bhw3: Tensor, move: SceneMaps) -> Tensor:
+    return torch.einsum("bhwa,bax->bhwx", normal_bhw3, move.scenes.camera_axes)
 
 
 def judge(maps: Maps, move: SceneMaps, motions: list[tuple[Tensor, Tensor]]) -> dict[str, tuple[float, float]]:
     """(error, flicker) by map."""
     result = {}
-    for name, error in errors(maps, move).items():
+    for name, values in maps.items():
+        came, wanted = compared_values(name, values, move)
         size = metrics.normal_angle_degrees if name == "normal" else lambda one, other: (one - other).abs().mean(-1)
-        exact = torch.einsum("bhwa,bax->bhwx", move.normal_bhwc, move.scenes.camera_axes) if name == "normal" else torch.zeros_like(error)
         changes = [
-            size(error[frame][None], warp(error[frame - 1 : frame], grid)[None])[0][visible].mean()
+            size(came[frame][None], warp(came[frame - 1 : frame], grid)[None])[0][visible].mean()
             for frame, (grid, visible) in enumerate(motions, start=1)
         ]
-        result[name] = float(size(error, exact).mean()), float(torch.stack(changes).mean())
+        result[name] = float(size(came, wanted).mean()), float(torch.stack(changes).mean())
     return result
 
 
@@ -103,22 +114,23 @@ class NanoModel:
 
     def __init__(self) -> None:
         from ..nodes.extract import ApplyIntrinsicLoRA
-        from ..nodes.native.lora_library.files import BUNDLED_MARK
         from ..nodes.native.loading.diffusers_folder import load_pipeline
+        from ..nodes.native.lora_library.files import BUNDLED_MARK
 
         self.pipeline = load_pipeline(ASSETS / "nano")
         self.model = self.pipeline.model
         for name in BUNDLED_MAPS:
             self.model = ApplyIntrinsicLoRA.execute(self.model, f"nano/{name}{BUNDLED_MARK}", "auto", 1.0)[0]
 
-    def extract(self, move: SceneMaps, align: bool, weight: float) -> Maps:
+    def extract(self, move: SceneMaps, weight: float) -> Maps:
+        """Unaligned maps of a move's frames, with the first as the anchor of all where it has a weight."""
         from ..nodes.extract import single_step
 
         generator, recipes, _ = single_step(self.model, self.pipeline.clip, self.pipeline.vae, SIZE, "none", weight)
         settings = ExtractSettings(SIZE)
         plan = plan_extraction(move.image_bhwc[:4], list(recipes), settings, generator.downscale)
         parts = sequence_parts(len(move.image_bhwc), plan.pictures, 0 if weight else None)
-        done = [maps for _, maps in extract_sequence(move.image_bhwc, list(recipes), generator, settings, plan, parts, align)]
+        done = [maps for _, maps in extract_sequence(move.image_bhwc, list(recipes), generator, settings, plan, parts, align=False)]
         return {name: torch.cat([maps[name] for maps in done]) for name in recipes}
 
 
@@ -128,7 +140,7 @@ def table(scores: Mapping[str, list[dict[str, tuple[float, float]]]]) -> list[di
         {
             "way": way,
             **{
-                f"{name} {number}": round(mean(move[name][index] for move in moves), 3)
+                f"{name} {number}": round(mean(move[name][index] for move in moves), 3) if name in moves[0] else ""
                 for name in BUNDLED_MAPS
                 for index, number in enumerate(("error", "flicker"))
             },
@@ -150,8 +162,8 @@ def main() -> None:
         for kind, seed in MOVES[: arguments.moves]:
             move = render(camera_move(seed, arguments.frames, kind), SIZE, SIZE)
             motions = [motion(move, frame, frame - 1) for frame in range(1, arguments.frames)]
-            for way, make in ways(model.extract).items():
-                scores.setdefault(way, []).append(judge(make(move), move, motions))
+            for way, maps in compared(move, model.extract):
+                scores.setdefault(way, []).append(judge(maps, move, motions))
     rows = table(scores)
     print(format_table(rows))
     print(f"{time.monotonic() - start:.0f} s, load average {os.getloadavg()[0]:.1f}")

@@ -27,11 +27,20 @@ CLEARANCE = 0.15
 DEPTH_AGREES = 0.02
 
 
-def camera_move(seed: int, frames: int, kind: str = ROOM, sideways: float = 0.4, forward: float = 0.4, turn_degrees: float = 6.0) -> Worlds:
+def camera_move(
+    seed: int,
+    frames: int,
+    kind: str = ROOM,
+    sideways: float = 0.4,
+    forward: float = 0.4,
+    upward: float = 0.1,
+    turn_degrees: float = 6.0,
+) -> Worlds:
     """One scene from `frames` places on a straight line: the first is the scene's own camera.
 
-    seed, kind: as in `sample_scenes`. sideways (to the right), forward: metres from the first to the last frame, level; turn_degrees: to
-    the right, over the whole move. A move that would come within CLEARANCE of something is shortened. Raises ValueError for no frames.
+    seed, kind: as in `sample_scenes`. sideways (to the right), forward (both level), upward: metres from the first to the last frame;
+    turn_degrees: to the right, over the whole move. A move that would come within CLEARANCE of something is shortened. Raises ValueError
+    for no frames.
     """
     if frames < 1:
         raise ValueError(f"a camera move of {frames} frames was asked for: give at least 1.")
@@ -39,7 +48,7 @@ def camera_move(seed: int, frames: int, kind: str = ROOM, sideways: float = 0.4,
     [drawn] = [scene] if isinstance(scene, Scenes) else scene.drawn
     position, axes, is_free = _camera_of(drawn)
     right, back = (_level(axes[row]) for row in (0, 2))
-    way = vector(sideways * r - forward * b for r, b in zip(right, back, strict=True))
+    way = vector(sideways * r - forward * b + upward * u for r, b, u in zip(right, back, (0.0, 1.0, 0.0), strict=True))
     steps = [frame / max(1, frames - 1) for frame in range(frames)]
 
     def along(step: float) -> Vector:

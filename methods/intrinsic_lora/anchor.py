@@ -28,8 +28,8 @@ def attend_with_anchor(step: AnchoredForward, query: Tensor, key: Tensor, value:
         for row, anchor in enumerate(step.anchor_of_row)
         if anchor != row
     ]
-    split = (rearrange(x, "row token (head dim) -> row head token dim", head=heads) for x in (query, key, value))
-    return rearrange(joint_attention(*split, segments), "row head token dim -> row token (head dim)")
+    query, key, value = (rearrange(x, "row token (head dim) -> row head token dim", head=heads) for x in (query, key, value))
+    return rearrange(joint_attention(query, key, value, segments), "row head token dim -> row token (head dim)")
 
 
 def _windows(row: int, windows: int) -> slice:

@@ -19,7 +19,7 @@ from .extract import ExtractSettings, Generator, Plan, extract_group
 
 # Frames are compared at this many cells on their longer side: what moves by less than a cell still fits.
 COMPARED_CELLS = 64
-ITERATIONS = 12
+LINES, ITERATIONS = 100, 10
 # Residuals count as agreement up to this share of the anchor's standard deviation.
 AGREES_WITHIN = 0.15
 # Below these shares of agreeing cells, the anchor moves on; even the frame before shows something else: a cut.
@@ -116,25 +116,41 @@ class Fit:
 def robust_scale_and_shift(values: Tensor, reference: Tensor) -> Fit:
     """What brings values to a reference of the same shape, although some of what they show has moved or is new.
 
-    Iteratively reweighted: places that disagree by more than most (Geman and McClure's weights) stop to count. The scale is the ratio of
-    both spreads, not a regression's slope: that is too small wherever values are noisy, and a chain of frames would fade. Where that gives
-    no slope of its own (flat values), or one that would turn the values over, the scale is 1.
+    Begins at the best of many lines through two places each (least median of residuals), then reweights: places that disagree by more than
+    most (Geman and McClure's weights) stop to count. The scale is the ratio of both spreads, not a regression's slope: that is too small
+    wherever values are noisy, and a chain of frames would fade. Where that gives no slope of its own (flat values), or one that would turn
+    the values over, the scale is 1.
     """
     x, y = values.double().flatten(), reference.double().flatten()
-    weight = torch.ones_like(x)
     spread = y.std(correction=0).clamp(min=1e-12)
-    for _ in range(ITERATIONS):
+
+    def moments(weight: Tensor) -> tuple[Tensor, Tensor]:
         total = weight.sum()
         mean_x, mean_y = (weight * x).sum() / total, (weight * y).sum() / total
         along = (weight * (x - mean_x) * (y - mean_y)).sum()
         spread_x, spread_y = ((weight * (of - mean) ** 2).sum() for of, mean in ((x, mean_x), (y, mean_y)))
         scale = torch.where((along > 0) & (spread_x > 1e-8 * total), (spread_y / spread_x.clamp(min=1e-12)).sqrt(), 1.0)
-        shift = mean_y - scale * mean_x
+        return scale, mean_y - scale * mean_x
+
+    scale, shift = _best_line(x, y, *moments(torch.ones_like(x)))
+    for _ in range(ITERATIONS):
         residual = (scale * x + shift - y).abs()
         # 1.48 times the median is a normal distribution's sigma.
         tolerated = 2 * 1.48 * residual.median() + 1e-3 * spread
-        weight = 1 / (1 + (residual / tolerated) ** 2) ** 2
+        scale, shift = moments(1 / (1 + (residual / tolerated) ** 2) ** 2)
+    residual = (scale * x + shift - y).abs()
     return Fit(float(scale), float(shift), float((residual <= AGREES_WITHIN * spread).double().mean()))
+
+
+def _best_line(x: Tensor, y: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a line and of rising ones through two places each, the one that most places are near; the same places in every call."""
+    one, other = torch.randint(len(x), (2, LINES), generator=torch.Generator().manual_seed(0)).to(x.device)
+    scales = (y[other] - y[one]) / (x[other] - x[one])
+    shifts = y[one] - scales * x[one]
+    rising = torch.isfinite(scales) & (scales > 0)
+    scales, shifts = torch.cat([scale[None], scales[rising]]), torch.cat([shift[None], shifts[rising]])
+    best = (scales[:, None] * x + shifts[:, None] - y).abs().median(1).values.argmin()
+    return scales[best], shifts[best]
 
 
 def _small(frame_hwc: Tensor) -> Tensor:

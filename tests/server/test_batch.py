@@ -209,5 +209,5 @@ def test_a_scene_whose_exact_maps_are_used_is_not_replaced():
         "inputs": {"prediction": ["1", 0], "reference": ["1", 3]},
         "_meta": {"title": "Compare"},
     }
-    with pytest.raises(BatchError, match="uses 0 LoadImage nodes"):
+    with pytest.raises(BatchError, match="uses 0 nodes of LoadImage and LoadVideo"):
         picture_input({"1": scene, "2": compare}, None)
