@@ -25,6 +25,8 @@ from .world.trace import SKY_DEPTH
 CLEARANCE = 0.15
 # A place counts as seen in another frame where that frame's depth agrees within this share.
 DEPTH_AGREES = 0.02
+# Of places in -1..1.
+ROUNDING = 1e-5
 
 
 def camera_move(
@@ -76,7 +78,7 @@ def motion(maps: SceneMaps, frame: int, other: int) -> tuple[Tensor, Tensor]:
     ahead = (-back).clamp(min=1e-6)
     tangent = float((scenes.vertical_fov_degrees[other].deg2rad() / 2).tan())
     grid = torch.stack([right / (ahead * tangent * width / height), -up / (ahead * tangent)], -1)
-    inside = (grid.abs() <= 1 - torch.tensor([1 / width, 1 / height])).all(-1) & (back < 0)
+    inside = (grid.abs() <= 1 + ROUNDING - torch.tensor([1 / width, 1 / height])).all(-1) & (back < 0)
     there = warp(maps.depth_bhw1[other : other + 1], grid)[..., 0]
     return grid, inside & ((there - ahead).abs() <= DEPTH_AGREES * ahead) & (depth < 0.999 * SKY_DEPTH)
 

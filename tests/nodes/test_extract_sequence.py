@@ -17,7 +17,7 @@ from extract_world import ATTENTION, apply, embed, extract, folders, hooks_left,
 
 # Noise over one picture, brighter from frame to frame: maps of neighbours agree in part.
 FRAMES = torch.rand(6, 32, 40, 3, generator=torch.Generator().manual_seed(0))
-FRAMES = torch.linspace(0.7, 0.9, 5)[:, None, None, None] * FRAMES[:1] + 0.1 * FRAMES[1:]
+FRAMES = torch.linspace(0.7, 0.9, 5)[:, None, None, None] * FRAMES[:1] + 0.03 * FRAMES[1:]
 
 
 @pytest.fixture

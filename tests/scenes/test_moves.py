@@ -8,8 +8,9 @@ from intrinsic_lab.scenes.moves import CLEARANCE, camera_move, motion, warp
 
 @pytest.mark.parametrize(("kind", "seed"), [("room", 3), ("clutter", 9), ("outdoor", 2)])
 def test_surfaces_keep_their_colour_and_their_place_along_the_motion(kind, seed):
-    move = render(camera_move(seed, 4, kind), 96, 128)
-    assert torch.equal(move.image_bhwc[:1], render_scenes([seed], 96, 128, kind=kind).image_bhwc)
+    scenes = camera_move(seed, 4, kind)
+    move = render(scenes, 96, 128)
+    assert torch.equal(render(scenes[:1], 96, 128).image_bhwc, render_scenes([seed], 96, 128, kind=kind).image_bhwc)
     grid, visible = motion(move, 3, 1)
     assert 0.2 < visible.float().mean() < 0.97
     followed = (warp(move.albedo_bhwc[1:2], grid) - move.albedo_bhwc[3]).abs().mean(-1)
