@@ -44,7 +44,7 @@ class ExtractSequence(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "anchor_weight",
-                    default=0.0,
+                    default=1.0,
                     min=0.0,
                     max=1.0,
                     step=0.05,
@@ -53,7 +53,7 @@ class ExtractSequence(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "anchor_every",
-                    default=0,
+                    default=12,
                     min=0,
                     max=100_000,
                     tooltip="A frame in so many is the anchor of those that follow it. 0: the first frame is the anchor of all. Only with "
