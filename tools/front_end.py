@@ -57,7 +57,8 @@ FIT_GRAPH = """() => {
 RESULTS = """() => {
     const results = Object.groupBy(app.graph._nodes.filter(node => node.type !== "IntrinsicLabExtractMaps"), node => {
         // A saved video is no picture.
-        return !app.nodeOutputs[node.id]?.images?.length || node.type === "SaveVideo" ? "none" : node.type.startsWith("Save") ? "saved" : "shown";
+        if (!app.nodeOutputs[node.id]?.images?.length || node.type === "SaveVideo") return "none";
+        return node.type.startsWith("Save") ? "saved" : "shown";
     });
     return (results.saved ?? results.shown ?? []).map(node => {
         return app.api.apiURL(`/view?${new URLSearchParams({ ...app.nodeOutputs[node.id].images[0], preview: "jpeg;95" })}`);
