@@ -2,7 +2,22 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import compare, data_sets, extract, format_maps, generators, ildm, intrinsic_vae, load, lora_space, lumix, relight, scene, train
+from . import (
+    compare,
+    data_sets,
+    extract,
+    format_maps,
+    generators,
+    ildm,
+    intrinsic_vae,
+    load,
+    lora_space,
+    lumix,
+    relight,
+    scene,
+    sequence,
+    train,
+)
 from .native.lora_library.lora_routes import add_routes
 
 
@@ -13,5 +28,20 @@ class IntrinsicLabExtension(ComfyExtension):
         add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        stages = (load, extract, generators, ildm, intrinsic_vae, lumix, format_maps, compare, lora_space, train, scene, relight, data_sets)
+        stages = (
+            load,
+            extract,
+            sequence,
+            generators,
+            ildm,
+            intrinsic_vae,
+            lumix,
+            format_maps,
+            compare,
+            lora_space,
+            train,
+            scene,
+            relight,
+            data_sets,
+        )
         return [node for stage in stages for node in stage.NODES]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from einops import rearrange
 from torch import Tensor
 
-from ..methods.intrinsic_lora.extract import ExtractSettings, extract, plan_extraction, resize
+from ..methods.intrinsic_lora.extract import ExtractSettings, Generator, extract, plan_extraction, resize
 from ..methods.intrinsic_lora.recipe import AUTO, Recipe, conventions, recipe_of
 from ..methods.maps import MAPS, image_from_map, map_from_image
 from .native.backbones import SINGLE_STEP, require
@@ -123,6 +124,59 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
         return io.NodeOutput(row_lora.carry(model, recipe, adapter), ui=ui.PreviewText(recipe.in_words))
 
 
+def model_inputs() -> list[io.Input]:
+    """Of every node that extracts with a MODEL."""
+    return [
+        io.Model.Input(
+            "model", tooltip="A MODEL from Apply Intrinsic LoRA (once per wanted map), or one with a merged LoRA (see merged_map)."
+        ),
+        io.Clip.Input("clip", tooltip="The CLIP that belongs to the model; it encodes each map's prompt."),
+        io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
+    ]
+
+
+def process_inputs() -> list[io.Input]:
+    """How a picture goes through the model."""
+    return [
+        io.Int.Input(
+            "processing_resolution",
+            default=-1,
+            min=-1,
+            max=8192,
+            step=1,
+            tooltip="Short side in pixels at which the model works. -1: as the LoRA was trained, else 512. 0: the picture's size.",
+        ),
+        io.Int.Input(
+            "tile_size",
+            default=0,
+            min=0,
+            max=4096,
+            step=8,
+            tooltip="Side in pixels of overlapping tiles, for high processing resolutions. 0: the picture in one piece.",
+        ),
+        io.Int.Input(
+            "tile_overlap",
+            default=64,
+            min=0,
+            max=2048,
+            step=8,
+            tooltip="Least overlap of neighbouring tiles in pixels; they are blended across it.",
+        ),
+        io.Boolean.Input(
+            "mirrored_average",
+            default=False,
+            tooltip="Also process the mirrored picture and average both: a little smoother and steadier, for twice the time.",
+        ),
+        io.Combo.Input(
+            "merged_map",
+            options=[NO_MERGED_MAP, *MAPS],
+            default=NO_MERGED_MAP,
+            tooltip="If the LoRA of one map was merged by core's LoraLoader instead: which map that is. Otherwise 'none'. A merged "
+            "file is unknown here, so its map is taken to be in this pack's convention.",
+        ),
+    ]
+
+
 class ExtractIntrinsicMaps(io.ComfyNode):
     """All applied maps of a batch of pictures, in one forward pass."""
 
@@ -150,48 +204,9 @@ class ExtractIntrinsicMaps(io.ComfyNode):
             # Shows the preview again when the maps come from the cache.
             has_intermediate_output=True,
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="A MODEL from Apply Intrinsic LoRA (once per wanted map), or one with a merged LoRA (see merged_map)."
-                ),
-                io.Clip.Input("clip", tooltip="The CLIP that belongs to the model; it encodes each map's prompt."),
-                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
+                *model_inputs(),
                 io.Image.Input("image", tooltip="Pictures of any size, one or many. Grey pictures work; alpha is ignored."),
-                io.Int.Input(
-                    "processing_resolution",
-                    default=-1,
-                    min=-1,
-                    max=8192,
-                    step=1,
-                    tooltip="Short side in pixels at which the model works. -1: as the LoRA was trained, else 512. 0: the picture's size.",
-                ),
-                io.Int.Input(
-                    "tile_size",
-                    default=0,
-                    min=0,
-                    max=4096,
-                    step=8,
-                    tooltip="Side in pixels of overlapping tiles, for high processing resolutions. 0: the picture in one piece.",
-                ),
-                io.Int.Input(
-                    "tile_overlap",
-                    default=64,
-                    min=0,
-                    max=2048,
-                    step=8,
-                    tooltip="Least overlap of neighbouring tiles in pixels; they are blended across it.",
-                ),
-                io.Boolean.Input(
-                    "mirrored_average",
-                    default=False,
-                    tooltip="Also process the mirrored picture and average both: a little smoother and steadier, for twice the time.",
-                ),
-                io.Combo.Input(
-                    "merged_map",
-                    options=[NO_MERGED_MAP, *MAPS],
-                    default=NO_MERGED_MAP,
-                    tooltip="If the LoRA of one map was merged by core's LoraLoader instead: which map that is. Otherwise 'none'. A merged "
-                    "file is unknown here, so its map is taken to be in this pack's convention.",
-                ),
+                *process_inputs(),
             ],
             outputs=_in_order(
                 [io.Image.Output(name, tooltip=kind.tooltip) for name, kind in MAPS.items()],
@@ -206,24 +221,37 @@ class ExtractIntrinsicMaps(io.ComfyNode):
     def execute(
         cls, model, clip, vae, image, processing_resolution: int, tile_size: int, tile_overlap: int, mirrored_average: bool, merged_map: str
     ) -> io.NodeOutput:
-        require(model, SINGLE_STEP).check(model)
-        require_parts(model, clip, vae)
+        generator, recipes, resolution = single_step(model, clip, vae, processing_resolution, merged_map)
         image_bhw3 = map_from_image(image, 3, "image", grey=True)
-        carried = row_lora.carried_maps(model)
-        recipes = _recipes(carried, merged_map)
-        if processing_resolution < 0:
-            processing_resolution = next(
-                (entry.recipe.resolution for entry in carried.values() if entry.recipe.resolution is not None), DEFAULT_RESOLUTION
-            )
-        settings = ExtractSettings(processing_resolution, tile_size, tile_overlap, mirrored_average)
-        generator = make_generator(model, clip, vae, recipes, assign=bool(carried))
+        settings = ExtractSettings(resolution, tile_size, tile_overlap, mirrored_average)
         plan = plan_extraction(image_bhw3, list(recipes), settings, generator.downscale, partial(rows_per_forward, model))
         progress = comfy.utils.ProgressBar(plan.forwards)
         extraction = extract(image_bhw3, list(recipes), generator, settings, plan, interruptible(lambda: progress.update(1)))
         maps = {name: image_from_map(values) for name, values in extraction.maps.items()}
-        outputs = [maps.get(name) if name in maps else ExecutionBlocker(_missing(name, recipes)) for name in MAPS]
         preview = ui.PreviewImage(contact_sheet(image_bhw3, extraction.maps), cls=cls)
-        return io.NodeOutput(*_in_order(outputs, {"samples": extraction.latents}), ui=preview)
+        return io.NodeOutput(*_in_order(map_outputs(maps, recipes), {"samples": extraction.latents}), ui=preview)
+
+
+def single_step(
+    model, clip, vae, processing_resolution: int, merged_map: str, anchor_weight: float = 0.0
+) -> tuple[Generator, dict[str, Recipe], int]:
+    """The MODEL as a generator of its maps, their recipes, and the resolution to process at: where -1 came, the one a LoRA learnt at.
+
+    Raises ValueError for parts that do not belong together, and for a MODEL without maps.
+    """
+    require(model, SINGLE_STEP).check(model)
+    require_parts(model, clip, vae)
+    carried = row_lora.carried_maps(model)
+    recipes = _recipes(carried, merged_map)
+    if processing_resolution < 0:
+        learnt = (entry.recipe.resolution for entry in carried.values() if entry.recipe.resolution is not None)
+        processing_resolution = next(learnt, DEFAULT_RESOLUTION)
+    return make_generator(model, clip, vae, recipes, bool(carried), anchor_weight), recipes, processing_resolution
+
+
+def map_outputs(maps: Mapping[str, Tensor], recipes: Mapping[str, Recipe]) -> list:
+    """The images of all MAPS, in order; what the MODEL cannot make is blocked with the reason."""
+    return [maps[name] if name in maps else ExecutionBlocker(_missing(name, recipes)) for name in MAPS]
 
 
 def _in_order(of_maps: list, of_latent: Any) -> list:
@@ -247,7 +275,7 @@ def _recipes(carried: dict[str, row_lora.CarriedMap], merged_map: str) -> dict[s
     return {name: carried[name].recipe for name in MAPS if name in carried}
 
 
-def _missing(name: str, recipes: dict[str, Recipe]) -> str:
+def _missing(name: str, recipes: Mapping[str, Recipe]) -> str:
     has = ", ".join(recipes)
     return f"The MODEL carries no LoRA for '{name}' (it has: {has}): add Apply Intrinsic LoRA for it, or disconnect this output."
 

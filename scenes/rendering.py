@@ -121,7 +121,7 @@ def segmentation_colors(segmentation_bhw: Tensor) -> Tensor:
 def _render_rooms(maps: SceneMaps, rows: slice, scenes: Scenes) -> None:
     """Render some rooms into their places."""
     height, width = maps.segmentation_bhw.shape[1:]
-    direction, along_axis = _camera_rays(scenes, height, width)
+    direction, along_axis = camera_rays(scenes, height, width)
     origin = rearrange(scenes.camera_position, "b xyz -> xyz b 1")
     distance, surface = _first_hit(scenes, origin, direction)
     point = origin + direction * distance
@@ -138,7 +138,7 @@ def _render_rooms(maps: SceneMaps, rows: slice, scenes: Scenes) -> None:
 def _render_plans(maps: SceneMaps, planned: Sequence[tuple[int, Plan]]) -> None:
     """Render some of the other scenes into their places (rows)."""
     height, width = maps.segmentation_bhw.shape[1:]
-    planes, surface = render_plans([plan for _, plan in planned], height, width, _camera_rays)
+    planes, surface = render_plans([plan for _, plan in planned], height, width, camera_rays)
     _fill(maps, [row for row, _ in planned], planes, surface)
 
 
@@ -159,7 +159,7 @@ def _fill(maps: SceneMaps, rows: slice | list[int], planes: dict[str, Tensor], s
     maps.line_bhw1[rows, ..., 0] = _lines(grid(surface), grid(planes["normal"])).float()
 
 
-def _camera_rays(scenes: Scenes | Table, height: int, width: int) -> tuple[Tensor, Tensor]:
+def camera_rays(scenes: Scenes | Worlds | Table, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Unit directions [3, b, p] in world space and their component along the optical axis [b, p]."""
     tangent = (scenes.vertical_fov_degrees.deg2rad() / 2).tan()[:, None]
     v, u = torch.meshgrid(1 - (torch.arange(height) + 0.5) * 2 / height, (torch.arange(width) + 0.5) * 2 / width - 1, indexing="ij")

@@ -4,8 +4,8 @@
     python batch.py graph_api.json --input photos/ --out maps/ --server http://one:8188 --server http://two:8188
 
 The graph is in API form (ComfyUI: Workflow > Export (API)). Each picture is uploaded, set on the graph's LoadImage node,
-run, and what the graph saves comes to OUT/PICTURE/. A second run does only what is missing. Exit code: 0 all pictures are
-done, 1 some failed, 2 the batch could not run.
+run, and what the graph saves comes to OUT/PICTURE/; a graph with a LoadVideo node takes videos likewise. A second run does
+only what is missing. Exit code: 0 all pictures are done, 1 some failed, 2 the batch could not run.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from tqdm import tqdm
 from .comfyui_client import PictureFailed, Server, ServerLost
 from .prompt import BatchError, Prompt, graph_hash, load_prompt, picture_input, set_input
 
+VIDEO_SUFFIXES = {".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v"}
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".exr"}
 RECORD_NAME = ".done.json"
 MOST_ATTEMPTS = 2
@@ -58,19 +59,19 @@ def write_atomically(path: Path, content: bytes) -> None:
             raise
 
 
-def collect_jobs(inputs: Sequence[Path], out: Path) -> list[Job]:
-    """A job per picture: each file given, and every picture below each folder given. Raises BatchError if one is missing."""
+def collect_jobs(inputs: Sequence[Path], out: Path, suffixes: Collection[str] = PICTURE_SUFFIXES) -> list[Job]:
+    """A job per picture (suffixes: or video): each file given, and all below each folder given. Raises BatchError if one is missing."""
     found: list[tuple[Path, Path]] = []
     for given in inputs:
         if given.is_dir():
-            below = sorted(path for path in given.rglob("*") if path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES)
+            below = sorted(path for path in given.rglob("*") if path.is_file() and path.suffix.lower() in suffixes)
             found += [(path, path.relative_to(given)) for path in below if out.resolve() not in path.resolve().parents]
         elif given.is_file():
             found.append((given, Path(given.name)))
         else:
             raise BatchError(f"--input {given} does not exist.")
     if not found:
-        raise BatchError(f"no pictures in {', '.join(map(str, inputs))}: looked for {', '.join(sorted(PICTURE_SUFFIXES))}.")
+        raise BatchError(f"nothing to run on in {', '.join(map(str, inputs))}: looked for {', '.join(sorted(suffixes))}.")
     jobs: dict[Path, Job] = {}
     for picture, name in found:
         # photo.jpg -> photo/; a second photo.png -> photo.png/, a third one -> photo.png_2/
@@ -221,7 +222,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--input", nargs="+", type=Path, default=[], metavar="FOLDER_OR_FILE", help="without it the graph runs once, as it is"
     )
-    parser.add_argument("--input-node", metavar="NODE[.INPUT]", help="what takes the picture (default: the only LoadImage node)")
+    parser.add_argument(
+        "--input-node", metavar="NODE[.INPUT]", help="what takes the picture or video (default: the only LoadImage or LoadVideo node)"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--server", action="append", metavar="URL", help="may be given several times (default: http://127.0.0.1:8188)")
     parser.add_argument("--again", action="store_true", help="also run what is done already")
@@ -231,7 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for assignment in options.set:
             set_input(prompt, assignment)
         target = picture_input(prompt, options.input_node) if options.input else None
-        jobs = collect_jobs(options.input, options.out) if options.input else [Job(None, options.out)]
+        suffixes = VIDEO_SUFFIXES if target and prompt[target[0]]["class_type"] == "LoadVideo" else PICTURE_SUFFIXES
+        jobs = collect_jobs(options.input, options.out, suffixes) if options.input else [Job(None, options.out)]
         urls = [url.rstrip("/") if "://" in url else f"http://{url.rstrip('/')}" for url in options.server or ["http://127.0.0.1:8188"]]
         graph = graph_hash(prompt, target)
         waiting = [job for job in jobs if options.again or not is_done(job, graph)]

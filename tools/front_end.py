@@ -56,7 +56,9 @@ FIT_GRAPH = """() => {
 # Notes are HTML above the canvas; everything else in the page is menus.
 RESULTS = """() => {
     const results = Object.groupBy(app.graph._nodes.filter(node => node.type !== "IntrinsicLabExtractMaps"), node => {
-        return !app.nodeOutputs[node.id]?.images?.length ? "none" : node.type.startsWith("Save") ? "saved" : "shown";
+        // A saved video is no picture.
+        if (!app.nodeOutputs[node.id]?.images?.length || node.type === "SaveVideo") return "none";
+        return node.type.startsWith("Save") ? "saved" : "shown";
     });
     return (results.saved ?? results.shown ?? []).map(node => {
         return app.api.apiURL(`/view?${new URLSearchParams({ ...app.nodeOutputs[node.id].images[0], preview: "jpeg;95" })}`);

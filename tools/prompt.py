@@ -56,28 +56,53 @@ def set_input(prompt: Prompt, assignment: str) -> None:
         node["inputs"][input_name] = text
 
 
-def picture_input(prompt: Prompt, wanted: str | None) -> tuple[str, str]:
-    """The (node id, input name) that takes the picture: `wanted` as NODE or NODE.INPUT, else the graph's only LoadImage in use.
+# What takes the pictures or videos of a batch: a loader of core -> its input.
+LOADERS = {"LoadImage": "image", "LoadVideo": "file"}
 
-    A graph that has none but starts from one Render Scene, as the examples do, gets a LoadImage in the scene's place.
+
+def picture_input(prompt: Prompt, wanted: str | None) -> tuple[str, str]:
+    """The (node id, input name) that takes the picture or video: `wanted` as NODE or NODE.INPUT, else the graph's only loader in use.
+
+    A graph that has none but starts from one Render Scene, or from the Create Video of one Render Camera Move, as the examples do, gets a
+    loader in its place.
     """
     if wanted:
         name, _, input_name = wanted.partition(".")
-        node_id, input_name = find_node(prompt, name), input_name or "image"
+        node_id = find_node(prompt, name)
+        input_name = input_name or LOADERS.get(prompt[node_id]["class_type"], "image")
         if input_name not in prompt[node_id]["inputs"]:
             raise BatchError(f"node {name} has no input {input_name!r}; it has: {', '.join(prompt[node_id]['inputs'])}.")
         return node_id, input_name
     links = [value for node in prompt.values() for value in node["inputs"].values() if isinstance(value, list) and len(value) == 2]
     slots = {node_id: {slot for source, slot in links if source == node_id} for node_id in prompt}
-    loaders = [node_id for node_id, node in prompt.items() if node["class_type"] == "LoadImage" and slots[node_id]]
+    loaders = [node_id for node_id, node in prompt.items() if node["class_type"] in LOADERS and slots[node_id]]
     # A scene whose exact maps are used cannot be any other picture.
-    scenes = [node_id for node_id, node in prompt.items() if node["class_type"] == "IntrinsicLabRenderScene" and slots[node_id] == {0}]
+    scenes = {
+        node_id: node["class_type"]
+        for node_id, node in prompt.items()
+        if node["class_type"] in ("IntrinsicLabRenderScene", "IntrinsicLabRenderCameraMove") and slots[node_id] == {0}
+    }
     if not loaders and len(scenes) == 1:
-        prompt[scenes[0]] = {"class_type": "LoadImage", "inputs": {"image": ""}, "_meta": {"title": "LoadImage"}}
-        return scenes[0], "image"
+        [(scene, rendered)] = scenes.items()
+        if rendered == "IntrinsicLabRenderScene":
+            return _replace_by(prompt, scene, "LoadImage")
+        videos = [
+            node_id
+            for node_id, node in prompt.items()
+            if node["class_type"] == "CreateVideo" and node["inputs"].get("images") == [scene, 0] and slots[node_id]
+        ]
+        if len(videos) == 1:
+            return _replace_by(prompt, videos[0], "LoadVideo")
     if len(loaders) != 1:
-        raise BatchError(f"the graph uses {len(loaders)} LoadImage nodes: say with --input-node which one takes the pictures.")
-    return loaders[0], "image"
+        raise BatchError(
+            f"the graph uses {len(loaders)} nodes of {' and '.join(LOADERS)}: say with --input-node which one takes the pictures or videos."
+        )
+    return loaders[0], LOADERS[prompt[loaders[0]]["class_type"]]
+
+
+def _replace_by(prompt: Prompt, node_id: str, loader: str) -> tuple[str, str]:
+    prompt[node_id] = {"class_type": loader, "inputs": {LOADERS[loader]: ""}, "_meta": {"title": loader}}
+    return node_id, LOADERS[loader]
 
 
 def graph_hash(prompt: Prompt, target: tuple[str, str] | None) -> str:

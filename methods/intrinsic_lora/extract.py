@@ -28,6 +28,7 @@ class Generator:
 
     encode: pictures bhw3 in 0..1 -> image latents bchw (the VAE's mode).
     predict: image latents bchw, and for each the index of the map to make of it -> map latents of the same shape.
+    predict_anchored: the same, and for each the row whose keys it reads too (`anchor`); None where that was not asked for.
     decode: map latents -> pictures bhw3, nominally 0..1, not clamped.
     downscale: pixels per latent cell.
     to_own: by map, the picture that is decoded to the map's own (`maps.files`), where the model learnt it in another convention.
@@ -38,6 +39,7 @@ class Generator:
     decode: Callable[[Tensor], Tensor]
     downscale: int = 8
     to_own: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    predict_anchored: Callable[[Tensor, list[int], list[int]], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,13 +114,14 @@ class Plan:
     """How a batch goes through the model.
 
     grid: the tiles (often one) of every picture, in pixels of the processed, padded one. pictures: in one forward. rows: latents in one
-    prediction; a forward with more of them (one picture, more maps than fit) makes several. forwards: of the whole batch, one per group of
-    pictures and tile, and one more per group where relative maps are aligned.
+    prediction; a forward with more of them (one picture, more maps than fit) makes several. forwards_of_group: of pictures together,
+    one per tile, and one more where relative maps are aligned. forwards: of the whole batch.
     """
 
     grid: TileGrid
     pictures: int
     rows: int
+    forwards_of_group: int
     forwards: int
 
 
@@ -141,8 +144,8 @@ def plan_extraction(
     if rows_that_fit is not None:
         rows = min(rows, rows_that_fit(grid.tile_height // downscale, grid.tile_width // downscale))
     pictures = max(1, rows // rows_of_picture)
-    guided = len(grid) > 1 and bool(_relative_rows(map_names))
-    return Plan(grid, pictures, rows, math.ceil(batch / pictures) * (len(grid) + guided))
+    forwards_of_group = len(grid) + (len(grid) > 1 and bool(_relative_rows(map_names)))
+    return Plan(grid, pictures, rows, forwards_of_group, math.ceil(batch / pictures) * forwards_of_group)
 
 
 def extract(
@@ -159,31 +162,35 @@ def extract(
     (depth) has a scale and shift of its own, so each is brought to those of the whole picture seen at a tile's number of pixels.
     """
     plan = plan or plan_extraction(image_bhw3, map_names, settings, generator.downscale)
-
-    def run(picture_bhw3: Tensor) -> tuple[Tensor, Tensor]:
-        result = _forward(picture_bhw3, map_names, generator, settings.mirrored_average, plan.rows)
-        on_forward()
-        return result
-
-    results = [_extract_group(group, map_names, generator.downscale, settings, plan.grid, run) for group in image_bhw3.split(plan.pictures)]
+    results = [extract_group(group, map_names, generator, settings, plan, on_forward) for group in image_bhw3.split(plan.pictures)]
     maps = {name: torch.cat([maps[index] for maps, _ in results]) for index, name in enumerate(map_names)}
     # Groups follow each other within each map.
     latents = torch.cat([rearrange(latents, "(map b) c h w -> map b c h w", map=len(map_names)) for _, latents in results], dim=1)
     return Extraction(maps, rearrange(latents, "map b c h w -> (map b) c h w"))
 
 
-def _extract_group(
+def extract_group(
     image_bhw3: Tensor,
     map_names: Sequence[str],
-    downscale: int,
+    generator: Generator,
     settings: ExtractSettings,
-    grid: TileGrid,
-    run: Callable[[Tensor], tuple[Tensor, Tensor]],
+    plan: Plan,
+    on_forward: Callable[[], None] = lambda: None,
 ) -> tuple[list[Tensor], Tensor]:
+    """Maps, in the order of their names, and raw latents `(map b) c h w` of pictures that go through the model together.
+
+    Where the generator has `predict_anchored`, the first picture is the anchor of all.
+    """
+
+    def run(picture_bhw3: Tensor) -> tuple[Tensor, Tensor]:
+        result = _forward(picture_bhw3, map_names, generator, settings.mirrored_average, plan.rows)
+        on_forward()
+        return result
+
     _, height, width, _ = image_bhw3.shape
     small = resize(image_bhw3, *processed_size(height, width, settings.processing_resolution))
-    padded = pad_to_cells(small, downscale)
-    pictures, latents = run(padded) if len(grid) == 1 else _tiled(padded, grid, map_names, downscale, run)
+    padded = pad_to_cells(small, generator.downscale)
+    pictures, latents = run(padded) if len(plan.grid) == 1 else _tiled(padded, plan.grid, map_names, generator.downscale, run)
     unpadded = pictures[:, :, : small.shape[1], : small.shape[2]]
     return [map_kind(name).from_picture(resize(picture, height, width)) for name, picture in zip(map_names, unpadded, strict=True)], latents
 
@@ -199,8 +206,11 @@ def _forward(
     maps = len(map_names)
     seen = torch.cat([picture_bhw3, picture_bhw3.flip(2)]) if mirrored_average else picture_bhw3
     repeated = repeat(generator.encode(seen), "b c h w -> (map b) c h w", map=maps)
+    if generator.predict_anchored is not None:
+        # An anchor and the rows that read it stay together.
+        rows = max(1, rows // len(picture_bhw3)) * len(picture_bhw3)
     parts = zip(repeated.split(rows), torch.arange(maps).repeat_interleave(len(seen)).split(rows), strict=True)
-    latents = torch.cat([generator.predict(part, map_of_row.tolist()) for part, map_of_row in parts])
+    latents = torch.cat([_predict(generator, part, map_of_row.tolist(), len(picture_bhw3)) for part, map_of_row in parts])
     pictures = rearrange(generator.decode(latents), "(map b) h w c -> map b h w c", map=maps)
     for row, name in enumerate(map_names):
         if to_own := generator.to_own.get(name):
@@ -211,6 +221,12 @@ def _forward(
         pictures = (plain + mirrored) / 2
         latents = rearrange(latents, "(map two b) c h w -> map two b c h w", map=maps, two=2)[:, 0].flatten(0, 1)
     return pictures, latents
+
+
+def _predict(generator: Generator, latents: Tensor, map_of_row: list[int], pictures: int) -> Tensor:
+    if generator.predict_anchored is None:
+        return generator.predict(latents, map_of_row)
+    return generator.predict_anchored(latents, map_of_row, [row // pictures * pictures for row in range(len(map_of_row))])
 
 
 def _tiled(

@@ -40,7 +40,7 @@ class Stage:
     def add(self, thing: Thing, at: Vector, yaw: float = 0.0) -> bool:
         """Whether it could be put there: a thing around the camera is left out."""
         parts = _placed(thing, at, yaw, len(self.names))
-        if any(_distance(self.camera.position, part) < self.clearance for part in parts):
+        if any(distance_to_box(self.camera.position, part) < self.clearance for part in parts):
             return False
         self.parts += parts
         self.names.append(thing.name)
@@ -74,7 +74,7 @@ class Stage:
         )
 
 
-def _distance(place: Vector, part: Part) -> float:
+def distance_to_box(place: Vector, part: Part) -> float:
     """Metres to the box around a part."""
     way = tuple(p - c for p, c in zip(place, part.centre, strict=True))
     along = (abs(sum(a * w for a, w in zip(axis, way, strict=True))) for axis in part.axes)

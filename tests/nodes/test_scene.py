@@ -9,8 +9,10 @@ from comfy_api.latest import _io
 from intrinsic_lab.methods.lamps import Lamp, Lighting, Scene, lamps_text, parse_lamps, relative_depth, relit
 from intrinsic_lab.methods.maps import srgb_from_linear
 from intrinsic_lab.nodes.relight import PlaceLamp, Relight
-from intrinsic_lab.nodes.scene import RenderScene
+from intrinsic_lab.nodes.scene import RenderCameraMove, RenderScene
+from intrinsic_lab.scenes import render as render_exact
 from intrinsic_lab.scenes import render_scenes
+from intrinsic_lab.scenes.moves import camera_move
 
 NAMES = ("image", "albedo", "shading", "normal", "depth", "segmentation", "line", "objects", "caption", "vertical_fov")
 NAMES += ("roughness", "metallic", "specular")
@@ -49,7 +51,7 @@ def directional(azimuth=0.0, elevation=0.0):
     return "directional", {"azimuth": azimuth, "elevation": elevation}
 
 
-@pytest.mark.parametrize("node", [RenderScene, Relight])
+@pytest.mark.parametrize("node", [RenderScene, RenderCameraMove, Relight])
 def test_the_schema_has_a_tooltip_on_each_socket(node):
     declared = node.GET_SCHEMA()
     node.GET_NODE_INFO_V1()
@@ -79,6 +81,14 @@ def test_a_scene_of_another_kind_carries_its_materials_too():
     assert torch.equal(scene["metallic"], exact.metallic_bhw1.expand(-1, -1, -1, 3))
     linear = scene["albedo"] * scene["shading"] + scene["specular"]
     torch.testing.assert_close(scene["image"], srgb_from_linear(linear), atol=1e-5, rtol=0)
+
+
+def test_a_camera_move_begins_at_the_scenes_own_camera_and_carries_each_frames_maps():
+    move = dict(zip(NAMES, RenderCameraMove.execute(3, 40, 32, 3, 0.4, 0.4, 0.1, 6.0, "tabletop").result, strict=True))
+    exact = render_exact(camera_move(3, 3, "tabletop", 0.4, 0.4, 0.1, 6.0), 32, 40)
+    assert torch.equal(move["image"], exact.image_bhwc) and torch.equal(move["depth"], exact.depth_bhw1.expand(-1, -1, -1, 3))
+    assert torch.equal(move["image"][:1], RenderScene.execute(3, 40, 32, 1, "tabletop").result[0])
+    assert not torch.equal(move["image"][0], move["image"][2])
 
 
 def test_a_graph_saved_before_there_were_kinds_renders_a_room():

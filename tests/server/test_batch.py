@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from intrinsic_lab.tools.batch import main
@@ -209,5 +210,36 @@ def test_a_scene_whose_exact_maps_are_used_is_not_replaced():
         "inputs": {"prediction": ["1", 0], "reference": ["1", 3]},
         "_meta": {"title": "Compare"},
     }
-    with pytest.raises(BatchError, match="uses 0 LoadImage nodes"):
+    with pytest.raises(BatchError, match="uses 0 nodes of LoadImage and LoadVideo"):
         picture_input({"1": scene, "2": compare}, None)
+
+
+def test_a_folder_of_videos_takes_the_place_of_the_camera_move_and_goes_on_where_it_stopped(server, tmp_path, capsys):
+    prompt = {
+        "1": {"class_type": "IntrinsicLabRenderCameraMove", "inputs": {"seed": 1}},
+        "2": {"class_type": "CreateVideo", "inputs": {"images": ["1", 0], "fps": 12}},
+        "3": {"class_type": "GetVideoComponents", "inputs": {"video": ["2", 0]}},
+        "4": {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "frame"}},
+    }
+    path, videos, out = tmp_path / "graph.json", tmp_path / "videos", tmp_path / "out"
+    path.write_text(json.dumps(prompt))
+    assert picture_input(prompt, None) == ("2", "file") and prompt["2"]["class_type"] == "LoadVideo"
+    videos.mkdir()
+    for name, level in (("dark", 40), ("bright", 200)):
+        with av.open(videos / f"{name}.mp4", "w") as file:
+            stream = file.add_stream("h264", rate=12)
+            stream.width = stream.height = 64
+            for _ in range(3):
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8), "rgb24")))
+            file.mux(stream.encode())
+    (videos / "notes.png").write_bytes(b"no video")
+    arguments = [str(path), "--input", str(videos), "--out", str(out), "--server", server.url]
+    assert main(arguments) == 0 and "2 of 2 done" in capsys.readouterr().err
+    for name, level in (("dark", 40), ("bright", 200)):
+        frames = sorted((out / name).glob("*.png"))
+        assert len(frames) == 3 and abs(np.asarray(Image.open(frames[2])).mean() - level) < 6
+    (out / "dark" / "frame.png").unlink()
+    kept = (out / "bright" / "frame.png").stat().st_mtime_ns
+    assert main(arguments) == 0 and "2 of 2 done" in capsys.readouterr().err
+    assert (out / "dark" / "frame.png").is_file() and (out / "bright" / "frame.png").stat().st_mtime_ns == kept
+    assert main(arguments) == 0 and "All 2 are done already" in capsys.readouterr().err

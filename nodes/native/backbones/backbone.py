@@ -44,6 +44,9 @@ class LoadRequest:
     disable_dynamic: bool = False
 
 
+# Where, in `transformer_options`, the forward that runs has its `methods.intrinsic_lora.anchor.AnchoredForward`.
+ANCHOR = "intrinsic_lab.anchor"
+
 # LoRA layers by the file's names, strength, the file's name for errors -> the layers bound to a MODEL's network. Raises ValueError.
 BindLora = Callable[[ModelPatcher, Mapping[str, LoraLayer], float, str], MapAdapter]
 
@@ -53,13 +56,15 @@ class SingleStep:
     """What Intrinsic LoRA's one forward needs of a network.
 
     check: raises ValueError for a MODEL that cannot run it. model_sampling: the object by which the network gets its input unscaled and
-    its raw output comes back. context_width: numbers that the MODEL takes for a text token, None where it does not say.
+    its raw output comes back. context_width: numbers that the MODEL takes for a text token, None where it does not say. attach_anchor:
+    lets every self-attention of a clone read an anchor frame's keys, by ANCHOR; raises ValueError where another patch sits.
     """
 
     check: Callable[[ModelPatcher], None]
     model_sampling: Callable[[ModelPatcher], nn.Module]
     context_width: Callable[[ModelPatcher], int | None]
     bind_lora: BindLora
+    attach_anchor: Callable[[ModelPatcher], None]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import copy
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -13,9 +13,11 @@ from comfy.model_patcher import ModelPatcher
 from einops import repeat
 from torch import Tensor
 
+from ....methods.intrinsic_lora.anchor import AnchoredForward
 from ....methods.intrinsic_lora.extract import Generator
 from ....methods.intrinsic_lora.recipe import Recipe
 from ..backbones import SINGLE_STEP, require
+from ..backbones.backbone import ANCHOR
 from ..batch_rows import row_lora
 
 # Share of a device's memory that activations of one forward may take beside the weights.
@@ -48,7 +50,8 @@ def require_parts(model: ModelPatcher, clip, vae) -> None:
 class RowForward:
     """One UNet forward with a map per row; where memory turns out not to suffice, several.
 
-    names, embeddings, timesteps: of the maps. assign: whether rows get the MODEL's carried LoRAs (not for a merged LoRA).
+    names, embeddings, timesteps: of the maps. assign: whether rows get the MODEL's carried LoRAs (not for a merged LoRA). anchor_weight: of
+    the keys of anchor rows, above 0 only where the MODEL's self-attentions read them.
     """
 
     model: ModelPatcher
@@ -56,50 +59,72 @@ class RowForward:
     embeddings: list[tuple[Tensor, dict]]
     timesteps: Tensor
     assign: bool
+    anchor_weight: float = 0.0
 
-    def __call__(self, latent_bchw: Tensor, rows: list[int]) -> Tensor:
-        """Raw outputs of the latents; row i belongs to map `rows[i]`."""
+    def __call__(self, latent_bchw: Tensor, rows: list[int], anchor_of_row: Sequence[int] = ()) -> Tensor:
+        """Raw outputs of the latents; row i belongs to map `rows[i]` and reads the keys of row `anchor_of_row[i]` (none: its own)."""
+        anchors = tuple(anchor_of_row or range(len(rows)))
         map_of_row = [self.names[index] for index in rows] if self.assign else None
+        anchored = AnchoredForward(anchors, self.anchor_weight) if self.anchor_weight else None
+        conditioning = _join_rows(self.embeddings, rows)
         try:
-            return _raw_outputs(self.model, latent_bchw, _join_rows(self.embeddings, rows), self.timesteps[rows], map_of_row)
+            return _raw_outputs(self.model, latent_bchw, conditioning, self.timesteps[rows], map_of_row, anchored)
         except comfy.model_management.OOM_EXCEPTION:
-            if len(rows) == 1:
+            middle = (len(rows) + 1) // 2
+            above = list(range(middle, len(rows)))
+            # Anchors of the second half that lie in the first are computed twice.
+            above = sorted({anchors[row] for row in above} - set(above)) + above
+            if len(rows) in (1, len(above)):
                 raise
         # Outside the except block, which would keep the failed forward's tensors alive.
         logging.warning("Out of memory with %d rows in one forward, trying half.", len(rows))
         comfy.model_management.soft_empty_cache()
-        half = len(rows) // 2
-        return torch.cat([self(latent_bchw[:half], rows[:half]), self(latent_bchw[half:], rows[half:])])
+        first = self(latent_bchw[:middle], rows[:middle], anchors[:middle])
+        second = self(latent_bchw[above], [rows[row] for row in above], [above.index(anchors[row]) for row in above])
+        return torch.cat([first, second[middle - len(rows) :]])
 
 
-def make_generator(model: ModelPatcher, clip, vae, recipes: Mapping[str, Recipe], assign: bool) -> Generator:
+def make_generator(model: ModelPatcher, clip, vae, recipes: Mapping[str, Recipe], assign: bool, anchor_weight: float = 0.0) -> Generator:
     """The Generator of `methods.intrinsic_lora.extract` on native objects.
 
-    recipes: by map, in row order. assign: as in `RowForward`. Nothing in it may refer to itself: a patched clone that
-    waits for the garbage collector makes core collect all garbage at every load.
+    recipes: by map, in row order. assign, anchor_weight: as in `RowForward`. Nothing in it may refer to itself: a patched clone
+    that waits for the garbage collector makes core collect all garbage at every load.
     """
     single_step = require(model, SINGLE_STEP)
     step_model = model.clone()
     step_model.add_object_patch("model_sampling", single_step.model_sampling(model))
+    if anchor_weight:
+        single_step.attach_anchor(step_model)
     forward = RowForward(
         step_model,
         tuple(recipes),
         [_encode_prompt(clip, recipe.prompt, single_step.context_width(model)) for recipe in recipes.values()],
         torch.tensor([float(recipe.timestep) for recipe in recipes.values()]),
         assign,
+        anchor_weight,
     )
     to_own = {name: recipe.to_own for name, recipe in recipes.items() if recipe.to_own is not None}
-    return Generator(vae.encode, forward, unclamped(vae).decode, int(vae.downscale_ratio), to_own)
+    return Generator(vae.encode, forward, unclamped(vae).decode, int(vae.downscale_ratio), to_own, forward if anchor_weight else None)
 
 
 def _raw_outputs(
-    model: ModelPatcher, latent_bchw: Tensor, conditioning: list, timestep_of_row: Tensor, map_of_row: list[str] | None
+    model: ModelPatcher,
+    latent_bchw: Tensor,
+    conditioning: list,
+    timestep_of_row: Tensor,
+    map_of_row: list[str] | None,
+    anchored: AnchoredForward | None = None,
 ) -> Tensor:
     guider = comfy.samplers.CFGGuider(model)
     # Only the positive side: one evaluation, no guidance.
     guider.inner_set_conds({"positive": conditioning})
     if map_of_row is not None:
         guider.model_options = row_lora.options_for_rows(guider.model_options, map_of_row)
+    if anchored is not None:
+        guider.model_options = {
+            **guider.model_options,
+            "transformer_options": {**guider.model_options["transformer_options"], ANCHOR: anchored},
+        }
     sigma_of_row = model.get_model_object("model_sampling").sigma(timestep_of_row)
     sigmas = torch.stack([sigma_of_row.max(), torch.zeros(())])
     output = guider.sample(torch.zeros_like(latent_bchw), latent_bchw, RawOutput(sigma_of_row), sigmas, disable_pbar=True)

@@ -17,7 +17,7 @@ from .....methods.lora.layers import LoraLayer
 from ...batch_rows.row_lora import MapAdapter
 from ...loading.text_encoder import CLIP_L, TextFamily, TextPart
 from ..backbone import INTRINSIC_LORA, JOINT_LORA, Backbone, CrossDomain, Family, MapAttention, SingleStep
-from .attention import exchange_in, join_maps_in
+from .attention import exchange_in, join_maps_in, read_anchor_in
 from .loading import load_unet
 
 
@@ -97,6 +97,7 @@ UNET = Backbone(
         model_sampling=lambda model: ImageToImage(model.model.model_config),
         context_width=lambda model: model.model.model_config.unet_config.get("context_dim"),
         bind_lora=bind_lora,
+        attach_anchor=read_anchor_in,
     ),
     cross_domain=CrossDomain(exchange_in, bind_lora),
     map_attention=MapAttention(join_maps_in),

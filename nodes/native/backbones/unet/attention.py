@@ -12,10 +12,12 @@ from torch import Tensor
 
 from .....methods.ildm.joint_forward import CURRENT, exchange
 from .....methods.ildm.schedules import Block
+from .....methods.intrinsic_lora.anchor import attend_with_anchor
 from .....methods.lumix.attention import attend_maps
 from .....methods.lumix.design import COLOR, CROSS_INTRINSIC, QUERY_BROADCAST
 from .....methods.rows import Rows
 from ...batch_rows.lumix_rows import KEY, MapForward
+from ..backbone import ANCHOR
 
 Address = tuple[str, int, int]
 
@@ -79,6 +81,12 @@ def exchange_in(clone: ModelPatcher) -> tuple[Block, ...]:
     return tuple(blocks.values())
 
 
+def read_anchor_in(clone: ModelPatcher) -> None:
+    """Lets the rows of every self-attention of `clone` read their anchor's keys. Raises ValueError where another patch replaces it."""
+    refusal = "frames could not read their anchor there: remove it, or set the anchor weight to 0."
+    _replace(clone, block_addresses(clone.get_model_object("diffusion_model")), _anchored, refusal)
+
+
 def join_maps_in(clone: ModelPatcher, map_attention: str) -> None:
     """Joins maps in every self-attention of `clone`; map_attention: of `methods.lumix.design.ATTENTIONS`.
 
@@ -113,6 +121,10 @@ def _cross_intrinsic(query: Tensor, key: Tensor, value: Tensor, options: dict) -
     ]
     out = rows.join(attend_maps(CROSS_INTRINSIC, *grouped))
     return rearrange(out, "row head token dim -> row token (head dim)")
+
+
+def _anchored(query: Tensor, key: Tensor, value: Tensor, options: dict) -> Tensor:
+    return attend_with_anchor(options[ANCHOR], query, key, value, options["n_heads"])
 
 
 def _running(options: dict) -> Rows:
