@@ -34,7 +34,7 @@ class Noise:
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS or self.betas not in BETAS:
             raise ValueError(
-                f"noise with {self.betas} betas for a {self.prediction} came: {' or '.join(BETAS)} and {' or '.join(PREDICTIONS)} are known."
+                f"{self.betas} betas and the prediction {self.prediction} came: {', '.join(BETAS)}; {' or '.join(PREDICTIONS)} are known."
             )
         if not (0 < self.first_beta <= self.last_beta < 1 and self.timesteps > 1):
             raise ValueError(f"betas from {self.first_beta} to {self.last_beta} in {self.timesteps} timesteps came: 0 < first <= last < 1.")

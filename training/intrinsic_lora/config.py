@@ -15,7 +15,6 @@ from ..set_data import SetData
 from .adapter import KINDS
 from .noise import noise_for
 
-
 _MULTI_STEP = ("method", "picture_channels")
 
 
@@ -26,8 +25,8 @@ class IntrinsicLoraConfig(TrainerConfig):
     base: diffusers folder of an SD 1.x / 2.x model (unet, vae, tokenizer, text_encoder). loop: steps, rate, output folder.
     kind, rank: see `add_adapter`. loss: "latent" (MSE of latents) or "decoded" (of the decoded map: `losses.picture_loss`).
     init: "trained", or "random" for the paper's control. save_dtype: of the file written, "float32" or "float16".
-    method: of `methods.intrinsic_lora.multi_step`. picture_channels: of the augmented method: the instruct-pix2pix folder or checkpoint that
-    gives the weights of the picture's channels, which then stay; without one they begin at zero and learn.
+    method: of `methods.intrinsic_lora.multi_step`. picture_channels: of the augmented method, the instruct-pix2pix folder or checkpoint
+    that gives the weights of the picture's channels, which then stay; without one they begin at zero and learn.
     Raises ValueError for impossible values.
     """
 

@@ -90,8 +90,8 @@ def train_intrinsic_lora(
     if start is not None:
         load_adapter(base.network, read_lora(start))
     elif config.method == AUGMENTED:
-        taken = config.picture_channels and pix2pix_weight(config.picture_channels, base.vae.config.latent_channels)
-        widen(base.network, taken)
+        taken = config.picture_channels
+        widen(base.network, None if taken is None else pix2pix_weight(taken, base.vae.config.latent_channels))
     if config.picture_channels is not None:
         base.network.conv_in.of_picture.requires_grad_(False)
     # Convolutions run a fifth faster in this layout; the weights stay the same.

@@ -56,7 +56,10 @@ def predict_maps_in_steps(
         latent = drawn if sees_picture else scheduler.add_noise(model_latents(vae, clean), drawn, timesteps[:1].expand(len(clean)))
         for timestep in timesteps:
             seen = torch.cat([latent, clean], dim=1) if sees_picture else latent
-            rows = [denoise(network, seen.to(network.dtype), timestep.to(network.device), words) for words in text.split(1)[: 1 + (guidance != 1)]]
+            rows = [
+                denoise(network, seen.to(network.dtype), timestep.to(network.device), words)
+                for words in text.split(1)[: 1 + (guidance != 1)]
+            ]
             latent = scheduler.step(guided(*rows, guidance=guidance, rescale=rescale), timestep, latent).prev_sample
         decoded.append(vae.decode(vae_latents(vae, latent)).sample.float().cpu())
     return MAPS[map_name].from_picture(rearrange(torch.cat(decoded), "b c h w -> b h w c") / 2 + 0.5)

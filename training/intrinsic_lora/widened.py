@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import torch
+from diffusers import UNet2DConditionModel
+from peft.tuners.lora import LoraLayer as PeftLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -27,21 +29,23 @@ class WidenedConvolution(nn.Module):
         return self.of_map(of_map) + self.of_picture(of_picture)
 
 
-def widen(network: nn.Module, weight: Tensor | None = None) -> nn.Conv2d:
-    """Lets a UNet (with or without LoRA layers, in place) take a picture's latent after the map's; returns what takes it.
+def widen(network: UNet2DConditionModel, weight: Tensor | None = None) -> None:
+    """Lets a UNet (with or without LoRA layers, in place) take a picture's latent after the map's.
 
     weight: `[width, channels, kernel, kernel]`, zero where there is none. Raises ValueError where it does not fit.
     """
     first = network.conv_in
-    wanted = first.weight.shape
-    if weight is not None and weight.shape != wanted:
-        raise ValueError(f"the weights of the picture's channels are {tuple(weight.shape)}, this base needs {tuple(wanted)}: pick its own.")
-    of_picture = nn.Conv2d(wanted[1], wanted[0], wanted[2:], padding=(wanted[2] - 1) // 2, bias=False).to(first.weight)
+    own = first.get_parameter("base_layer.weight" if isinstance(first, PeftLayer) else "weight")
+    if weight is not None and weight.shape != own.shape:
+        raise ValueError(
+            f"the weights of the picture's channels are {tuple(weight.shape)}, this base needs {tuple(own.shape)}: pick its own."
+        )
+    width, channels, kernel, _ = own.shape
+    of_picture = nn.Conv2d(channels, width, kernel, padding=(kernel - 1) // 2, bias=False).to(own)
     with torch.no_grad():
-        of_picture.weight.copy_(torch.zeros(wanted) if weight is None else weight)
+        of_picture.weight.copy_(torch.zeros_like(own) if weight is None else weight)
     network.conv_in = WidenedConvolution(first, of_picture)
-    network.register_to_config(in_channels=2 * wanted[1])
-    return of_picture
+    network.register_to_config(in_channels=2 * channels)
 
 
 def picture_in(network: nn.Module) -> Tensor | None:
