@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from ..data import Pair
 from ..data.files import read_exr, read_npy, read_pixels
 from ..methods.intrinsic_lora.extract import processed_size
+from ..methods.intrinsic_lora.multi_step import AUGMENTED, SINGLE
 from ..methods.intrinsic_lora.recipe import AUTO, recipe_of
 from ..methods.lora.lora_file import LoraFile, read_lora
 from ..methods.maps import MapKind, map_kind
 from ..methods.maps.files import COLOR_FILES, Reading
-from ..training.intrinsic_lora import load_base, predict_maps
+from ..training.intrinsic_lora import load_base, noise_for, predict_maps, predict_maps_in_steps
 from ..training.intrinsic_lora.latents import downscale
+from ..training.intrinsic_lora.widened import widen
 from .measures import data_of_picture, resized
 
 _LOG = logging.getLogger(__name__)
@@ -77,7 +79,8 @@ def in_this_packs(kind: MapKind, data_hwc: Tensor, to_own: Reading) -> Tensor:
 
 
 class ModelPredictions:
-    """A base (`training.bases`) with an Intrinsic LoRA, one forward pass a picture; its short side is brought to `size` pixels.
+    """A base (`training.bases`) with an Intrinsic LoRA, by its own method (in steps: as upstream samples); a picture's short side is
+    brought to `size` pixels.
 
     convention: in which the LoRA learnt its map; AUTO: as its file says or is known for (`recipe_of`). size: 0 keeps the picture's own,
     None is the one that the file says it was trained at, else 512. Raises ValueError for files that do not fit.
@@ -92,6 +95,9 @@ class ModelPredictions:
         self.size = (self.recipe.resolution or 512) if size is None else size
         self.base = load_base(base)
         merge_lora(self.base.network, file, lora.name)
+        if file.picture_in is not None:
+            widen(self.base.network, file.picture_in)
+        self.noise = None if self.recipe.method == SINGLE else self.recipe.noise or noise_for(base, self.recipe.method)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for module in (self.base.network, self.base.vae, self.base.text_encoder):
             module.to(self.device)
@@ -103,7 +109,13 @@ class ModelPredictions:
         cells = (max(1, round(side / factor)) for side in processed_size(own_height, own_width, self.size))
         picture = resized(picture_hw3, *(factor * cell for cell in cells)).clamp(0, 1)
         pictures_bchw = rearrange(picture, "h w c -> 1 c h w")
-        data = predict_maps(self.base.network, self.base.vae, self.text_1td, pictures_bchw, self.recipe.map)[0]
+        if self.noise is None:
+            [data] = predict_maps(self.base.network, self.base.vae, self.text_1td, pictures_bchw, self.recipe.map)
+        else:
+            rescale = 0.7 if self.recipe.method == AUGMENTED else 0.0
+            [data] = predict_maps_in_steps(
+                self.base, self.noise, pictures_bchw, self.recipe.map, rescale=rescale, prompt=self.recipe.prompt
+            )
         if self.recipe.to_own:
             data = in_this_packs(map_kind(self.recipe.map), data, self.recipe.to_own)
         return resized(data, own_height, own_width)

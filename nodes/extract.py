@@ -15,10 +15,13 @@ from einops import rearrange
 from torch import Tensor
 
 from ..methods.intrinsic_lora.extract import ExtractSettings, Generator, extract, plan_extraction, resize
+from ..methods.intrinsic_lora.multi_step import AUGMENTED, SINGLE
 from ..methods.intrinsic_lora.recipe import AUTO, Recipe, conventions, recipe_of
+from ..methods.lora.layers import LoraFile
 from ..methods.maps import MAPS, image_from_map, map_from_image
-from .native.backbones import SINGLE_STEP, require
+from .native.backbones import MULTI_STEP, SINGLE_STEP, require
 from .native.batch_rows import row_lora
+from .native.joint_sampling.multi_step import see_picture
 from .native.joint_sampling.single_step import interruptible, make_generator, require_parts, rows_per_forward
 from .native.lora_library.files import lora_names, lora_path
 from .native.node_text import show_on_node
@@ -30,7 +33,9 @@ DEFAULT_RESOLUTION = 512
 LATENT_OUTPUT = 4
 PREVIEW_PICTURES = 4
 PREVIEW_HEIGHT, PREVIEW_WIDTH = 320, 640
-BUNDLED_LORAS = {f"nano/{name}": f"nano_{name}.safetensors" for name in MAPS}
+BUNDLED_LORAS = {f"nano/{name}": f"nano_{name}.safetensors" for name in MAPS} | {
+    f"nano/{name} augmented": f"nano_{name}_augmented.safetensors" for name in MAPS
+}
 
 
 class ApplyIntrinsicLoRA(io.ComfyNode):
@@ -44,7 +49,8 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
             category="intrinsic lab/extract",
             description=(
                 f"Lets a Stable Diffusion MODEL carry the LoRA of one intrinsic map ({', '.join(MAPS)}) without merging it. "
-                "Chain it once per map, then use Extract Intrinsic Maps: all maps come out of one forward pass."
+                "Chain it once per map, then use Extract Intrinsic Maps: all maps come out of one forward pass. A multi-step LoRA "
+                "goes to Extract Maps in Steps, or to any sampler."
             ),
             search_aliases=[
                 "i-lora",
@@ -110,33 +116,43 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora_name: str, map: str, strength: float, convention: str = AUTO) -> io.NodeOutput:
-        single_step = require(model, SINGLE_STEP)
-        single_step.check(model)
+        require(model, SINGLE_STEP)
         from ..methods.lora.lora_file import read_lora
 
         lora = read_lora(lora_path(lora_name, BUNDLED_LORAS))
         if lora.ignored:
             logging.warning("%s: %d text-encoder tensors are left out, intrinsic maps use the UNet only.", lora_name, lora.ignored)
-        recipe = recipe_of(lora, lora_name, map, convention)
-        adapter = single_step.bind_lora(model, lora.layers, strength, lora_name)
+        # A file without a header can make its map in one step only where the MODEL has no channels for the picture.
+        widened = lora.picture_in is not None or require(model, MULTI_STEP).is_widened(model)
+        recipe = recipe_of(lora, lora_name, map, convention, AUGMENTED if widened else SINGLE)
+        carrying = _carrying(model, lora, recipe, strength, lora_name)
         logging.info("%s: %s", lora_name, recipe.in_words)
         show_on_node(recipe.in_words, cls.hidden.unique_id if cls.hidden else None)
-        return io.NodeOutput(row_lora.carry(model, recipe, adapter), ui=ui.PreviewText(recipe.in_words))
+        return io.NodeOutput(carrying, ui=ui.PreviewText(recipe.in_words))
 
 
-def model_inputs() -> list[io.Input]:
-    """Of every node that extracts with a MODEL."""
-    return [
-        io.Model.Input(
-            "model", tooltip="A MODEL from Apply Intrinsic LoRA (once per wanted map), or one with a merged LoRA (see merged_map)."
-        ),
-        io.Clip.Input("clip", tooltip="The CLIP that belongs to the model; it encodes each map's prompt."),
-        io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
-    ]
+def _carrying(model, lora: LoraFile, recipe: Recipe, strength: float, source: str):
+    """A clone of the MODEL that carries one more LoRA, ready for what its method needs of it."""
+    for other in row_lora.carried_maps(model).values():
+        if (other.recipe.method, other.recipe.noise) != (recipe.method, recipe.noise):
+            raise ValueError(
+                f"{source} works by the method '{recipe.method}', the LoRA for '{other.recipe.map}' on this MODEL by "
+                f"'{other.recipe.method}' or under other noise: give each its own MODEL."
+            )
+    single_step = require(model, SINGLE_STEP)
+    if recipe.method != AUGMENTED or recipe.noise is None:
+        single_step.check(model)
+        return row_lora.carry(model, recipe, single_step.bind_lora(model, lora.layers, strength, source))
+    multi_step = require(model, MULTI_STEP)
+    multi_step.check(model, lora.picture_in, source)
+    adapter = single_step.bind_lora(model, lora.layers, strength, source)
+    if lora.picture_in is not None:
+        adapter.take_picture(model.get_model_object("diffusion_model"), multi_step.entry, lora.picture_in, strength)
+    return row_lora.carry(see_picture(model, recipe.noise), recipe, adapter)
 
 
-def process_inputs() -> list[io.Input]:
-    """How a picture goes through the model."""
+def processing_inputs() -> list[io.Input]:
+    """How a picture is processed, for a node that makes `ExtractSettings` of it."""
     return [
         io.Int.Input(
             "processing_resolution",
@@ -167,14 +183,29 @@ def process_inputs() -> list[io.Input]:
             default=False,
             tooltip="Also process the mirrored picture and average both: a little smoother and steadier, for twice the time.",
         ),
-        io.Combo.Input(
-            "merged_map",
-            options=[NO_MERGED_MAP, *MAPS],
-            default=NO_MERGED_MAP,
-            tooltip="If the LoRA of one map was merged by core's LoraLoader instead: which map that is. Otherwise 'none'. A merged "
-            "file is unknown here, so its map is taken to be in this pack's convention.",
-        ),
     ]
+
+
+def model_inputs() -> list[io.Input]:
+    """Of every node that extracts with a MODEL."""
+    return [
+        io.Model.Input(
+            "model", tooltip="A MODEL from Apply Intrinsic LoRA (once per wanted map), or one with a merged LoRA (see merged_map)."
+        ),
+        io.Clip.Input("clip", tooltip="The CLIP that belongs to the model; it encodes each map's prompt."),
+        io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
+    ]
+
+
+def merged_map_input() -> io.Input:
+    """Which map a merged LoRA makes, for a node that extracts in one step."""
+    return io.Combo.Input(
+        "merged_map",
+        options=[NO_MERGED_MAP, *MAPS],
+        default=NO_MERGED_MAP,
+        tooltip="If the LoRA of one map was merged by core's LoraLoader instead: which map that is. Otherwise 'none'. A merged "
+        "file is unknown here, so its map is taken to be in this pack's convention.",
+    )
 
 
 class ExtractIntrinsicMaps(io.ComfyNode):
@@ -206,7 +237,8 @@ class ExtractIntrinsicMaps(io.ComfyNode):
             inputs=[
                 *model_inputs(),
                 io.Image.Input("image", tooltip="Pictures of any size, one or many. Grey pictures work; alpha is ignored."),
-                *process_inputs(),
+                *processing_inputs(),
+                merged_map_input(),
             ],
             outputs=_in_order(
                 [io.Image.Output(name, tooltip=kind.tooltip) for name, kind in MAPS.items()],
@@ -227,31 +259,37 @@ class ExtractIntrinsicMaps(io.ComfyNode):
         plan = plan_extraction(image_bhw3, list(recipes), settings, generator.downscale, partial(rows_per_forward, model))
         progress = comfy.utils.ProgressBar(plan.forwards)
         extraction = extract(image_bhw3, list(recipes), generator, settings, plan, interruptible(lambda: progress.update(1)))
-        maps = {name: image_from_map(values) for name, values in extraction.maps.items()}
         preview = ui.PreviewImage(contact_sheet(image_bhw3, extraction.maps), cls=cls)
-        return io.NodeOutput(*_in_order(map_outputs(maps, recipes), {"samples": extraction.latents}), ui=preview)
+        return io.NodeOutput(*_in_order(map_outputs(extraction.maps, recipes), {"samples": extraction.latents}), ui=preview)
 
 
 def single_step(
     model, clip, vae, processing_resolution: int, merged_map: str, anchor_weight: float = 0.0
 ) -> tuple[Generator, dict[str, Recipe], int]:
-    """The MODEL as a generator of its maps, their recipes, and the resolution to process at: where -1 came, the one a LoRA learnt at.
+    """The MODEL as a generator of its maps, their recipes, and the resolution to process at (`resolution_for`).
 
-    Raises ValueError for parts that do not belong together, and for a MODEL without maps.
+    Raises ValueError for parts that do not belong together, for a MODEL without maps, and for LoRAs that need many steps.
     """
     require(model, SINGLE_STEP).check(model)
     require_parts(model, clip, vae)
     carried = row_lora.carried_maps(model)
     recipes = _recipes(carried, merged_map)
-    if processing_resolution < 0:
-        learnt = (entry.recipe.resolution for entry in carried.values() if entry.recipe.resolution is not None)
-        processing_resolution = next(learnt, DEFAULT_RESOLUTION)
-    return make_generator(model, clip, vae, recipes, bool(carried), anchor_weight), recipes, processing_resolution
+    if stepping := [name for name, recipe in recipes.items() if recipe.method != SINGLE]:
+        raise ValueError(f"The LoRAs for {', '.join(stepping)} make their map in many steps: use Extract Maps in Steps.")
+    generator = make_generator(model, clip, vae, recipes, bool(carried), anchor_weight)
+    return generator, recipes, resolution_for(recipes, processing_resolution)
+
+
+def resolution_for(recipes: Mapping[str, Recipe], chosen: int) -> int:
+    """Below 0: that of the first LoRA that says what it was trained at."""
+    if chosen >= 0:
+        return chosen
+    return next((recipe.resolution for recipe in recipes.values() if recipe.resolution is not None), DEFAULT_RESOLUTION)
 
 
 def map_outputs(maps: Mapping[str, Tensor], recipes: Mapping[str, Recipe]) -> list:
-    """The images of all MAPS, in order; what the MODEL cannot make is blocked with the reason."""
-    return [maps[name] if name in maps else ExecutionBlocker(_missing(name, recipes)) for name in MAPS]
+    """An IMAGE for every map of MAPS; those that were not made block what hangs on them, in words."""
+    return [image_from_map(maps[name]) if name in maps else ExecutionBlocker(_missing(name, recipes)) for name in MAPS]
 
 
 def _in_order(of_maps: list, of_latent: Any) -> list:

@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 from ..methods.intrinsic_lora.extract import ExtractSettings, plan_extraction
 from ..methods.intrinsic_lora.sequence import extract_sequence, sequence_parts
 from ..methods.maps import MAPS, map_from_image
-from .extract import PREVIEW_PICTURES, contact_sheet, map_outputs, model_inputs, process_inputs, single_step
+from .extract import PREVIEW_PICTURES, contact_sheet, map_outputs, merged_map_input, model_inputs, processing_inputs, single_step
 from .native.joint_sampling.single_step import interruptible, rows_per_forward
 from .native.schema import schema
 
@@ -67,7 +67,8 @@ class ExtractSequence(io.ComfyNode):
                     tooltip="Frames in one forward at most, fewer where memory is short: more is faster on large GPUs, fewer stop sooner "
                     "when cancelled. The result is the same.",
                 ),
-                *process_inputs(),
+                *processing_inputs(),
+                merged_map_input(),
             ],
             outputs=[io.Image.Output(name, tooltip=kind.tooltip) for name, kind in MAPS.items()],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],

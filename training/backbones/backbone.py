@@ -72,13 +72,15 @@ class SingleStep:
 
     models: in messages. load: of a base (`bases`), with the network's own weights ("trained") or fresh ones ("random", drawn with a
     seed); raises ValueError for folders that do not fit. map_latent: the latent of the map, for clean latents of pictures and a prompt's
-    embedding. layers: regular expressions of the layers that get a LoRA, by kind of adapter (`intrinsic_lora.adapter.KINDS`).
+    embedding. layers: regular expressions of the layers that get a LoRA, by kind of adapter (`intrinsic_lora.adapter.KINDS`). denoise: the
+    raw output for noisy latents, the timestep of each row, and a prompt's embedding.
     """
 
     models: str
     load: Callable[[Path, str, int], SingleStepBase]
     map_latent: Callable[[nn.Module, Tensor, Tensor], Tensor]
     layers: Mapping[str, str]
+    denoise: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)

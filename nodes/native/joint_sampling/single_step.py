@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,28 +48,33 @@ def require_parts(model: ModelPatcher, clip, vae) -> None:
 
 
 @dataclass(frozen=True)
-class RowForward:
-    """One UNet forward with a map per row; where memory turns out not to suffice, several.
+class RowPrediction(ABC):
+    """Map latents of pictures' latents with a map per row; where memory turns out not to suffice, in several parts.
 
-    names, embeddings, timesteps: of the maps. assign: whether rows get the MODEL's carried LoRAs (not for a merged LoRA). anchor_weight: of
-    the keys of anchor rows, above 0 only where the MODEL's self-attentions read them.
+    names, embeddings: of the maps. assign: whether rows get the MODEL's carried LoRAs (not for a merged LoRA).
     """
 
     model: ModelPatcher
     names: tuple[str, ...]
     embeddings: list[tuple[Tensor, dict]]
-    timesteps: Tensor
     assign: bool
-    anchor_weight: float = 0.0
+
+    @abstractmethod
+    def together(self, latent_bchw: Tensor, rows: list[int], anchors: Sequence[int]) -> Tensor:
+        """All rows at once; row i belongs to map `rows[i]` and reads the keys of row `anchors[i]` too, if the prediction reads any."""
+
+    def guider(self, rows: list[int]) -> comfy.samplers.CFGGuider:
+        """Core's, each row with its map's LoRA."""
+        guider = comfy.samplers.CFGGuider(self.model)
+        if self.assign:
+            guider.model_options = row_lora.options_for_rows(guider.model_options, [self.names[index] for index in rows])
+        return guider
 
     def __call__(self, latent_bchw: Tensor, rows: list[int], anchor_of_row: Sequence[int] = ()) -> Tensor:
-        """Raw outputs of the latents; row i belongs to map `rows[i]` and reads the keys of row `anchor_of_row[i]` (none: its own)."""
+        """As `together`; without anchors each row reads its own keys."""
         anchors = tuple(anchor_of_row or range(len(rows)))
-        map_of_row = [self.names[index] for index in rows] if self.assign else None
-        anchored = AnchoredForward(anchors, self.anchor_weight) if self.anchor_weight else None
-        conditioning = _join_rows(self.embeddings, rows)
         try:
-            return _raw_outputs(self.model, latent_bchw, conditioning, self.timesteps[rows], map_of_row, anchored)
+            return self.together(latent_bchw, rows, anchors)
         except comfy.model_management.OOM_EXCEPTION:
             middle = (len(rows) + 1) // 2
             above = list(range(middle, len(rows)))
@@ -82,6 +88,26 @@ class RowForward:
         first = self(latent_bchw[:middle], rows[:middle], anchors[:middle])
         second = self(latent_bchw[above], [rows[row] for row in above], [above.index(anchors[row]) for row in above])
         return torch.cat([first, second[middle - len(rows) :]])
+
+
+@dataclass(frozen=True)
+class RowForward(RowPrediction):
+    """One UNet forward. timesteps: of the maps. anchor_weight: of anchors' keys, 0 where the MODEL's self-attentions read none."""
+
+    timesteps: Tensor
+    anchor_weight: float = 0.0
+
+    def together(self, latent_bchw: Tensor, rows: list[int], anchors: Sequence[int]) -> Tensor:
+        guider = self.guider(rows)
+        if self.anchor_weight:
+            options = guider.model_options["transformer_options"] | {ANCHOR: AnchoredForward(tuple(anchors), self.anchor_weight)}
+            guider.model_options = {**guider.model_options, "transformer_options": options}
+        # Only the positive side: one evaluation, no guidance.
+        guider.inner_set_conds({"positive": join_rows(self.embeddings, rows)})
+        sigma_of_row = self.model.get_model_object("model_sampling").sigma(self.timesteps[rows])
+        sigmas = torch.stack([sigma_of_row.max(), torch.zeros(())])
+        output = guider.sample(torch.zeros_like(latent_bchw), latent_bchw, RawOutput(sigma_of_row), sigmas, disable_pbar=True)
+        return output.to(comfy.model_management.intermediate_device())
 
 
 def make_generator(model: ModelPatcher, clip, vae, recipes: Mapping[str, Recipe], assign: bool, anchor_weight: float = 0.0) -> Generator:
@@ -98,40 +124,21 @@ def make_generator(model: ModelPatcher, clip, vae, recipes: Mapping[str, Recipe]
     forward = RowForward(
         step_model,
         tuple(recipes),
-        [_encode_prompt(clip, recipe.prompt, single_step.context_width(model)) for recipe in recipes.values()],
-        torch.tensor([float(recipe.timestep) for recipe in recipes.values()]),
+        [encode_prompt(clip, recipe.prompt, single_step.context_width(model)) for recipe in recipes.values()],
         assign,
+        torch.tensor([float(recipe.timestep) for recipe in recipes.values()]),
         anchor_weight,
     )
+    return generator_of(forward, vae, recipes, anchored=anchor_weight > 0)
+
+
+def generator_of(predict: RowPrediction, vae, recipes: Mapping[str, Recipe], anchored: bool = False) -> Generator:
+    """Around a prediction the VAE's both ends, which clamp nothing. anchored: whether rows read an anchor's keys."""
     to_own = {name: recipe.to_own for name, recipe in recipes.items() if recipe.to_own is not None}
-    return Generator(vae.encode, forward, unclamped(vae).decode, int(vae.downscale_ratio), to_own, forward if anchor_weight else None)
+    return Generator(vae.encode, predict, unclamped(vae).decode, int(vae.downscale_ratio), to_own, predict if anchored else None)
 
 
-def _raw_outputs(
-    model: ModelPatcher,
-    latent_bchw: Tensor,
-    conditioning: list,
-    timestep_of_row: Tensor,
-    map_of_row: list[str] | None,
-    anchored: AnchoredForward | None = None,
-) -> Tensor:
-    guider = comfy.samplers.CFGGuider(model)
-    # Only the positive side: one evaluation, no guidance.
-    guider.inner_set_conds({"positive": conditioning})
-    if map_of_row is not None:
-        guider.model_options = row_lora.options_for_rows(guider.model_options, map_of_row)
-    if anchored is not None:
-        guider.model_options = {
-            **guider.model_options,
-            "transformer_options": {**guider.model_options["transformer_options"], ANCHOR: anchored},
-        }
-    sigma_of_row = model.get_model_object("model_sampling").sigma(timestep_of_row)
-    sigmas = torch.stack([sigma_of_row.max(), torch.zeros(())])
-    output = guider.sample(torch.zeros_like(latent_bchw), latent_bchw, RawOutput(sigma_of_row), sigmas, disable_pbar=True)
-    return output.to(comfy.model_management.intermediate_device())
-
-
-def _encode_prompt(clip, prompt: str, context_width: int | None) -> tuple[Tensor, dict]:
+def encode_prompt(clip, prompt: str, context_width: int | None) -> tuple[Tensor, dict]:
     # A CLIP with scheduled hooks gives a conditioning for each part of the schedule; the single step is its first moment.
     embedding, extra = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0]
     if context_width not in (None, embedding.shape[-1]):
@@ -141,7 +148,7 @@ def _encode_prompt(clip, prompt: str, context_width: int | None) -> tuple[Tensor
     return embedding, extra
 
 
-def _join_rows(embeddings: list[tuple[Tensor, dict]], rows: list[int]) -> list:
+def join_rows(embeddings: list[tuple[Tensor, dict]], rows: list[int]) -> list:
     """One conditioning whose row i belongs to map `rows[i]`, so that core keeps all rows in one forward."""
     tokens = math.lcm(*(embedding.shape[1] for embedding, _ in embeddings))
     # Repeating a prompt's tokens leaves its attention as it is (core pads the same way).
