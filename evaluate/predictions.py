@@ -13,11 +13,11 @@ from torch.nn import functional
 from ..data import Pair
 from ..data.files import read_exr, read_npy, read_pixels
 from ..methods.intrinsic_lora.extract import processed_size
-from ..methods.intrinsic_lora.recipe import AUTO, recipe_of
+from ..methods.intrinsic_lora.recipe import AUTO, Recipe, recipe_of
 from ..methods.lora.lora_file import LoraFile, read_lora
 from ..methods.maps import MapKind, map_kind
 from ..methods.maps.files import COLOR_FILES, Reading
-from ..training.intrinsic_lora import load_base, predict_maps
+from ..training.intrinsic_lora import SingleStepBase, load_base, predict_maps
 from ..training.intrinsic_lora.latents import downscale
 
 _LOG = logging.getLogger(__name__)
@@ -70,8 +70,40 @@ def in_this_packs(kind: MapKind, data_hwc: Tensor, to_own: Reading) -> Tensor:
     return kind.from_picture(to_own(kind.to_picture(data_hwc[None])))[0]
 
 
-class ModelPredictions:
-    """A diffusers base with an Intrinsic LoRA, one forward pass a picture; its short side is brought to `size` pixels.
+class NetworkPredictions:
+    """A network that was trained or has its LoRA, one forward pass a picture; its short side is brought to `size` pixels.
+
+    recipe: which map it makes, from which prompt, in which convention. size: 0 keeps the picture's own.
+    """
+
+    def __init__(self, base: SingleStepBase, recipe: Recipe, size: int):
+        self.base, self.recipe, self.size = base, recipe, size
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        for module in (base.network, base.vae, base.text_encoder):
+            module.to(self.device)
+        self.text_1td = base.embed(recipe.prompt)
+
+    def predict(self, pair: Pair, picture_hw3: Tensor) -> Tensor:
+        return self.of(picture_hw3)
+
+    def of(self, picture_hw3: Tensor) -> Tensor:
+        """`[h, w, c]` of map data, of the picture's size."""
+        factor = downscale(self.base.vae)
+        own_height, own_width = picture_hw3.shape[:2]
+        cells = (max(1, round(side / factor)) for side in processed_size(own_height, own_width, self.size))
+        picture = resized(picture_hw3, *(factor * cell for cell in cells)).clamp(0, 1)
+        data = self.maps(rearrange(picture, "h w c -> 1 c h w"))[0]
+        if to_own := self.recipe.to_own:
+            data = in_this_packs(map_kind(self.recipe.map), data, to_own)
+        return resized(data, own_height, own_width)
+
+    def maps(self, pictures_bchw: Tensor) -> Tensor:
+        """Map data `bhwc` of pictures whose sides are multiples of the VAE's factor."""
+        return predict_maps(self.base.network, self.base.vae, self.text_1td, pictures_bchw, self.recipe.map)
+
+
+class ModelPredictions(NetworkPredictions):
+    """`NetworkPredictions` of a diffusers base with an Intrinsic LoRA file.
 
     convention: in which the LoRA learnt its map; AUTO: as its file says or is known for (`recipe_of`). size: 0 keeps the picture's own,
     None is the one that the file says it was trained at, else 512. Raises ValueError for files that do not fit.
@@ -81,26 +113,11 @@ class ModelPredictions:
         file = read_lora(lora)
         if (made := file.metadata.get("intrinsic_lab.map", map_name)) != map_name:
             raise ValueError(f"{lora.name} makes {made}, {map_name} is to be judged: pick that map's LoRA.")
-        self.recipe = recipe_of(file, lora.name, map_name, convention)
-        _LOG.info("%s", self.recipe.in_words)
-        self.size = (self.recipe.resolution or 512) if size is None else size
-        self.base = load_base(base)
-        merge_lora(self.base.network, file, lora.name)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        for module in (self.base.network, self.base.vae, self.base.text_encoder):
-            module.to(self.device)
-        self.text_1td = self.base.embed(self.recipe.prompt)
-
-    def predict(self, pair: Pair, picture_hw3: Tensor) -> Tensor:
-        factor = downscale(self.base.vae)
-        own_height, own_width = picture_hw3.shape[:2]
-        cells = (max(1, round(side / factor)) for side in processed_size(own_height, own_width, self.size))
-        picture = resized(picture_hw3, *(factor * cell for cell in cells)).clamp(0, 1)
-        pictures_bchw = rearrange(picture, "h w c -> 1 c h w")
-        data = predict_maps(self.base.network, self.base.vae, self.text_1td, pictures_bchw, self.recipe.map)[0]
-        if self.recipe.to_own:
-            data = in_this_packs(map_kind(self.recipe.map), data, self.recipe.to_own)
-        return resized(data, own_height, own_width)
+        recipe = recipe_of(file, lora.name, map_name, convention)
+        _LOG.info("%s", recipe.in_words)
+        loaded = load_base(base)
+        merge_lora(loaded.network, file, lora.name)
+        super().__init__(loaded, recipe, (recipe.resolution or 512) if size is None else size)
 
 
 @torch.no_grad()

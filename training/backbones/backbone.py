@@ -72,13 +72,18 @@ class SingleStep:
 
     models: in messages. load: of a diffusers folder, with the network's own weights ("trained") or fresh ones ("random", drawn with a
     seed); raises ValueError for folders that do not fit. map_latent: the latent of the map, for clean latents of pictures and a prompt's
-    embedding. layers: regular expressions of the layers that get a LoRA, by kind of adapter (`intrinsic_lora.adapter.KINDS`).
+    embedding. layers: regular expressions of the layers that get a LoRA, by kind of adapter (`intrinsic_lora.adapter.KINDS`). parts: of how
+    the names of layers begin, by the part of the network to which a training may be confined. self_attentions, output: of the
+    self-attentions that a linear probe reads, and the name of the last layer, which it replaces.
     """
 
     models: str
     load: Callable[[Path, str, int], SingleStepBase]
     map_latent: Callable[[nn.Module, Tensor, Tensor], Tensor]
     layers: Mapping[str, str]
+    parts: Mapping[str, str]
+    self_attentions: str
+    output: str
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,7 @@ from pathlib import Path
 
 from ...methods.maps import MAPS
 from .. import command_line
-from ..loop import LoopConfig
-from .adapter import KINDS
-from .config import IntrinsicLoraConfig
+from .options import FOLDER_OF_BASE, add_options, config_from
 from .run import train_intrinsic_lora
 
 
@@ -19,36 +17,11 @@ def build_parser() -> argparse.ArgumentParser:
         "Running the same command again resumes; Ctrl+C saves a checkpoint first. Several devices: accelerate launch -m, then the same.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    own = IntrinsicLoraConfig
-    parser.add_argument("--base", type=Path, required=True, help="diffusers folder of a Stable Diffusion 1.x or 2.x model")
+    parser.add_argument("--base", type=Path, required=True, help=FOLDER_OF_BASE)
     parser.add_argument("--map", required=True, choices=tuple(MAPS), help="what the LoRA extracts")
     parser.add_argument("--output", type=Path, required=True, help="folder for the LoRA, its record and its checkpoints")
-    command_line.add_cache_option(command_line.add_data_options(parser, "a folder of pictures and maps", sets=True))
-
-    model = parser.add_argument_group("what is trained")
-    model.add_argument(
-        "--kind",
-        choices=KINDS,
-        default=own.kind,
-        help="attention: the paper's LoRA; wide: convolutions and feed-forward too; full: everything",
-    )
-    model.add_argument("--rank", type=int, default=own.rank, help="of the LoRA layers")
-    model.add_argument("--loss", choices=("latent", "decoded"), default=own.loss, help="of latents, or of the decoded map (slower)")
-    model.add_argument("--init", choices=("trained", "random"), default=own.init, help="random: fresh UNet weights, the paper's control")
-    model.add_argument("--save-dtype", choices=("float32", "float16"), default=own.save_dtype, help="number format of the LoRA file")
-
-    training = command_line.add_training_options(parser, steps=20_000, batch=own.batch, batch_of="pairs per forward pass and process")
-    command_line.add_optimiser_options(training)
-    command_line.add_gradient_checkpointing_option(training)
-    command_line.add_process_options(training)
+    add_options(parser)
     return parser
-
-
-def config_from(arguments: argparse.Namespace) -> IntrinsicLoraConfig:
-    """The run that the command line asks for. Raises ValueError for impossible values."""
-    loop = LoopConfig(**command_line.chosen(LoopConfig, arguments))
-    data = command_line.set_data_from(arguments) or command_line.data_from(arguments)
-    return IntrinsicLoraConfig(loop=loop, data=data, **command_line.chosen(IntrinsicLoraConfig, arguments, "data"))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from .adapter import add_adapter, load_adapter, save_lora
 from .config import IntrinsicLoraConfig
 from .latents import LatentPairs, downscale, vae_latents
 from .predict import load_base
+from .probe import save_probe
 
 
 class IntrinsicLoraTask:
@@ -45,6 +46,8 @@ class IntrinsicLoraTask:
     def save(self, folder: Path) -> None:
         if self.config.kind == "full":
             self.module.save_pretrained(folder / "unet")
+        elif self.config.kind == "probe":
+            save_probe(self.module, self.config.weights, self.config.metadata())
         else:
             save_lora(self.module, self.config.weights, self.config.metadata(), getattr(torch, self.config.save_dtype))
 
@@ -79,7 +82,7 @@ def train_intrinsic_lora(
     require_size(config.data.size, downscale(base.vae))
     for module in (base.network, base.vae, base.text_encoder):
         module.to(state.device)
-    add_adapter(base.network, config.kind, config.rank, config.loop.seed)
+    add_adapter(base.network, config.kind, config.rank, config.loop.seed, config.layers)
     if start is not None:
         load_adapter(base.network, read_lora(start))
     # Convolutions run a fifth faster in this layout; the weights stay the same.
