@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..atomic import write_json
 from ..backbones import single_step_in
 from ..folder_data import FewPairs, few_rows
 from ..intrinsic_lora import IntrinsicLoraConfig, LatentPairs, load_base, train_intrinsic_lora
+from ..intrinsic_lora.config import Data
 from ..loop import Diverged, Report
 from ..pairs import SceneData
 from ..set_data import SetData
@@ -190,15 +192,20 @@ def _result(config: ExperimentConfig, cell: Cell, cache: Path, report: Report | 
 
 def _pairs(config: ExperimentConfig, cell: Cell, cache: Path) -> LatentPairs:
     """The pairs of a run, out of all that any run of the experiment learns from: these are encoded once for every base."""
-    data, own = _all_data(config), cell.config.data
-    source = data.source(cell.map)
-    every = LatentPairs.encode(load_base(cell.config.base).vae, source, cell.map, cache)
+    own = cell.config.data
+    every = _encoded(cell.config.base, _all_data(config), cell.map, cache)
     if isinstance(own, FewPairs | SetData):
         return every.chosen(few_rows(len(every), 0, own.labels, own.seed))
     return every.chosen(range(len(own.source(cell.map))))
 
 
-def _all_data(config: ExperimentConfig):
+# Runs of one base and map follow each other.
+@lru_cache(maxsize=1)
+def _encoded(base: Path, data: Data, map_name: str, cache: Path) -> LatentPairs:
+    return LatentPairs.encode(load_base(base).vae, data.source(map_name), map_name, cache)
+
+
+def _all_data(config: ExperimentConfig) -> Data:
     """Without any number of labels; of scenes, the largest."""
     datas = [cell.config.data for cell in config.cells()]
     scenes = [data for data in datas if isinstance(data, SceneData)]

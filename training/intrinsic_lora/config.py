@@ -13,6 +13,8 @@ from ..pairs import JoinedData, SceneData
 from ..set_data import SetData
 from .adapter import ALL, KINDS, LAYERS
 
+Data = SceneData | JoinedData | FolderData | SetData
+
 
 @dataclass(frozen=True)
 class IntrinsicLoraConfig(TrainerConfig):
@@ -27,7 +29,7 @@ class IntrinsicLoraConfig(TrainerConfig):
     base: Path
     map: str
     loop: LoopConfig
-    data: SceneData | JoinedData | FolderData | SetData = field(default_factory=SceneData)
+    data: Data = field(default_factory=SceneData)
     kind: str = "attention"
     rank: int = 8
     batch: int = 4

@@ -6,12 +6,13 @@ probe, LoRA and full fine-tuning have the same loss and the same decoder.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers import ModelMixin
+from diffusers.models.attention_processor import Attention
 from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -29,16 +30,15 @@ class LinearProbe(nn.Module):
     of what was brought to it); and their sum, `[b, channels, h, w]`. It begins as 0.
     """
 
-    def __init__(self, attentions: Mapping[str, nn.Module], channels: int):
+    def __init__(self, attentions: Sequence[Attention], channels: int):
         super().__init__()
-        self.readouts = nn.ModuleList(
-            nn.Linear(attention.to_out[0].out_features, channels, bias=False) for attention in attentions.values()
-        )
-        self.bias = nn.Parameter(torch.zeros(channels))
-        for readout in self.readouts:
+        readouts = [nn.Linear(attention.to_out[0].out_features, channels, bias=False) for attention in attentions]
+        for readout in readouts:
             nn.init.zeros_(readout.weight)
+        self.readouts = nn.ModuleList(readouts)
+        self.bias = nn.Parameter(torch.zeros(channels))
         self._said: dict[int, Tensor] = {}
-        for place, attention in enumerate(attentions.values()):
+        for place, attention in enumerate(attentions):
             attention.register_forward_hook(partial(self._listen, place))
 
     def _listen(self, place: int, attention: nn.Module, inputs: tuple, tokens: Tensor) -> None:
@@ -63,7 +63,7 @@ def _rows(tokens: int, height: int, width: int) -> int:
 
 def add_probe(network: ModelMixin, single_step: SingleStep) -> None:
     """Put a `LinearProbe` into a frozen network, in place."""
-    attentions = {name: module for name, module in network.named_modules() if re.fullmatch(single_step.self_attentions, name)}
+    attentions = [module for name, module in network.named_modules() if re.fullmatch(single_step.self_attentions, name)]
     last = network.get_submodule(single_step.output)
     probe = LinearProbe(attentions, last.out_channels).to(last.weight.device)
     setattr(network, single_step.output, probe)
