@@ -14,10 +14,13 @@ from einops import rearrange
 from torch import Tensor
 
 from ..methods.intrinsic_lora.extract import ExtractSettings, extract, plan_extraction, resize
+from ..methods.intrinsic_lora.multi_step import AUGMENTED, METHODS, SINGLE
 from ..methods.intrinsic_lora.recipe import AUTO, Recipe, conventions, recipe_of
+from ..methods.lora.layers import LoraFile
 from ..methods.maps import MAPS, image_from_map, map_from_image
-from .native.backbones import SINGLE_STEP, require
+from .native.backbones import MULTI_STEP, SINGLE_STEP, require
 from .native.batch_rows import row_lora
+from .native.joint_sampling.multi_step import see_picture
 from .native.joint_sampling.single_step import interruptible, make_generator, require_parts, rows_per_forward
 from .native.lora_library.files import lora_names, lora_path
 from .native.node_text import show_on_node
@@ -29,7 +32,9 @@ DEFAULT_RESOLUTION = 512
 LATENT_OUTPUT = 4
 PREVIEW_PICTURES = 4
 PREVIEW_HEIGHT, PREVIEW_WIDTH = 320, 640
-BUNDLED_LORAS = {f"nano/{name}": f"nano_{name}.safetensors" for name in MAPS}
+BUNDLED_LORAS = {f"nano/{name}": f"nano_{name}.safetensors" for name in MAPS} | {
+    f"nano/{name} augmented": f"nano_{name}_augmented.safetensors" for name in MAPS
+}
 
 
 class ApplyIntrinsicLoRA(io.ComfyNode):
@@ -43,7 +48,8 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
             category="intrinsic lab/extract",
             description=(
                 f"Lets a Stable Diffusion MODEL carry the LoRA of one intrinsic map ({', '.join(MAPS)}) without merging it. "
-                "Chain it once per map, then use Extract Intrinsic Maps: all maps come out of one forward pass."
+                "Chain it once per map, then use Extract Intrinsic Maps: all maps come out of one forward pass. A multi-step LoRA "
+                "goes to Extract Maps in Steps, or to any sampler."
             ),
             search_aliases=[
                 "i-lora",
@@ -88,6 +94,14 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
                     tooltip="In which convention the LoRA learnt its map; what is extracted is in this pack's. 'auto': what the "
                     "file says, and for the published files without a header what they are known to hold; the node tells what it took.",
                 ),
+                io.Combo.Input(
+                    "method",
+                    options=[AUTO, *METHODS],
+                    default=AUTO,
+                    optional=True,
+                    tooltip="How the LoRA makes its map. single: in one step. multi: in an ordinary sampler, from the picture's latent. "
+                    "augmented: in a sampler, the picture's latent beside the noise (I-LoRA AUG). 'auto': what the file says, else single.",
+                ),
             ],
             outputs=[
                 io.Model.Output("MODEL", display_name="model", tooltip="The model, carrying this map's LoRA beside those applied before.")
@@ -96,7 +110,9 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str | None, map: str, strength: float, model=None, convention: str = AUTO) -> str:
+    def fingerprint_inputs(
+        cls, lora_name: str | None, map: str, strength: float, model=None, convention: str = AUTO, method: str = AUTO
+    ) -> str:
         if lora_name is None:
             # It comes over a link: then what is there changes with it.
             return "linked"
@@ -108,19 +124,73 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
         return f"{stat.st_mtime_ns} {stat.st_size}"
 
     @classmethod
-    def execute(cls, model, lora_name: str, map: str, strength: float, convention: str = AUTO) -> io.NodeOutput:
-        single_step = require(model, SINGLE_STEP)
-        single_step.check(model)
+    def execute(cls, model, lora_name: str, map: str, strength: float, convention: str = AUTO, method: str = AUTO) -> io.NodeOutput:
+        require(model, SINGLE_STEP)
         from ..methods.lora.lora_file import read_lora
 
         lora = read_lora(lora_path(lora_name, BUNDLED_LORAS))
         if lora.ignored:
             logging.warning("%s: %d text-encoder tensors are left out, intrinsic maps use the UNet only.", lora_name, lora.ignored)
-        recipe = recipe_of(lora, lora_name, map, convention)
-        adapter = single_step.bind_lora(model, lora.layers, strength, lora_name)
+        recipe = recipe_of(lora, lora_name, map, convention, method)
+        carrying = _carrying(model, lora, recipe, strength, lora_name)
         logging.info("%s: %s", lora_name, recipe.in_words)
         show_on_node(recipe.in_words, cls.hidden.unique_id if cls.hidden else None)
-        return io.NodeOutput(row_lora.carry(model, recipe, adapter), ui=ui.PreviewText(recipe.in_words))
+        return io.NodeOutput(carrying, ui=ui.PreviewText(recipe.in_words))
+
+
+def _carrying(model, lora: LoraFile, recipe: Recipe, strength: float, source: str):
+    """A clone of the MODEL that carries one more LoRA, ready for what its method needs of it."""
+    for other in row_lora.carried_maps(model).values():
+        if (other.recipe.method, other.recipe.noise) != (recipe.method, recipe.noise):
+            raise ValueError(
+                f"{source} works by the method '{recipe.method}', the LoRA for '{other.recipe.map}' on this MODEL by "
+                f"'{other.recipe.method}' or under other noise: give each its own MODEL."
+            )
+    single_step = require(model, SINGLE_STEP)
+    if recipe.method != AUGMENTED or recipe.noise is None:
+        single_step.check(model)
+        return row_lora.carry(model, recipe, single_step.bind_lora(model, lora.layers, strength, source))
+    multi_step = require(model, MULTI_STEP)
+    multi_step.check(model, lora.picture_in, source)
+    adapter = single_step.bind_lora(model, lora.layers, strength, source)
+    if lora.picture_in is not None:
+        adapter.take_picture(model.get_model_object("diffusion_model"), multi_step.entry, lora.picture_in, strength)
+    return row_lora.carry(see_picture(model, recipe.noise), recipe, adapter)
+
+
+def processing_inputs() -> list[io.Input]:
+    """How a picture is processed, for a node that makes `ExtractSettings` of it."""
+    return [
+        io.Int.Input(
+            "processing_resolution",
+            default=-1,
+            min=-1,
+            max=8192,
+            step=1,
+            tooltip="Short side in pixels at which the model works. -1: as the LoRA was trained, else 512. 0: the picture's size.",
+        ),
+        io.Int.Input(
+            "tile_size",
+            default=0,
+            min=0,
+            max=4096,
+            step=8,
+            tooltip="Side in pixels of overlapping tiles, for high processing resolutions. 0: the picture in one piece.",
+        ),
+        io.Int.Input(
+            "tile_overlap",
+            default=64,
+            min=0,
+            max=2048,
+            step=8,
+            tooltip="Least overlap of neighbouring tiles in pixels; they are blended across it.",
+        ),
+        io.Boolean.Input(
+            "mirrored_average",
+            default=False,
+            tooltip="Also process the mirrored picture and average both: a little smoother and steadier, for twice the time.",
+        ),
+    ]
 
 
 class ExtractIntrinsicMaps(io.ComfyNode):
@@ -156,35 +226,7 @@ class ExtractIntrinsicMaps(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The CLIP that belongs to the model; it encodes each map's prompt."),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
                 io.Image.Input("image", tooltip="Pictures of any size, one or many. Grey pictures work; alpha is ignored."),
-                io.Int.Input(
-                    "processing_resolution",
-                    default=-1,
-                    min=-1,
-                    max=8192,
-                    step=1,
-                    tooltip="Short side in pixels at which the model works. -1: as the LoRA was trained, else 512. 0: the picture's size.",
-                ),
-                io.Int.Input(
-                    "tile_size",
-                    default=0,
-                    min=0,
-                    max=4096,
-                    step=8,
-                    tooltip="Side in pixels of overlapping tiles, for high processing resolutions. 0: the picture in one piece.",
-                ),
-                io.Int.Input(
-                    "tile_overlap",
-                    default=64,
-                    min=0,
-                    max=2048,
-                    step=8,
-                    tooltip="Least overlap of neighbouring tiles in pixels; they are blended across it.",
-                ),
-                io.Boolean.Input(
-                    "mirrored_average",
-                    default=False,
-                    tooltip="Also process the mirrored picture and average both: a little smoother and steadier, for twice the time.",
-                ),
+                *processing_inputs(),
                 io.Combo.Input(
                     "merged_map",
                     options=[NO_MERGED_MAP, *MAPS],
@@ -211,19 +253,27 @@ class ExtractIntrinsicMaps(io.ComfyNode):
         image_bhw3 = map_from_image(image, 3, "image", grey=True)
         carried = row_lora.carried_maps(model)
         recipes = _recipes(carried, merged_map)
-        if processing_resolution < 0:
-            processing_resolution = next(
-                (entry.recipe.resolution for entry in carried.values() if entry.recipe.resolution is not None), DEFAULT_RESOLUTION
-            )
-        settings = ExtractSettings(processing_resolution, tile_size, tile_overlap, mirrored_average)
+        if stepping := [name for name, recipe in recipes.items() if recipe.method != SINGLE]:
+            raise ValueError(f"The LoRAs for {', '.join(stepping)} make their map in many steps: use Extract Maps in Steps.")
+        settings = ExtractSettings(resolution_for(recipes, processing_resolution), tile_size, tile_overlap, mirrored_average)
         generator = make_generator(model, clip, vae, recipes, assign=bool(carried))
         plan = plan_extraction(image_bhw3, list(recipes), settings, generator.downscale, partial(rows_per_forward, model))
         progress = comfy.utils.ProgressBar(plan.forwards)
         extraction = extract(image_bhw3, list(recipes), generator, settings, plan, interruptible(lambda: progress.update(1)))
-        maps = {name: image_from_map(values) for name, values in extraction.maps.items()}
-        outputs = [maps.get(name) if name in maps else ExecutionBlocker(_missing(name, recipes)) for name in MAPS]
         preview = ui.PreviewImage(contact_sheet(image_bhw3, extraction.maps), cls=cls)
-        return io.NodeOutput(*_in_order(outputs, {"samples": extraction.latents}), ui=preview)
+        return io.NodeOutput(*_in_order(map_outputs(extraction.maps, recipes), {"samples": extraction.latents}), ui=preview)
+
+
+def resolution_for(recipes: dict[str, Recipe], chosen: int) -> int:
+    """Below 0: that of the first LoRA that says what it was trained at."""
+    if chosen >= 0:
+        return chosen
+    return next((recipe.resolution for recipe in recipes.values() if recipe.resolution is not None), DEFAULT_RESOLUTION)
+
+
+def map_outputs(maps: dict[str, Tensor], recipes: dict[str, Recipe]) -> list:
+    """An IMAGE for every map of MAPS; those that were not made block what hangs on them, in words."""
+    return [image_from_map(maps[name]) if name in maps else ExecutionBlocker(_missing(name, recipes)) for name in MAPS]
 
 
 def _in_order(of_maps: list, of_latent: Any) -> list:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ..lora.layers import LoraFile
 from ..maps import MAPS
 from ..maps.files import Convention, Reading
+from .multi_step import AUGMENTED, METHODS, SINGLE, Noise, noise_of
 
 AUTO = "auto"
 DEFAULT_TIMESTEP = 999
@@ -32,7 +33,8 @@ class Recipe:
     """How a LoRA makes its map.
 
     timestep: 0..999. resolution: short side in pixels it was trained at, None where unknown. convention: of the pictures that come
-    out, one of the map's `files.choices`; the map's own without it. reason: why this one.
+    out, one of the map's `files.choices`; the map's own without it. reason: why this one. method: of `multi_step.METHODS`; noise: of the
+    augmented one.
     """
 
     map: str
@@ -41,6 +43,8 @@ class Recipe:
     resolution: int | None = None
     convention: str = ""
     reason: str = ""
+    method: str = SINGLE
+    noise: Noise | None = None
 
     @property
     def _learnt(self) -> Convention:
@@ -63,8 +67,8 @@ def conventions() -> list[str]:
     return list(dict.fromkeys(name for kind in MAPS.values() if kind.files.setting for name in kind.files.choices))
 
 
-def recipe_of(lora: LoraFile, source: str, map_name: str = AUTO, convention: str = AUTO) -> Recipe:
-    """From a file. map_name, convention: AUTO, or what a person says.
+def recipe_of(lora: LoraFile, source: str, map_name: str = AUTO, convention: str = AUTO, method: str = AUTO) -> Recipe:
+    """From a file. map_name, convention, method: AUTO, or what a person says.
 
     Raises ValueError, naming `source`, where the file does not say which map it makes, says what makes no sense, or its map has no such
     convention.
@@ -77,6 +81,9 @@ def recipe_of(lora: LoraFile, source: str, map_name: str = AUTO, convention: str
         raise ValueError(f"{source} says it makes the map '{found}', known are {', '.join(MAPS)}: choose one of them as 'map'.")
     # The rest of a header is about the map that it names.
     of_map = header if header.get("map") == found else {}
+    chosen = header.get("method", SINGLE) if method == AUTO else method
+    if chosen not in METHODS:
+        raise ValueError(f"{source} says it works by the method '{chosen}', known are {', '.join(METHODS)}: choose one as 'method'.")
     timestep, resolution = _header_number(header, "timestep", source), _header_number(header, "resolution", source)
     return Recipe(
         found,
@@ -84,6 +91,8 @@ def recipe_of(lora: LoraFile, source: str, map_name: str = AUTO, convention: str
         DEFAULT_TIMESTEP if timestep is None else timestep,
         resolution,
         *_convention(lora, source, found, of_map, convention),
+        chosen,
+        noise_of(header, source) if chosen == AUGMENTED else None,
     )
 
 

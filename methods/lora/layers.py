@@ -26,10 +26,12 @@ class LoraFile:
     """What a LoRA file holds. `layers` is keyed by module name: diffusers', or LDM's where the file uses those.
 
     `metadata` is the safetensors header (empty for pickled files). `ignored` counts text-encoder tensors, which a UNet has no use for.
-    `attention_processors`: whether it has the keys of diffusers' old attention processors.
+    `attention_processors`: whether it has the keys of diffusers' old attention processors. `picture_in`: of augmented Intrinsic LoRAs
+    (`intrinsic_lora.multi_step`).
     """
 
     layers: dict[str, LoraLayer]
     metadata: dict[str, str]
     ignored: int = 0
     attention_processors: bool = False
+    picture_in: Tensor | None = None

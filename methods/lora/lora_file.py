@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..intrinsic_lora.multi_step import PICTURE_KEY
 from .formats import ALPHA, label_of, split_key
 from .layers import LoraFile, LoraLayer
 from .names import dotted_name
@@ -85,7 +86,10 @@ def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
     halves: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
     unknown, ignored = [], 0
+    picture_in = tensors.get(PICTURE_KEY)
     for key, tensor in tensors.items():
+        if key == PICTURE_KEY:
+            continue
         module, role = split_key(key) or ("", "")
         if split_text_encoder(key):
             ignored += 1
@@ -107,7 +111,9 @@ def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
     orphans = sorted(alphas.keys() - layers.keys())
     if orphans:
         raise ValueError(f"{len(orphans)} alpha values have no weights (first: {orphans[0]}): the file is incomplete, export it again.")
-    return LoraFile(layers, metadata, ignored, any(".processor.to_" in key for key in tensors))
+    if picture_in is not None:
+        _check_picture_in(picture_in)
+    return LoraFile(layers, metadata, ignored, any(".processor.to_" in key for key in tensors), picture_in)
 
 
 def _refuse_unknown(unknown: list[str], found: int, ignored: int) -> None:
@@ -130,13 +136,21 @@ def _check_pair(name: str, pair: Mapping[str, Tensor]) -> None:
     if down.ndim not in (2, 4) or up.ndim != down.ndim or down.shape[0] != up.shape[1] or (up.ndim == 4 and up.shape[2:] != (1, 1)):
         raise ValueError(f"layer {name} has shapes {tuple(down.shape)} and {tuple(up.shape)}, wanted [rank, in] and [out, rank].")
     for side, tensor in pair.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"layer {name} ({side}) is {tensor.dtype}, floating point weights were expected: export it again.")
-        # fp8 has no isfinite of its own.
-        if not torch.isfinite(tensor.float()).all():
-            raise ValueError(
-                f"layer {name} ({side}) holds NaN or infinite values: the training that made it diverged, use an earlier checkpoint."
-            )
+        _check_numbers(f"layer {name} ({side})", tensor)
+
+
+def _check_picture_in(weight: Tensor) -> None:
+    if weight.ndim != 4:
+        raise ValueError(f"{PICTURE_KEY} has shape {tuple(weight.shape)}, wanted [width, channels, kernel, kernel]: export it again.")
+    _check_numbers(PICTURE_KEY, weight)
+
+
+def _check_numbers(what: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise ValueError(f"{what} is {tensor.dtype}, floating point weights were expected: export it again.")
+    # fp8 has no isfinite of its own.
+    if not torch.isfinite(tensor.float()).all():
+        raise ValueError(f"{what} holds NaN or infinite values: the training that made it diverged, use an earlier checkpoint.")
 
 
 def kohya_state_dict(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:

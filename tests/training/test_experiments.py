@@ -11,6 +11,8 @@ import numpy
 import pytest
 import torch
 from intrinsic_lab.evaluate.run import EvaluationConfig, evaluate
+from intrinsic_lab.methods.lora.lora_file import read_lora
+from intrinsic_lab.methods.maps import MAPS
 from intrinsic_lab.scenes import render_scenes
 from intrinsic_lab.tests.data import tiny_sets
 from intrinsic_lab.tests.training.test_intrinsic_lora import SCENES, config_of, noise
@@ -18,7 +20,16 @@ from intrinsic_lab.training.experiments import paper
 from intrinsic_lab.training.experiments.__main__ import build_parser, experiment_from, main
 from intrinsic_lab.training.experiments.experiments import EXPERIMENTS
 from intrinsic_lab.training.experiments.plot import Curve, Panel, draw
-from intrinsic_lab.training.intrinsic_lora import LatentPairs, add_adapter, load_base, lora_layers, train_intrinsic_lora
+from intrinsic_lab.training.intrinsic_lora import (
+    LatentPairs,
+    add_adapter,
+    load_adapter,
+    load_base,
+    lora_layers,
+    noise_for,
+    predict_maps_in_steps,
+    train_intrinsic_lora,
+)
 from intrinsic_lab.training.intrinsic_lora.probe import load_probe
 from intrinsic_lab.training.intrinsic_lora.run import IntrinsicLoraTask
 from torch.nn import functional
@@ -126,7 +137,7 @@ def test_a_linear_probe_is_one_linear_map_of_the_frozen_features(tiny_base, pair
     wider.up_blocks[1].attentions[0].transformer_blocks[0].attn1.to_out[0].out_features = 48
     with pytest.raises(ValueError, match=r"normal_probe\.safetensors is no linear probe of this base"):
         load_probe(wider, trained.weights)
-    with pytest.raises(ValueError, match="a linear probe reads every self-attention"):
+    with pytest.raises(ValueError, match="a linear probe, which reads every self-attention"):
         config_of(tiny_base, tmp_path, kind="probe", layers="up")
 
 
@@ -186,25 +197,50 @@ def test_a_killed_experiment_goes_on_and_ends_with_the_table_of_a_whole_one(tiny
 def test_a_run_is_judged_as_evaluate_judges_its_file(tiny_base, tmp_path):
     """Masked pixels, another size and shape than that of training, the LoRA merged instead of beside."""
     for split, pictures in (("train", 3), ("val", 2)):
-        tiny_sets.write_diode(tmp_path / "diode", pictures, split)
+        tiny_sets.write_diode(tmp_path / "diode", pictures, split, shape=(32, 40))
+    for path in (tmp_path / "diode" / "train").rglob("*_normal.npy"):
+        # No latent counts if any of its pixels is unknown.
+        numpy.save(path, tiny_sets.unit_vectors(tiny_sets.numbers(), (32, 40)))
     options = f"--data diode:{tmp_path / 'diode'} --split train --judge diode:{tmp_path / 'diode'} --values 2"
-    common = "--map normal --steps 2 --batch 1 --learning-rate 1e-2 --rank 2 --size 8 --seeds 1 --threads 1"
+    common = "--map normal --steps 2 --batch 1 --learning-rate 1e-2 --rank 2 --size 16 --seeds 1 --threads 1"
     assert main(experiment("labels", tiny_base, tmp_path / "out", f"{options} --methods lora", common)) == 0
     (row,) = json.loads((tmp_path / "out" / "labels.json").read_text())["rows"]
     (lora,) = (tmp_path / "out" / "runs").glob("*/normal.safetensors")
+    assert all(layer.up.abs().max() > 0 for layer in read_lora(lora).layers.values())
     judged = evaluate(EvaluationConfig("diode", tmp_path / "diode", "normal", tmp_path / "judged", base=tiny_base, lora=lora))
     assert len(judged) == 2
     for metric, value in row["runs"][0]["scores"].items():
         assert value == pytest.approx(fmean(score[metric] for score in judged.values()), rel=1e-3, abs=1e-3), metric
 
 
+def test_steps_and_guidance_judge_one_training_as_diffusers_samples_it(tiny_base, tmp_path, caplog):
+    caplog.set_level("INFO")
+    options = ["--method", "augmented", "--seeds", "1", "--judged", "2", "--values"]
+    assert main([*experiment("steps", tiny_base, tmp_path), *options, "1", "3"]) == 0
+    assert main([*experiment("guidance", tiny_base, tmp_path), *options, "1", "3"]) == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    # In three steps at the usual guidance: sampled from the file that was written, with the published recipe's helper.
+    (row,) = [row for row in json.loads((tmp_path / "steps.json").read_text())["rows"] if row["value"] == "3"]
+    (lora,) = (tmp_path / "runs").glob("*/normal.safetensors")
+    base = load_base(tiny_base)
+    add_adapter(base.network, "attention", 4, 0)
+    load_adapter(base.network, read_lora(lora))
+    scenes = render_scenes([0, 1], 32, 32)
+    pictures = scenes.image_bhwc.movedim(-1, 1)
+    maps = predict_maps_in_steps(base, noise_for(tiny_base, "augmented"), pictures, "normal", steps=3, guidance=3.0, rescale=0.7)
+    degrees = MAPS["normal"].evaluation.score(maps, scenes.normal_bhwc)["mean_degrees"]
+    assert row["runs"][0]["scores"]["mean_degrees"] == pytest.approx(degrees, rel=1e-3)
+    tables = [json.loads((tmp_path / f"{name}.json").read_text())["rows"] for name in ("steps", "guidance")]
+    assert len({row["runs"][0]["scores"]["mean_degrees"] for rows in tables for row in rows}) == 4
+
+
 def test_a_run_that_diverges_is_kept_as_such(tiny_base, tmp_path, caplog):
     options = ["--values", "trained", "--seeds", "1", "--learning-rate", "1e30", "--steps", "6"]
-    assert main(experiment("control", tiny_base, tmp_path) + options) == 0
+    assert main([*experiment("control", tiny_base, tmp_path), *options]) == 0
     assert re.search(r"^\| trained \| 0, 1 diverged \|", (tmp_path / "control.md").read_text(), re.M)
     assert "the loss became" in json.loads((tmp_path / "control.json").read_text())["rows"][0]["runs"][0]["diverged"]
     caplog.set_level("INFO")
-    assert main(experiment("control", tiny_base, tmp_path) + options) == 0
+    assert main([*experiment("control", tiny_base, tmp_path), *options]) == 0
     assert "run 1 of 1" not in caplog.text
 
 
@@ -219,6 +255,8 @@ def test_a_run_that_diverges_is_kept_as_such(tiny_base, tmp_path, caplog):
         ("ranks", "--minutes 1", "leave the limit of minutes out"),
         ("ranks", "--methods lora", "ranks does not compare methods"),
         ("ranks", "--seeds 0", "0 seeds were asked for"),
+        ("steps", "", "steps is about multi-step models: choose the method multi or augmented"),
+        ("guidance", "--method multi --values strong", "the guidance is 'strong': a number is wanted"),
         ("control", "--judged 5000", "5000 scenes were asked for to judge on"),
         ("labels", "--data diode:{diode} --values 3", "3 labels were asked for, there are 2 pairs"),
         ("control", "--data diode:{diode} --judge diode:{diode}", "2 pictures of .* would be learnt from and judged on"),

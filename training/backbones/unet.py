@@ -85,7 +85,12 @@ def _embed(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompt: str) -
 
 def map_latent(unet: UNet2DConditionModel, latent_bchw: Tensor, text_1td: Tensor) -> Tensor:
     """The raw output at t = 999."""
-    return unet(latent_bchw, TIMESTEP, encoder_hidden_states=text_1td.expand(len(latent_bchw), -1, -1)).sample
+    return denoise(unet, latent_bchw, torch.tensor(TIMESTEP, device=latent_bchw.device), text_1td)
+
+
+def denoise(unet: UNet2DConditionModel, latent_bchw: Tensor, timestep: Tensor, text_1td: Tensor) -> Tensor:
+    """The raw output. timestep: of each row, or one of all."""
+    return unet(latent_bchw, timestep, encoder_hidden_states=text_1td.expand(len(latent_bchw), -1, -1)).sample
 
 
 UNET = Backbone(
@@ -93,7 +98,14 @@ UNET = Backbone(
     part="unet",
     network=UNet2DConditionModel,
     single_step=SingleStep(
-        "Stable Diffusion 1.x or 2.x", load_single_step, map_latent, SINGLE_STEP_LAYERS, _PARTS, r".*\.attn1", output="conv_out"
+        models="Stable Diffusion 1.x or 2.x",
+        load=load_single_step,
+        map_latent=map_latent,
+        layers=SINGLE_STEP_LAYERS,
+        denoise=denoise,
+        parts=_PARTS,
+        self_attentions=r".*\.attn1",
+        output="conv_out",
     ),
     joint_denoising=JointDenoising("SD 1.x, SD 2.x, SDXL", encode, conditions, PROJECTIONS, exchange_in, kohya_state_dict),
 )

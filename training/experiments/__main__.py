@@ -56,7 +56,7 @@ def experiment_from(arguments: argparse.Namespace) -> ExperimentConfig:
     else:
         if len(arguments.base) > 1:
             raise ValueError(f"{len(arguments.base)} bases came, {experiment.name} is about one: choose one, or the experiment bases.")
-        if getattr(arguments, experiment.varies) != build_parser().get_default(experiment.varies):
+        if experiment.varies and getattr(arguments, experiment.varies) != build_parser().get_default(experiment.varies):
             raise ValueError(f"--{experiment.varies} is what {experiment.name} varies: say its places with --values.")
     run = argparse.Namespace(**{**vars(arguments), "base": arguments.base[0], "map": arguments.map[0]})
     shared = config_from(run)

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import isfinite, nan
 from pathlib import Path
 
 from ..folder_data import FewPairs, FolderData
 from ..intrinsic_lora import IntrinsicLoraConfig
 from ..intrinsic_lora.adapter import LAYERS
 from ..pairs import JoinedData, SceneData
+from .judging import Sampling
 
 # What a place of the axis makes of the settings that all runs share. Raises ValueError, in words, for a value that is none.
 Change = Callable[[IntrinsicLoraConfig, str], IntrinsicLoraConfig]
@@ -38,16 +40,18 @@ METHODS = {
 class Experiment:
     """title: its question. axis: what is varied, as a heading. values: the usual places on it, none where only a person can say them.
 
-    varies: the settings that the axis, not a person, chooses. compares: whether every place is tried with each of `METHODS`. titles: of
-    places that need more than their value.
+    varies: the setting that the axis, not a person, chooses; empty where it is none of the training. change: of the training; sampling: of
+    how a multi-step network is asked. compares: whether every place is tried with each of `METHODS`. titles: of places that need more than
+    their value.
     """
 
     name: str
     title: str
     axis: str
     values: tuple[str, ...]
-    varies: str
-    change: Change
+    varies: str = ""
+    change: Change = lambda config, value: config
+    sampling: Callable[[str], Sampling] | None = None
     compares: bool = False
     titles: Mapping[str, str] = field(default_factory=dict)
 
@@ -56,6 +60,16 @@ def _number(name: str, value: str) -> int:
     if not value.isdecimal() or int(value) < 1:
         raise ValueError(f"{name} is {value!r}: a whole number of at least 1 is wanted.")
     return int(value)
+
+
+def _guidance(value: str) -> float:
+    try:
+        guidance = float(value)
+    except ValueError:
+        guidance = nan
+    if not isfinite(guidance):
+        raise ValueError(f"the guidance is {value!r}: a number is wanted.")
+    return guidance
 
 
 def _with_labels(config: IntrinsicLoraConfig, value: str) -> IntrinsicLoraConfig:
@@ -120,6 +134,20 @@ EXPERIMENTS = {
             (),
             "base",
             lambda config, value: replace(config, base=Path(value)),
+        ),
+        Experiment(
+            "steps",
+            "How many steps does a multi-step model need?",
+            "sampling steps",
+            ("2", "5", "10", "25", "50"),
+            sampling=lambda value: Sampling(steps=_number("the number of steps", value)),
+        ),
+        Experiment(
+            "guidance",
+            "How far should a multi-step model be guided by its prompt?",
+            "guidance",
+            ("1", "2", "3", "5", "7.5"),
+            sampling=lambda value: Sampling(guidance=_guidance(value)),
         ),
     )
 }

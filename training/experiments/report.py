@@ -7,11 +7,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ...kernels.machine import machine_and_card
+from ...methods.intrinsic_lora.multi_step import SINGLE
 from ...methods.maps import map_kind
 from ...methods.metrics import LABELS
 from ..atomic import write_atomically, write_json, write_text
 from . import paper
 from .experiments import METHODS
+from .judging import Sampling
 from .plot import Curve, Panel, draw
 from .run import Cell, ExperimentConfig, rows
 
@@ -62,6 +64,8 @@ def _table(config: ExperimentConfig, record: dict[str, Any]) -> str:
         f"{loop['steps']} steps of {settings['batch'] * loop.get('accumulation', 1)} pairs at {loop['learning_rate']:g}",
         f"judged on {record['judged']}",
     ]
+    if config.shared.method != SINGLE:
+        shared.append(f"method {config.shared.method}" + ("" if experiment.sampling else f" ({Sampling()})"))
     if any(name.startswith("depth") for name in config.maps):
         shared.append(f"depth after {config.alignment} alignment")
     lines = [

@@ -5,16 +5,14 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ...evaluate.predictions import NetworkPredictions
 from ...kernels.machine import machine_and_card
 from ...methods import metrics
-from ...methods.intrinsic_lora.recipe import Recipe
-from ...methods.maps import MAPS
+from ...methods.intrinsic_lora.multi_step import AUGMENTED, MULTI, SINGLE
 from ..atomic import write_json
 from ..backbones import single_step_in
 from ..folder_data import FewPairs, few_rows
@@ -24,19 +22,20 @@ from ..loop import Diverged, Report
 from ..pairs import SceneData
 from ..set_data import SetData
 from .experiments import EXPERIMENTS, METHODS, Experiment
-from .judging import Judged, judge
+from .judging import Judged, Sampling, judge, predictions_of
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of an experiment. method: of `METHODS`, or empty; value: the place on the axis."""
+    """One training of an experiment, and how it is judged. method: of `METHODS`, or empty; value: the place on the axis."""
 
     map: str
     method: str
     value: str
     config: IntrinsicLoraConfig
+    sampling: Sampling
 
     @property
     def seed(self) -> int:
@@ -77,6 +76,8 @@ class ExperimentConfig:
             raise ValueError(f"{self.name} does not compare methods: leave them out.")
         if unknown := set(self.methods) - METHODS.keys():
             raise ValueError(f"there is no method {sorted(unknown)[0]!r}: choose {', '.join(METHODS)}.")
+        if self.experiment.sampling and self.shared.method == SINGLE:
+            raise ValueError(f"{self.name} is about multi-step models: choose the method {' or '.join((MULTI, AUGMENTED))}.")
         if not self.axis_values:
             raise ValueError(f"{self.name} needs its values said: they are of the axis {self.experiment.axis}.")
 
@@ -114,7 +115,8 @@ class ExperimentConfig:
         config = replace(self.shared, map=map_name, data=data, loop=replace(self.shared.loop, seed=seed))
         config = self.experiment.change(METHODS[method].applied(config) if method else config, value)
         loop = replace(config.loop, output=self.output / "runs" / f"{map_name}-{config.kind}-{seed}-{_digest(_identity(config))}")
-        return Cell(map_name, method, value, replace(config, loop=loop))
+        sampling = self.experiment.sampling(value) if self.experiment.sampling else Sampling()
+        return Cell(map_name, method, value, replace(config, loop=loop), sampling)
 
     def settings(self) -> dict[str, Any]:
         """What all runs share, of folders only the names."""
@@ -134,7 +136,8 @@ def _digest(content: Any) -> str:
 
 def kept_result(config: ExperimentConfig, cell: Cell) -> Path:
     """Where a run's result is kept: its scores on the judged pictures, or in which words it diverged."""
-    return cell.config.loop.output / f"judged-{_digest([config.judged.identity(), config.alignment])}.json"
+    how = [config.judged.identity(), config.alignment, *([] if cell.config.method == SINGLE else [asdict(cell.sampling)])]
+    return cell.config.loop.output / f"judged-{_digest(how)}.json"
 
 
 def run_experiment(
@@ -179,11 +182,10 @@ def _result(config: ExperimentConfig, cell: Cell, cache: Path, report: Report | 
     except Diverged as diverged:
         _LOG.warning("%s: %s", cell.name, diverged)
         return {"diverged": f"the loss became {diverged.loss} at step {diverged.step}", "machine": machine_and_card()}
-    network = trained.base.network
-    recipe = Recipe(cell.map, MAPS[cell.map].prompt)
+    learning = [parameter for parameter in trained.base.network.parameters() if parameter.requires_grad]
     return {
-        "scores": judge(NetworkPredictions(trained.base, recipe, cell.config.data.size), config.judged, config.alignment),
-        "parameters": sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad),
+        "scores": judge(predictions_of(trained.base, cell.config, cell.sampling), config.judged, config.alignment),
+        "parameters": sum(parameter.numel() for parameter in learning),
         "final_loss": trained.history.final_loss(),
         "seconds": round(trained.history.seconds, 1),
         "machine": machine_and_card(),

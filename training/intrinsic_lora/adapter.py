@@ -9,11 +9,13 @@ from diffusers import ModelMixin
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer as PeftLayer
 
+from ...methods.intrinsic_lora.multi_step import PICTURE_KEY
 from ...methods.lora.layers import LoraFile, LoraLayer
 from ...methods.lora.lora_file import kohya_state_dict
 from ..atomic import write_tensors
 from ..backbones import single_step_of
 from .probe import add_probe
+from .widened import lora_name, picture_in, widen
 
 KINDS = ("attention", "transformer", "wide", "full", "probe")
 ALL = "all"
@@ -53,8 +55,12 @@ def add_adapter(network: ModelMixin, kind: str, rank: int, seed: int, layers: st
 
 
 def load_adapter(network: ModelMixin, file: LoraFile) -> None:
-    """Put the weights of a LoRA file into the layers that `add_adapter` made. Raises ValueError where the two do not fit."""
-    modules = {name: module for name, module in network.named_modules() if isinstance(module, PeftLayer)}
+    """Put the weights of a LoRA file into the layers that `add_adapter` made; the network is widened where the file's was. Raises
+    ValueError where the two do not fit.
+    """
+    if file.picture_in is not None:
+        widen(network, file.picture_in)
+    modules = {lora_name(name): module for name, module in network.named_modules() if isinstance(module, PeftLayer)}
     if modules.keys() != file.layers.keys():
         odd = sorted(modules.keys() ^ file.layers.keys())
         raise ValueError(
@@ -76,11 +82,16 @@ def lora_layers(network: ModelMixin) -> dict[str, LoraLayer]:
         if isinstance(module, PeftLayer):
             (adapter,) = module.lora_A.keys()
             down, up = (half[adapter].weight.detach().float().cpu() for half in (module.lora_A, module.lora_B))
-            layers[name] = LoraLayer(down, up, module.scaling[adapter])
+            layers[lora_name(name)] = LoraLayer(down, up, module.scaling[adapter])
     return layers
 
 
 def save_lora(network: ModelMixin, path: Path, metadata: Mapping[str, str], dtype: torch.dtype = torch.float32) -> None:
-    """Write the LoRA layers so that ComfyUI's LoraLoader and diffusers both load them (kohya's spelling), atomically."""
+    """Write the LoRA layers so that ComfyUI's LoraLoader and diffusers both load them (kohya's spelling), atomically.
+
+    Of a widened network also the weight by which the picture comes in, which both leave alone.
+    """
     state = {key: tensor.to(dtype) for key, tensor in kohya_state_dict(lora_layers(network)).items()}
+    if (weight := picture_in(network)) is not None:
+        state[PICTURE_KEY] = weight.detach().to("cpu", dtype).contiguous()
     write_tensors(path, state, metadata)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...methods.intrinsic_lora.multi_step import AUGMENTED, METHODS, SINGLE
 from ...methods.maps import MAPS
 from ..backbones.backbone import TIMESTEP
 from ..config import TrainerConfig, file_header
@@ -12,8 +13,10 @@ from ..loop import LoopConfig
 from ..pairs import JoinedData, SceneData
 from ..set_data import SetData
 from .adapter import ALL, KINDS, LAYERS
+from .noise import noise_for
 
 Data = SceneData | JoinedData | FolderData | SetData
+_MULTI_STEP = ("method", "picture_channels")
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class IntrinsicLoraConfig(TrainerConfig):
     base: diffusers folder of an SD 1.x / 2.x model (unet, vae, tokenizer, text_encoder). loop: steps, rate, output folder.
     kind, rank, layers: see `add_adapter`. loss: "latent" (MSE of latents) or "decoded" (of the decoded map: `losses.picture_loss`).
     init: "trained", or "random" for the paper's control. save_dtype: of the file written, "float32" or "float16".
+    method: of `methods.intrinsic_lora.multi_step`. picture_channels: of the augmented method, the instruct-pix2pix folder or checkpoint
+    that gives the weights of the picture's channels, which then stay; without one they begin at zero and learn.
     Raises ValueError for impossible values.
     """
 
@@ -37,6 +42,8 @@ class IntrinsicLoraConfig(TrainerConfig):
     init: str = "trained"
     save_dtype: str = "float32"
     gradient_checkpointing: bool = False
+    method: str = SINGLE
+    picture_channels: Path | None = None
     layers: str = ALL
 
     def __post_init__(self) -> None:
@@ -47,9 +54,18 @@ class IntrinsicLoraConfig(TrainerConfig):
             loss=("latent", "decoded"),
             init=("trained", "random"),
             save_dtype=("float32", "float16"),
+            method=METHODS,
         )
-        if self.kind == "probe" and self.layers != ALL:
-            raise ValueError(f"layers is {self.layers!r}: a linear probe reads every self-attention, choose all.")
+        if self.method != SINGLE and self.loss != "latent":
+            raise ValueError(f"the loss {self.loss!r} came for the method {self.method!r}, which denoises latents: choose the loss latent.")
+        if self.method == AUGMENTED and self.kind == "full":
+            raise ValueError("the kind 'full' came for the augmented method, which learns a LoRA: choose attention, transformer or wide.")
+        if self.method != AUGMENTED and self.picture_channels is not None:
+            raise ValueError(f"picture_channels came for the method {self.method!r}: only 'augmented' has such channels.")
+        if self.kind == "probe" and (self.layers != ALL or self.method != SINGLE):
+            raise ValueError(
+                f"layers {self.layers!r}, method {self.method!r} came for a linear probe, which reads every self-attention in one step."
+            )
         if self.batch < 1 or self.rank < 1:
             raise ValueError(f"batch {self.batch}, rank {self.rank}: both must be at least 1.")
 
@@ -59,9 +75,9 @@ class IntrinsicLoraConfig(TrainerConfig):
         return self.loop.output / {"full": "unet", "probe": f"{self.map}_probe.safetensors"}.get(self.kind, f"{self.map}.safetensors")
 
     def task_settings(self) -> dict[str, Any]:
-        settings = super().task_settings()
-        # A run from before layers could be chosen goes on.
-        return {name: value for name, value in settings.items() if (name, value) != ("layers", ALL)}
+        """As `TrainerConfig`, without what there was no choice of once, where that was chosen: runs from before go on."""
+        absent = ("layers",) * (self.layers == ALL) + _MULTI_STEP * (self.method == SINGLE)
+        return {name: value for name, value in super().task_settings().items() if name not in absent}
 
     def metadata(self) -> dict[str, str]:
         """The header of the LoRA file. Maps are learnt in their own convention, whatever the data's files hold."""
@@ -71,7 +87,12 @@ class IntrinsicLoraConfig(TrainerConfig):
             map=self.map,
             prompt=MAPS[self.map].prompt,
             rank=str(self.rank),
-            timestep=str(TIMESTEP),
+            **self._method_header(),
             resolution=str(self.data.size),
             config=self.record(),
         )
+
+    def _method_header(self) -> dict[str, str]:
+        if self.method == SINGLE:
+            return {"timestep": str(TIMESTEP)}
+        return {"method": self.method, "noise": noise_for(self.base, self.method).header()}

@@ -1,7 +1,9 @@
 """The trainer's options, for its own command line and for those that train many times."""
 
 import argparse
+from pathlib import Path
 
+from ...methods.intrinsic_lora.multi_step import METHODS
 from .. import command_line
 from ..loop import LoopConfig
 from .adapter import KINDS, LAYERS
@@ -28,6 +30,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--loss", choices=("latent", "decoded"), default=own.loss, help="of latents, or of the decoded map (slower)")
     model.add_argument("--init", choices=("trained", "random"), default=own.init, help="random: fresh UNet weights, the paper's control")
     model.add_argument("--save-dtype", choices=("float32", "float16"), default=own.save_dtype, help="number format of the LoRA file")
+    model.add_argument(
+        "--method",
+        choices=METHODS,
+        default=own.method,
+        help="single: one forward pass; multi: the base's own denoising, sampled from the picture; augmented: I-LoRA_AUG, sampled with the "
+        "picture beside the noise",
+    )
+    model.add_argument(
+        "--picture-channels",
+        type=Path,
+        help="of augmented: folder or checkpoint of an instruct-pix2pix model, whose weights for the picture are taken and stay "
+        "(without: they begin at zero and learn)",
+    )
 
     training = command_line.add_training_options(parser, steps=20_000, batch=own.batch, batch_of="pairs per forward pass and process")
     command_line.add_optimiser_options(training)

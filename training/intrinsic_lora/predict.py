@@ -23,6 +23,14 @@ def map_latent(network: nn.Module, latent_bchw: Tensor, text_1td: Tensor) -> Ten
     return single_step_of(network).map_latent(network, latent_bchw, text_1td)
 
 
+def require_whole_cells(vae: AutoencoderKL, pictures_bchw: Tensor) -> None:
+    """Raises ValueError if the pictures' sides are no multiples of the VAE's factor."""
+    factor = downscale(vae)
+    height, width = pictures_bchw.shape[-2:]
+    if height % factor or width % factor:
+        raise ValueError(f"pictures of {width} x {height} pixels came, both sides must be multiples of {factor}: crop or resize them.")
+
+
 @torch.no_grad()
 def predict_maps(network: ModelMixin, vae: AutoencoderKL, text_1td: Tensor, pictures_bchw: Tensor, map_name: str, batch: int = 8) -> Tensor:
     """Map data `bhwc` (float32, CPU; see `methods.maps`) of pictures in 0..1.
@@ -30,10 +38,7 @@ def predict_maps(network: ModelMixin, vae: AutoencoderKL, text_1td: Tensor, pict
     text_1td: embedding of MAPS[map_name].prompt (`SingleStepBase.embed`). Raises ValueError if the sides are no multiples of the VAE's
     factor: the nodes bring other sizes there and back.
     """
-    factor = downscale(vae)
-    height, width = pictures_bchw.shape[-2:]
-    if height % factor or width % factor:
-        raise ValueError(f"pictures of {width} x {height} pixels came, both sides must be multiples of {factor}: crop or resize them.")
+    require_whole_cells(vae, pictures_bchw)
     text_1td = text_1td.to(network.device, network.dtype)
     decoded = []
     for part in pictures_bchw.split(batch):

@@ -1,4 +1,4 @@
-"""I-LoRA training: one forward pass at t = 999 turns a picture's latent into its map's latent."""
+"""I-LoRA training: one forward pass at t = 999 turns a picture's latent into its map's latent; or many steps (`denoising`)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +8,7 @@ from accelerate import PartialState
 from diffusers import AutoencoderKL, ModelMixin
 from torch import Tensor, nn
 
+from ...methods.intrinsic_lora.multi_step import AUGMENTED, SINGLE
 from ...methods.lora.lora_file import read_lora
 from ...methods.maps import MAPS
 from ..backbones import single_step_of
@@ -18,9 +19,12 @@ from ..losses import latent_loss, picture_loss
 from ..pairs import MaskedSource, OnEncoded, PairSource
 from .adapter import add_adapter, load_adapter, save_lora
 from .config import IntrinsicLoraConfig
+from .denoising import Denoising
 from .latents import LatentPairs, downscale, vae_latents
+from .noise import noise_for
 from .predict import load_base
 from .probe import save_probe
+from .widened import pix2pix_weight, widen
 
 
 class IntrinsicLoraTask:
@@ -31,8 +35,11 @@ class IntrinsicLoraTask:
         # Of the network itself: what the loop hands to `loss` may be wrapped.
         self.single_step = single_step_of(network)
         self.source: PairSource = config.data.source(config.map)
+        self.denoising = None if config.method == SINGLE else Denoising(network, vae, noise_for(config.base, config.method))
 
     def loss(self, module: nn.Module, draw: torch.Generator) -> Tensor:
+        if self.denoising is not None:
+            return self.denoising.loss(module, self.pairs, self.config.batch, self.text_1td, draw)
         device = self.text_1td.device
         rows, latent, target = self.pairs.draw(self.config.batch, draw)
         predicted = self.single_step.map_latent(module, latent.to(device), self.text_1td)
@@ -85,6 +92,11 @@ def train_intrinsic_lora(
     add_adapter(base.network, config.kind, config.rank, config.loop.seed, config.layers)
     if start is not None:
         load_adapter(base.network, read_lora(start))
+    elif config.method == AUGMENTED:
+        taken = config.picture_channels
+        widen(base.network, None if taken is None else pix2pix_weight(taken, base.vae.config.latent_channels))
+    if config.picture_channels is not None:
+        base.network.conv_in.of_picture.requires_grad_(False)
     # Convolutions run a fifth faster in this layout; the weights stay the same.
     base.network.to(memory_format=torch.channels_last)
     if config.gradient_checkpointing:

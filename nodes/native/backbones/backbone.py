@@ -63,6 +63,18 @@ class SingleStep:
 
 
 @dataclass(frozen=True)
+class MultiStep:
+    """How the augmented Intrinsic LoRA brings the picture's latent into a network.
+
+    entry: native name of the convolution that latents come in by. check: raises ValueError, naming a file, for a MODEL whose channels do
+    not fit the weight by which the file takes the picture (None: the MODEL has to have it).
+    """
+
+    entry: str
+    check: Callable[[ModelPatcher, Tensor | None, str], None]
+
+
+@dataclass(frozen=True)
 class CrossDomain:
     """Where I-LDM's exchange between picture and intrinsic rows sits.
 
@@ -124,3 +136,4 @@ class Backbone:
     cross_domain: CrossDomain | None = None
     map_attention: MapAttention | None = None
     attach_tensor_lora: Callable[[ModelPatcher, TensorLora], None] | None = None
+    multi_step: MultiStep | None = None

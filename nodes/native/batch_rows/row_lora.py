@@ -48,6 +48,18 @@ class LayerDelta(nn.Module):
         return F.conv2d(F.conv2d(x, down, **self.geometry), up) * self.factor
 
 
+class PictureIn(nn.Module):
+    """`strength * convolution(picture's latent)`, added to the convolution by which latents come in: together one of more channels."""
+
+    def __init__(self, weight: Tensor, entry: Layer, strength: float):
+        super().__init__()
+        self.weight, self.strength = nn.Parameter(weight, requires_grad=False), strength
+        self.geometry = dict(stride=entry.stride, padding=entry.padding, dilation=entry.dilation)
+
+    def forward(self, picture_bchw: Tensor) -> Tensor:
+        return F.conv2d(picture_bchw, self.weight.to(picture_bchw.device, picture_bchw.dtype), **self.geometry) * self.strength
+
+
 def _is_linear(module: nn.Module | None) -> bool:
     # By attributes, not by class: quantised layers are not always subclasses of torch's.
     return hasattr(module, "in_features") and hasattr(module, "out_features")
@@ -69,12 +81,15 @@ def _same_size(layer: LoraLayer, target: Layer) -> bool:
 class MapAdapter(nn.Module):
     """One map's LoRA, bound to the layers of a UNet by their native names (`input_blocks.1.1.proj_in`).
 
+    entry, picture_in: the convolution that latents come in by, and what an augmented one adds there.
     Raises ValueError when the LoRA was made for another UNet: layers that are not there, or of another width.
     """
 
     def __init__(self, layers: Mapping[str, LoraLayer], unet: nn.Module, native_names: Mapping[str, str], strength: float, source: str):
         super().__init__()
         self.deltas = nn.ModuleDict()
+        self.entry: str = ""
+        self.picture_in: PictureIn | None = None
         unknown, misfits = [], []
         for name, layer in layers.items():
             native = native_names.get(name, name)
@@ -96,6 +111,10 @@ class MapAdapter(nn.Module):
                 f"{source} was made for a model of another width: {len(misfits)} of its {len(layers)} layers do not fit "
                 f"(first: {misfits[0]}). Load the base model it was trained on."
             )
+
+    def take_picture(self, unet: nn.Module, entry: str, weight: Tensor, strength: float) -> None:
+        """From now on rows of this map need the picture's latent."""
+        self.entry, self.picture_in = entry, PictureIn(weight, comfy.utils.get_attr(unet, entry), strength)
 
     def named_deltas(self) -> Iterator[tuple[str, LayerDelta]]:
         return ((name.replace("/", "."), delta) for name, delta in self.deltas.items() if isinstance(delta, LayerDelta))
@@ -154,7 +173,10 @@ def _wrapper(adapters: Mapping[str, MapAdapter]) -> Callable:
     def run_rows(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         options = transformer_options or {}
         map_of_row = _map_of_row(options.get(KEY), adapters, x.shape[0])
-        with hooked(executor.class_obj.diffusion_model, adapters, map_of_row):
+        picture = None
+        if any(adapter.picture_in is not None for adapter in adapters.values()):
+            picture, c_concat = c_concat, None
+        with hooked(executor.class_obj.diffusion_model, adapters, map_of_row, picture):
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     return run_rows
@@ -177,14 +199,23 @@ def _map_of_row(assigned: Sequence[str | None] | None, adapters: Mapping[str, Ma
 
 
 @contextlib.contextmanager
-def hooked(unet: nn.Module, adapters: Mapping[str, MapAdapter], map_of_row: Sequence[str | None]) -> Iterator[None]:
-    """Adds each row's LoRA to the layers' outputs for the duration of the block, in which compiled models run eagerly."""
+def hooked(
+    unet: nn.Module, adapters: Mapping[str, MapAdapter], map_of_row: Sequence[str | None], picture_bchw: Tensor | None = None
+) -> Iterator[None]:
+    """Adds each row's LoRA to the layers' outputs for the duration of the block, in which compiled models run eagerly.
+
+    picture_bchw: latents of the rows' pictures, for adapters that take them.
+    """
     parts: dict[str, list[tuple[slice, LayerDelta]]] = {}
     for name, rows in labelled_slices(map_of_row):
         for layer, delta in adapters[name].named_deltas():
             parts.setdefault(layer, []).append((rows, delta))
     handles = []
     try:
+        for name, rows in labelled_slices(map_of_row):
+            if (picture_in := adapters[name].picture_in) is not None and picture_bchw is not None:
+                entry = comfy.utils.get_attr(unet, adapters[name].entry)
+                handles.append(entry.register_forward_hook(_add_picture(rows, picture_in, picture_bchw)))
         for layer, layer_parts in parts.items():
             handles.append(comfy.utils.get_attr(unet, layer).register_forward_hook(_add_rows(layer, layer_parts, len(map_of_row))))
         with _eager():
@@ -202,6 +233,14 @@ def _add_rows(layer: str, parts: list[tuple[slice, LayerDelta]], rows: int) -> C
             here = slice(part.start * windows, part.stop * windows)
             # In place: a Linear's or Conv2d's output belongs to nobody else yet.
             output[here] += delta(x[here]).to(output.dtype)
+        return output
+
+    return hook
+
+
+def _add_picture(rows: slice, picture_in: PictureIn, picture_bchw: Tensor) -> Callable:
+    def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        output[rows] += picture_in(picture_bchw[rows].to(output))
         return output
 
     return hook

@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -45,23 +46,32 @@ def require_parts(model: ModelPatcher, clip, vae) -> None:
 
 
 @dataclass(frozen=True)
-class RowForward:
-    """One UNet forward with a map per row; where memory turns out not to suffice, several.
+class RowPrediction(ABC):
+    """Map latents of pictures' latents with a map per row; where memory turns out not to suffice, in several parts.
 
-    names, embeddings, timesteps: of the maps. assign: whether rows get the MODEL's carried LoRAs (not for a merged LoRA).
+    names, embeddings: of the maps. assign: whether rows get the MODEL's carried LoRAs (not for a merged LoRA).
     """
 
     model: ModelPatcher
     names: tuple[str, ...]
     embeddings: list[tuple[Tensor, dict]]
-    timesteps: Tensor
     assign: bool
 
+    @abstractmethod
+    def together(self, latent_bchw: Tensor, rows: list[int]) -> Tensor:
+        """All rows at once; row i belongs to map `rows[i]`."""
+
+    def guider(self, rows: list[int]) -> comfy.samplers.CFGGuider:
+        """Core's, each row with its map's LoRA."""
+        guider = comfy.samplers.CFGGuider(self.model)
+        if self.assign:
+            guider.model_options = row_lora.options_for_rows(guider.model_options, [self.names[index] for index in rows])
+        return guider
+
     def __call__(self, latent_bchw: Tensor, rows: list[int]) -> Tensor:
-        """Raw outputs of the latents; row i belongs to map `rows[i]`."""
-        map_of_row = [self.names[index] for index in rows] if self.assign else None
+        """As `together`."""
         try:
-            return _raw_outputs(self.model, latent_bchw, _join_rows(self.embeddings, rows), self.timesteps[rows], map_of_row)
+            return self.together(latent_bchw, rows)
         except comfy.model_management.OOM_EXCEPTION:
             if len(rows) == 1:
                 raise
@@ -72,10 +82,26 @@ class RowForward:
         return torch.cat([self(latent_bchw[:half], rows[:half]), self(latent_bchw[half:], rows[half:])])
 
 
+@dataclass(frozen=True)
+class RowForward(RowPrediction):
+    """One UNet forward. timesteps: of the maps."""
+
+    timesteps: Tensor
+
+    def together(self, latent_bchw: Tensor, rows: list[int]) -> Tensor:
+        guider = self.guider(rows)
+        # Only the positive side: one evaluation, no guidance.
+        guider.inner_set_conds({"positive": join_rows(self.embeddings, rows)})
+        sigma_of_row = self.model.get_model_object("model_sampling").sigma(self.timesteps[rows])
+        sigmas = torch.stack([sigma_of_row.max(), torch.zeros(())])
+        output = guider.sample(torch.zeros_like(latent_bchw), latent_bchw, RawOutput(sigma_of_row), sigmas, disable_pbar=True)
+        return output.to(comfy.model_management.intermediate_device())
+
+
 def make_generator(model: ModelPatcher, clip, vae, recipes: Mapping[str, Recipe], assign: bool) -> Generator:
     """The Generator of `methods.intrinsic_lora.extract` on native objects.
 
-    recipes: by map, in row order. assign: as in `RowForward`. Nothing in it may refer to itself: a patched clone that
+    recipes: by map, in row order. assign: as in `RowPrediction`. Nothing in it may refer to itself: a patched clone that
     waits for the garbage collector makes core collect all garbage at every load.
     """
     single_step = require(model, SINGLE_STEP)
@@ -84,29 +110,20 @@ def make_generator(model: ModelPatcher, clip, vae, recipes: Mapping[str, Recipe]
     forward = RowForward(
         step_model,
         tuple(recipes),
-        [_encode_prompt(clip, recipe.prompt, single_step.context_width(model)) for recipe in recipes.values()],
-        torch.tensor([float(recipe.timestep) for recipe in recipes.values()]),
+        [encode_prompt(clip, recipe.prompt, single_step.context_width(model)) for recipe in recipes.values()],
         assign,
+        torch.tensor([float(recipe.timestep) for recipe in recipes.values()]),
     )
+    return generator_of(forward, vae, recipes)
+
+
+def generator_of(predict: RowPrediction, vae, recipes: Mapping[str, Recipe]) -> Generator:
+    """Around a prediction the VAE's both ends, which clamp nothing."""
     to_own = {name: recipe.to_own for name, recipe in recipes.items() if recipe.to_own is not None}
-    return Generator(vae.encode, forward, unclamped(vae).decode, int(vae.downscale_ratio), to_own)
+    return Generator(vae.encode, predict, unclamped(vae).decode, int(vae.downscale_ratio), to_own)
 
 
-def _raw_outputs(
-    model: ModelPatcher, latent_bchw: Tensor, conditioning: list, timestep_of_row: Tensor, map_of_row: list[str] | None
-) -> Tensor:
-    guider = comfy.samplers.CFGGuider(model)
-    # Only the positive side: one evaluation, no guidance.
-    guider.inner_set_conds({"positive": conditioning})
-    if map_of_row is not None:
-        guider.model_options = row_lora.options_for_rows(guider.model_options, map_of_row)
-    sigma_of_row = model.get_model_object("model_sampling").sigma(timestep_of_row)
-    sigmas = torch.stack([sigma_of_row.max(), torch.zeros(())])
-    output = guider.sample(torch.zeros_like(latent_bchw), latent_bchw, RawOutput(sigma_of_row), sigmas, disable_pbar=True)
-    return output.to(comfy.model_management.intermediate_device())
-
-
-def _encode_prompt(clip, prompt: str, context_width: int | None) -> tuple[Tensor, dict]:
+def encode_prompt(clip, prompt: str, context_width: int | None) -> tuple[Tensor, dict]:
     # A CLIP with scheduled hooks gives a conditioning for each part of the schedule; the single step is its first moment.
     embedding, extra = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0]
     if context_width not in (None, embedding.shape[-1]):
@@ -116,7 +133,7 @@ def _encode_prompt(clip, prompt: str, context_width: int | None) -> tuple[Tensor
     return embedding, extra
 
 
-def _join_rows(embeddings: list[tuple[Tensor, dict]], rows: list[int]) -> list:
+def join_rows(embeddings: list[tuple[Tensor, dict]], rows: list[int]) -> list:
     """One conditioning whose row i belongs to map `rows[i]`, so that core keeps all rows in one forward."""
     tokens = math.lcm(*(embedding.shape[1] for embedding, _ in embeddings))
     # Repeating a prompt's tokens leaves its attention as it is (core pads the same way).

@@ -10,13 +10,13 @@ import comfy.text_encoders.sd2_clip
 import comfy.utils
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
-from torch import nn
+from torch import Tensor, nn
 
 from .....methods.ildm.schedules import stage_blocks
 from .....methods.lora.layers import LoraLayer
 from ...batch_rows.row_lora import MapAdapter
 from ...loading.text_encoder import CLIP_L, TextFamily, TextPart
-from ..backbone import INTRINSIC_LORA, JOINT_LORA, Backbone, CrossDomain, Family, MapAttention, SingleStep
+from ..backbone import INTRINSIC_LORA, JOINT_LORA, Backbone, CrossDomain, Family, MapAttention, MultiStep, SingleStep
 from .attention import exchange_in, join_maps_in
 from .loading import load_unet
 
@@ -33,6 +33,36 @@ def require_plain(model: ModelPatcher) -> None:
         raise ValueError(
             f"This UNet takes {unet.in_channels} input channels, {wanted} were expected: load a plain text-to-image checkpoint, "
             "not an inpainting or editing one."
+        )
+
+
+ENTRY = "input_blocks.0.0"
+
+
+def require_picture_channels(model: ModelPatcher, picture_in: Tensor | None, source: str) -> None:
+    """Raises ValueError unless MODEL and file together take the picture's latent, once."""
+    unet = model.get_model_object("diffusion_model")
+    channels = model.get_model_object("latent_format").latent_channels
+    plain, widened = f"a plain one takes {channels}", f"one that edits pictures (instruct-pix2pix) {2 * channels}"
+    kinds = f"{plain}, {widened}, an inpainting one {2 * channels + 1}"
+    if picture_in is None and unet.in_channels != 2 * channels:
+        raise ValueError(
+            f"{source} holds no weights for the picture's channels, so its MODEL must; this UNet takes {unet.in_channels} input channels "
+            f"({kinds}): load the widened model that the file was trained on."
+        )
+    if picture_in is None:
+        return
+    if unet.in_channels != channels:
+        raise ValueError(
+            f"{source} brings weights for the picture's channels; this UNet takes {unet.in_channels} input channels ({kinds}): load the "
+            "plain model that the file was trained on."
+        )
+    entry = unet.get_submodule(ENTRY)
+    wanted = (entry.out_channels, channels, *entry.kernel_size)
+    if tuple(picture_in.shape) != wanted:
+        raise ValueError(
+            f"{source} was made for a model of another width: its weights for the picture are {tuple(picture_in.shape)}, the MODEL needs "
+            f"{wanted}. Load the base model it was trained on."
         )
 
 
@@ -100,4 +130,5 @@ UNET = Backbone(
     ),
     cross_domain=CrossDomain(exchange_in, bind_lora),
     map_attention=MapAttention(join_maps_in),
+    multi_step=MultiStep(ENTRY, require_picture_channels),
 )
