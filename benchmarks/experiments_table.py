@@ -1,6 +1,6 @@
 """The experiments of the Intrinsic LoRA paper on the bundled base, small: what docs/experiments.md takes its figures from.
 
-    OMP_NUM_THREADS=1 python -m intrinsic_lab.benchmarks.experiments_table [NAME ...] [--runs DIR]
+    OMP_NUM_THREADS=1 python -m intrinsic_lab.benchmarks.experiments_table [NAME ...] [--seeds N] [--runs DIR]
 
 Each is `python -m intrinsic_lab.training.experiments NAME` with few steps; runs that were finished before are not done again. Tables and
 plots go to benchmarks/results/experiments. `bases` compares the bundled base with two that were trained for a small part of its time, and
@@ -32,7 +32,7 @@ SHARED = "--steps 150 --batch 1 --learning-rate 1e-3 --warmup 15 --ema-decay 0.9
 # The paper's LoRA, of attention alone, is too weak for so small a base (scenes_table); where layers are compared it is the question.
 WIDE = "--kind wide --rank 8"
 # A multi-step model learns every level of noise.
-LONGER = "--steps 600 --seeds 1 --judged 12"
+LONGER = "--steps 400 --seeds 1 --judged 8"
 OPTIONS = {
     "control": f"{WIDE} --seeds 3",
     "ranks": "--kind wide --seeds 2",
@@ -78,11 +78,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(OPTIONS), help="which experiments; all")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "experiments")
+    parser.add_argument("--seeds", type=int, help="of every experiment, instead of its own")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     for name in arguments.names:
         bases = [*young_bases(arguments.runs / "bases"), NANO] if name == "bases" else [NANO]
         options = [name, "--base", *map(str, bases), "--output", str(arguments.runs), *SHARED.split(), *OPTIONS[name].split()]
+        options += [] if arguments.seeds is None else ["--seeds", str(arguments.seeds)]
         config = experiment_from(build_parser().parse_args(options))
         results = run_experiment(config, report=lambda run: console_report(run, every=100))
         table = write_report(config, results)
