@@ -37,7 +37,7 @@ OPTIONS = {
     "control": f"{WIDE} --seeds 3",
     "ranks": "--kind wide --seeds 2",
     "layers": "--kind attention --seeds 2",
-    "labels": f"{WIDE} --values 2 8 32 128 --seeds 2",
+    "labels": f"{WIDE} --values 8 32 128 --seeds 2",
     "bases": f"{WIDE} --seeds 2",
     "steps": f"{WIDE} --method augmented {LONGER}",
     "guidance": f"{WIDE} --method augmented {LONGER}",

@@ -75,7 +75,8 @@ def test_imports_run_one_way_between_the_rooms():
         f"{path.relative_to(ROOT)}:{line} imports {'.'.join(module)}"
         for path in SOURCES
         for line, kind, module in imports(path)
-        if kind == "relative" and module[0] not in MAY_IMPORT[path.relative_to(ROOT).parts[0]]
+        if kind == "relative"
+        and module[0] not in MAY_IMPORT[path.relative_to(ROOT).parts[0]]
         # Experiments train and judge: they stand on both.
         and not (module[0] == "evaluate" and path.is_relative_to(ROOT / "training" / "experiments"))
     ]

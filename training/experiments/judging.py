@@ -133,10 +133,18 @@ def predictions_of(base: SingleStepBase, config: IntrinsicLoraConfig, sampling: 
     return SampledPredictions(base, recipe, config.data.size, noise_for(config.base, config.method), sampling)
 
 
+class NotFinite(ValueError):
+    """A trained network's maps hold what is no number."""
+
+
 def judge(predictions: NetworkPredictions, judged: Judged, alignment: str) -> dict[str, float]:
-    """Every metric of a trained network, the mean over the pictures. Raises ValueError as the metrics do, and without any picture."""
-    name = predictions.recipe.map
-    scores = [measure(name, predictions.of(picture), reference, alignment) for picture, reference in judged.pictures(name)]
+    """Every metric of a trained network, the mean over the pictures. Raises NotFinite, and ValueError where nothing can be judged."""
+    name, scores = predictions.recipe.map, []
+    for picture, reference in judged.pictures(name):
+        data = predictions.of(picture)
+        if not data.isfinite().all():
+            raise NotFinite("its maps are NaN or infinite")
+        scores.append(measure(name, data, reference, alignment))
     if not scores:
         raise ValueError(f"nothing of {judged} can be judged: its masks are empty.")
     return {metric: fmean(score[metric] for score in scores) for metric in scores[0]}

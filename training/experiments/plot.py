@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import hypot
+from math import ceil, floor, hypot, log10
 from statistics import fmean, stdev
 
 from PIL import Image, ImageDraw, ImageFont
@@ -58,11 +58,12 @@ def _panel(panel: Panel) -> Image.Image:
         return x * _TIMES, (TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM)) * _TIMES
 
     pen.text((LEFT * _TIMES, 8 * _TIMES), panel.title, font=large, fill="black")
-    for line in range(5):
-        value = low + (high - low) * line / 4
+    step = _round_step((high - low) / 5)
+    for line in range(ceil(low / step), floor(high / step) + 1):
+        value = line * step
         y = at(0, value)[1]
         pen.line([(LEFT * _TIMES, y), ((WIDTH - RIGHT) * _TIMES, y)], fill="#e4e4e4", width=_TIMES)
-        pen.text(((LEFT - 6) * _TIMES, y), f"{value:.3g}", font=small, fill="#555555", anchor="rm")
+        pen.text(((LEFT - 6) * _TIMES, y), f"{value:.6g}", font=small, fill="#555555", anchor="rm")
     for place, mark in enumerate(panel.places):
         # Neighbours with long names stand on two lines.
         y = HEIGHT - BOTTOM + 8 + (place % 2) * 14 * (sum(map(len, panel.places)) > 60)
@@ -77,6 +78,12 @@ def _panel(panel: Panel) -> Image.Image:
         pen.text(((x + 24) * _TIMES, y * _TIMES), curve.title, font=small, fill=color, anchor="lm")
         ends[curve.dashed] = x + 38 + round(pen.textlength(curve.title, font=small) / _TIMES)
     return picture
+
+
+def _round_step(least: float) -> float:
+    """The next of 1, 2, 5, 10, 20 ... and their tenths."""
+    power = 10 ** floor(log10(least))
+    return next(times * power for times in (1, 2, 5, 10) if times * power >= least * (1 - 1e-9))
 
 
 def _colors(curves: Sequence[Curve]) -> list[str]:

@@ -124,6 +124,6 @@ def _panel(config: ExperimentConfig, record: dict[str, Any], map_name: str) -> P
                 for place, value in enumerate(config.axis_values)
                 if (number := paper.NUMBERS.get(config.name, {}).get((method, value)))
             }
-            curves.append(Curve(f"the paper{', ' + METHODS[method].title if method else ''}", numbers, dashed=True))
+            curves.append(Curve(f"{METHODS[method].title}, the paper" if method else paper.SOURCE, numbers, dashed=True))
     places = tuple(config.experiment.titles.get(shown_value(value), shown_value(value)) for value in config.axis_values)
     return Panel(f"{map_name}: {LABELS[metric]}", config.experiment.axis, places, tuple(curve for curve in curves if curve.points))

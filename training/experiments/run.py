@@ -22,7 +22,7 @@ from ..loop import Diverged, Report
 from ..pairs import SceneData
 from ..set_data import SetData
 from .experiments import EXPERIMENTS, METHODS, Experiment
-from .judging import Judged, Sampling, judge, predictions_of
+from .judging import Judged, NotFinite, Sampling, judge, predictions_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -179,12 +179,14 @@ def _require_possible(config: ExperimentConfig, cells: list[Cell]) -> None:
 def _result(config: ExperimentConfig, cell: Cell, cache: Path, report: Report | None) -> dict[str, Any]:
     try:
         trained = train_intrinsic_lora(cell.config, pairs=_pairs(config, cell, cache), report=report)
-    except Diverged as diverged:
-        _LOG.warning("%s: %s", cell.name, diverged)
-        return {"diverged": f"the loss became {diverged.loss} at step {diverged.step}", "machine": machine_and_card()}
+        scores = judge(predictions_of(trained.base, cell.config, cell.sampling), config.judged, config.alignment)
+    except (Diverged, NotFinite) as diverged:
+        _LOG.warning("%s diverged: %s", cell.name, diverged)
+        reason = f"the loss became {diverged.loss} at step {diverged.step}" if isinstance(diverged, Diverged) else str(diverged)
+        return {"diverged": reason, "machine": machine_and_card()}
     learning = [parameter for parameter in trained.base.network.parameters() if parameter.requires_grad]
     return {
-        "scores": judge(predictions_of(trained.base, cell.config, cell.sampling), config.judged, config.alignment),
+        "scores": scores,
         "parameters": sum(parameter.numel() for parameter in learning),
         "final_loss": trained.history.final_loss(),
         "seconds": round(trained.history.seconds, 1),
