@@ -33,11 +33,12 @@ def noise_for(base: Path, method: str) -> Noise:
 
 def scheduler_of(noise: Noise) -> DDPMScheduler:
     """diffusers' object for a process of noise; timesteps are spaced from the last one down."""
+    # By name: diffusers takes what comes by position for its defaults when another scheduler is made of this one's config.
     return DDPMScheduler(
-        noise.timesteps,
-        noise.first_beta,
-        noise.last_beta,
-        noise.betas,
+        num_train_timesteps=noise.timesteps,
+        beta_start=noise.first_beta,
+        beta_end=noise.last_beta,
+        beta_schedule=noise.betas,
         prediction_type=noise.prediction,
         rescale_betas_zero_snr=noise.zero_snr,
         timestep_spacing="trailing",

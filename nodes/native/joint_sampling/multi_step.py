@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import comfy.conds
 import comfy.model_base
 import comfy.model_management
 import comfy.model_sampling
@@ -12,6 +13,7 @@ import comfy.samplers
 import node_helpers
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....methods.intrinsic_lora.extract import Generator
@@ -21,6 +23,7 @@ from ..backbones import SINGLE_STEP, require
 from ..loading.sampling import BETA_SCHEDULES
 from .single_step import RowPrediction, encode_prompt, generator_of, join_rows
 
+KEY = "intrinsic_lab.multi_step"
 # Under which a conditioning carries a picture's latent in core (InstructPixToPixConditioning).
 PICTURE_LATENT = "concat_latent_image"
 # What core's instruct-pix2pix models say of themselves: the latent goes in as the VAE gives it.
@@ -49,21 +52,32 @@ def model_sampling(noise: Noise) -> comfy.model_sampling.ModelSamplingDiscrete:
 
 
 def see_picture(model: ModelPatcher, noise: Noise) -> ModelPatcher:
-    """A clone that any sampler runs as an augmented Intrinsic LoRA was trained: its noise, and the latent that conditionings carry."""
+    """A clone that any sampler runs as an augmented Intrinsic LoRA was trained: its noise, and the latents that conditionings carry."""
     clone = model.clone()
     clone.add_object_patch("model_sampling", model_sampling(noise))
-    clone.add_object_patch("concat_cond", _picture_condition)
+    # Core takes further channels of single files for inpainting's.
+    clone.add_object_patch("concat_keys", ())
+    clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _hand_on_pictures)
     return clone
 
 
-def _picture_condition(**kwargs) -> Tensor:
-    """In the place of the MODEL's own `concat_cond`, which knows inpainting."""
-    if kwargs.get(PICTURE_LATENT) is None:
+def _hand_on_pictures(executor, noise: Tensor, *arguments, **options) -> Tensor:
+    """Makes of the picture in every conditioning what core's instruct-pix2pix models make of it."""
+    guider = executor.class_obj
+    for kind, conditions in guider.conds.items():
+        guider.conds[kind] = [_with_picture(condition, noise, guider.model_patcher.load_device) for condition in conditions]
+    return executor(noise, *arguments, **options)
+
+
+def _with_picture(condition: dict, noise: Tensor, device: torch.device) -> dict:
+    if condition.get(PICTURE_LATENT) is None:
         raise ValueError(
             "This MODEL makes maps of a picture, and a conditioning of the sampler has none: let positive and negative go through "
             "InstructPixToPixConditioning, or use Extract Maps in Steps."
         )
-    return comfy.model_base.IP2P.concat_cond(_AS_IT_IS, **kwargs)
+    latent = comfy.model_base.IP2P.concat_cond(_AS_IT_IS, concat_latent_image=condition[PICTURE_LATENT], noise=noise, device=device)
+    return condition | {"model_conds": condition["model_conds"] | {"c_concat": comfy.conds.CONDNoiseShape(latent)}}
 
 
 @dataclass(frozen=True)
