@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..methods.intrinsic_lora.extract import ExtractSettings, extract, plan_extraction, resize
-from ..methods.intrinsic_lora.multi_step import AUGMENTED, METHODS, SINGLE
+from ..methods.intrinsic_lora.multi_step import AUGMENTED, SINGLE
 from ..methods.intrinsic_lora.recipe import AUTO, Recipe, conventions, recipe_of
 from ..methods.lora.layers import LoraFile
 from ..methods.maps import MAPS, image_from_map, map_from_image
@@ -94,14 +94,6 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
                     tooltip="In which convention the LoRA learnt its map; what is extracted is in this pack's. 'auto': what the "
                     "file says, and for the published files without a header what they are known to hold; the node tells what it took.",
                 ),
-                io.Combo.Input(
-                    "method",
-                    options=[AUTO, *METHODS],
-                    default=AUTO,
-                    optional=True,
-                    tooltip="How the LoRA makes its map. single: in one step. multi: in an ordinary sampler, from the picture's latent. "
-                    "augmented: in a sampler, the picture's latent beside the noise (I-LoRA AUG). 'auto': what the file says, else single.",
-                ),
             ],
             outputs=[
                 io.Model.Output("MODEL", display_name="model", tooltip="The model, carrying this map's LoRA beside those applied before.")
@@ -110,9 +102,7 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(
-        cls, lora_name: str | None, map: str, strength: float, model=None, convention: str = AUTO, method: str = AUTO
-    ) -> str:
+    def fingerprint_inputs(cls, lora_name: str | None, map: str, strength: float, model=None, convention: str = AUTO) -> str:
         if lora_name is None:
             # It comes over a link: then what is there changes with it.
             return "linked"
@@ -124,14 +114,16 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
         return f"{stat.st_mtime_ns} {stat.st_size}"
 
     @classmethod
-    def execute(cls, model, lora_name: str, map: str, strength: float, convention: str = AUTO, method: str = AUTO) -> io.NodeOutput:
+    def execute(cls, model, lora_name: str, map: str, strength: float, convention: str = AUTO) -> io.NodeOutput:
         require(model, SINGLE_STEP)
         from ..methods.lora.lora_file import read_lora
 
         lora = read_lora(lora_path(lora_name, BUNDLED_LORAS))
         if lora.ignored:
             logging.warning("%s: %d text-encoder tensors are left out, intrinsic maps use the UNet only.", lora_name, lora.ignored)
-        recipe = recipe_of(lora, lora_name, map, convention, method)
+        # A file without a header can make its map in one step only where the MODEL has no channels for the picture.
+        widened = lora.picture_in is not None or require(model, MULTI_STEP).is_widened(model)
+        recipe = recipe_of(lora, lora_name, map, convention, AUGMENTED if widened else SINGLE)
         carrying = _carrying(model, lora, recipe, strength, lora_name)
         logging.info("%s: %s", lora_name, recipe.in_words)
         show_on_node(recipe.in_words, cls.hidden.unique_id if cls.hidden else None)

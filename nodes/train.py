@@ -7,6 +7,7 @@ from comfy_api.latest import io, ui
 
 # The trainers import diffusers, peft and accelerate: they are imported when a training starts.
 from ..methods.ildm.intrinsic_vae import INTRINSICS
+from ..methods.intrinsic_lora.multi_step import METHODS
 from ..methods.lumix.design import ATTENTIONS, FUSED, QUERY_BROADCAST, SEPARATE, TENSOR, Design
 from ..methods.maps import MAPS
 from ..methods.maps.files import COLOR_FILES, DEPTH_FILES, NORMAL_FILES
@@ -191,13 +192,27 @@ class TrainLoRA(_Training):
                     ),
                     _checkpointing(),
                 ),
+                _choice(
+                    "method",
+                    METHODS,
+                    "single: one forward pass. multi: the model's own denoising, sampled from the picture. augmented: sampled with the "
+                    "picture beside the noise (I-LoRA AUG). Many steps are for Extract Maps in Steps.",
+                ),
             ],
             outputs=_outputs("LORA_NAME", "lora_name", "The LoRA's name: connect it to lora_name of Apply Intrinsic LoRA or Load LoRA."),
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
-    def execute(cls, map: str, rank: int, kind: str = ADAPTERS[0], gradient_checkpointing: bool = False, **shared: Any) -> io.NodeOutput:
+    def execute(
+        cls,
+        map: str,
+        rank: int,
+        kind: str = ADAPTERS[0],
+        gradient_checkpointing: bool = False,
+        method: str = METHODS[0],
+        **shared: Any,
+    ) -> io.NodeOutput:
         def trainer(settings: Settings) -> tuple:
             from ..training.intrinsic_lora import IntrinsicLoraConfig, train_intrinsic_lora
 
@@ -210,6 +225,7 @@ class TrainLoRA(_Training):
                 rank,
                 settings.batch,
                 gradient_checkpointing=gradient_checkpointing,
+                method=method,
             )
             return config, lambda watcher: train_intrinsic_lora(config, report=watcher.step, on_encoded=watcher.encoded)
 

@@ -41,7 +41,7 @@ class TrainerConfig(ABC):
 
     def record(self) -> str:
         """All settings as JSON for a file that is passed on: of folders only the names."""
-        settings = self.task_settings() | {"base": self.base.name}
+        settings = self.task_settings() | {name: value.name for name, value in vars(self).items() if isinstance(value, Path)}
         if isinstance(data := getattr(self, "data", None), FolderData | SetData):
             settings["data"] |= {"folder": data.folder.name}
         return json.dumps(settings | {"loop": self.loop.record()})

@@ -67,8 +67,8 @@ def conventions() -> list[str]:
     return list(dict.fromkeys(name for kind in MAPS.values() if kind.files.setting for name in kind.files.choices))
 
 
-def recipe_of(lora: LoraFile, source: str, map_name: str = AUTO, convention: str = AUTO, method: str = AUTO) -> Recipe:
-    """From a file. map_name, convention, method: AUTO, or what a person says.
+def recipe_of(lora: LoraFile, source: str, map_name: str = AUTO, convention: str = AUTO, unsaid_method: str = SINGLE) -> Recipe:
+    """From a file. map_name, convention: AUTO, or what a person says. unsaid_method: of a file whose header has none.
 
     Raises ValueError, naming `source`, where the file does not say which map it makes, says what makes no sense, or its map has no such
     convention.
@@ -81,9 +81,9 @@ def recipe_of(lora: LoraFile, source: str, map_name: str = AUTO, convention: str
         raise ValueError(f"{source} says it makes the map '{found}', known are {', '.join(MAPS)}: choose one of them as 'map'.")
     # The rest of a header is about the map that it names.
     of_map = header if header.get("map") == found else {}
-    chosen = header.get("method", SINGLE) if method == AUTO else method
-    if chosen not in METHODS:
-        raise ValueError(f"{source} says it works by the method '{chosen}', known are {', '.join(METHODS)}: choose one as 'method'.")
+    method = header.get("method", unsaid_method)
+    if method not in METHODS:
+        raise ValueError(f"{source} says it works by the method '{method}', known are {', '.join(METHODS)}: export it again.")
     timestep, resolution = _header_number(header, "timestep", source), _header_number(header, "resolution", source)
     return Recipe(
         found,
@@ -91,8 +91,8 @@ def recipe_of(lora: LoraFile, source: str, map_name: str = AUTO, convention: str
         DEFAULT_TIMESTEP if timestep is None else timestep,
         resolution,
         *_convention(lora, source, found, of_map, convention),
-        chosen,
-        noise_of(header, source) if chosen == AUGMENTED else None,
+        method,
+        noise_of(header, source) if method == AUGMENTED else None,
     )
 
 

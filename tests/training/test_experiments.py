@@ -232,6 +232,15 @@ def test_steps_and_guidance_judge_one_training_as_diffusers_samples_it(tiny_base
     assert row["runs"][0]["scores"]["mean_degrees"] == pytest.approx(degrees, rel=1e-3)
     tables = [json.loads((tmp_path / f"{name}.json").read_text())["rows"] for name in ("steps", "guidance")]
     assert len({row["runs"][0]["scores"]["mean_degrees"] for rows in tables for row in rows}) == 4
+    # The file alone, merged into the base, in place of a training.
+    given = ["--method", "augmented", "--lora", str(lora), "--seeds", "1", "--judged", "2", "--values", "3"]
+    assert main([*experiment("steps", tiny_base, tmp_path / "given"), *given]) == 0
+    (again,) = json.loads((tmp_path / "given" / "steps.json").read_text())["rows"]
+    assert again["runs"][0]["scores"]["mean_degrees"] == pytest.approx(degrees, rel=1e-3)
+    assert again["runs"][0]["parameters"] == row["runs"][0]["parameters"]
+    assert not list((tmp_path / "given").rglob("*.pt")) and not (tmp_path / "given" / "latents").exists()
+    assert main([*experiment("steps", tiny_base, tmp_path / "given"), *given, "--map", "depth"]) == 2
+    assert "normal.safetensors makes normal by the method augmented: ask for these" in caplog.text
 
 
 def test_a_run_that_diverges_is_kept_as_such(tiny_base, tmp_path, caplog):

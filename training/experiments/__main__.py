@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     experiment.add_argument("--values", nargs="+", default=[], help=f"places on the axis, instead of the usual ones ({usual})")
     experiment.add_argument("--methods", nargs="+", default=[], choices=tuple(METHODS), help="of labels, instead of all")
     experiment.add_argument("--seeds", type=int, default=ExperimentConfig.seeds, help="runs of every place, with seeds from --seed on")
+    experiment.add_argument("--lora", type=Path, help="of steps and guidance: judge this LoRA of the trainer, train none")
     experiment.add_argument("--judge", metavar="NAME:FOLDER", help=f"data set to judge on ({', '.join(DATA_SETS)}); without --data: scenes")
     experiment.add_argument("--judge-split", default="", help="of --judge; empty: its usual one")
     experiment.add_argument("--judged", type=int, help=f"judge on the first so many pictures (all of a set, {SCENES} scenes)")
@@ -62,7 +63,9 @@ def experiment_from(arguments: argparse.Namespace) -> ExperimentConfig:
     shared = config_from(run)
     judged = _judged(arguments, shared)
     methods = tuple(arguments.methods)
-    return ExperimentConfig(experiment.name, shared, tuple(arguments.map), judged, values, methods, arguments.seeds, arguments.align)
+    return ExperimentConfig(
+        experiment.name, shared, tuple(arguments.map), judged, values, methods, arguments.seeds, arguments.align, arguments.lora
+    )
 
 
 def _judged(arguments: argparse.Namespace, shared: IntrinsicLoraConfig) -> Judged:

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from math import isfinite, nan
 from pathlib import Path
 
+from ...evaluate.predictions import Sampling
 from ..folder_data import FewPairs, FolderData
 from ..intrinsic_lora import IntrinsicLoraConfig
 from ..intrinsic_lora.adapter import LAYERS
 from ..pairs import JoinedData, SceneData
-from .judging import Sampling
 
 # What a place of the axis makes of the settings that all runs share. Raises ValueError, in words, for a value that is none.
 Change = Callable[[IntrinsicLoraConfig, str], IntrinsicLoraConfig]

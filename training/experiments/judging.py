@@ -1,7 +1,7 @@
 """The pictures that every run of an experiment is judged on, none of which it has learnt from."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ...data import DATA_SETS, MapData
 from ...evaluate.measures import measure
-from ...evaluate.predictions import NetworkPredictions
-from ...methods.intrinsic_lora.multi_step import SINGLE, Noise
+from ...evaluate.predictions import NetworkPredictions, Sampling
+from ...methods.intrinsic_lora.multi_step import SINGLE
 from ...methods.intrinsic_lora.recipe import Recipe
 from ...methods.maps import MAPS, map_kind
-from ..intrinsic_lora import IntrinsicLoraConfig, SingleStepBase, noise_for, predict_maps_in_steps
+from ..intrinsic_lora import IntrinsicLoraConfig, SingleStepBase, noise_for
 from ..pairs import PairSource
 from ..scene_pictures import HELD_OUT_SEEDS, render_kind, scene_data
 from ..set_data import SetPairs
@@ -102,35 +102,11 @@ class JudgedSet:
 Judged = JudgedScenes | JudgedSet
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a multi-step network is asked for a map; the defaults are the paper's, the rescaling upstream's."""
-
-    steps: int = 25
-    guidance: float = 3.0
-    rescale: float = 0.7
-
-    def __str__(self) -> str:
-        return f"{self.steps} steps, guidance {self.guidance:g}, rescaled by {self.rescale:g}"
-
-
-class SampledPredictions(NetworkPredictions):
-    """Of a network that was trained to denoise maps."""
-
-    def __init__(self, base: SingleStepBase, recipe: Recipe, size: int, noise: Noise, sampling: Sampling):
-        super().__init__(base, recipe, size)
-        self.noise, self.sampling = noise, sampling
-
-    def maps(self, pictures_bchw: Tensor) -> Tensor:
-        return predict_maps_in_steps(self.base, self.noise, pictures_bchw, self.recipe.map, **asdict(self.sampling))
-
-
 def predictions_of(base: SingleStepBase, config: IntrinsicLoraConfig, sampling: Sampling) -> NetworkPredictions:
     """Of a network that was trained with `config`, at the size it was trained at."""
-    recipe = Recipe(config.map, MAPS[config.map].prompt)
-    if config.method == SINGLE:
-        return NetworkPredictions(base, recipe, config.data.size)
-    return SampledPredictions(base, recipe, config.data.size, noise_for(config.base, config.method), sampling)
+    recipe = Recipe(config.map, MAPS[config.map].prompt, method=config.method)
+    noise = None if config.method == SINGLE else noise_for(config.base, config.method)
+    return NetworkPredictions(base, recipe, config.data.size, noise, sampling)
 
 
 class NotFinite(ValueError):

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from ...evaluate.predictions import Sampling
 from ...kernels.machine import machine_and_card
 from ...methods.intrinsic_lora.multi_step import SINGLE
 from ...methods.maps import map_kind
@@ -13,7 +14,6 @@ from ...methods.metrics import LABELS
 from ..atomic import write_atomically, write_json, write_text
 from . import paper
 from .experiments import METHODS
-from .judging import Sampling
 from .plot import Curve, Panel, draw
 from .run import Cell, ExperimentConfig, rows
 
@@ -60,12 +60,14 @@ def shown_value(value: str) -> str:
 def _table(config: ExperimentConfig, record: dict[str, Any]) -> str:
     experiment, settings = config.experiment, record["settings"]
     loop = settings["loop"]
+    trained = f"{loop['steps']} steps of {settings['batch'] * loop['accumulation']} pairs at {loop['learning_rate']:g}"
     shared = [
-        f"{loop['steps']} steps of {settings['batch'] * loop.get('accumulation', 1)} pairs at {loop['learning_rate']:g}",
+        f"{config.lora.name}, noise drawn by the seeds" if config.lora else trained,
         f"judged on {record['judged']}",
     ]
     if config.shared.method != SINGLE:
-        shared.append(f"method {config.shared.method}" + ("" if experiment.sampling else f" ({Sampling()})"))
+        usual = f" ({Sampling.steps} steps, guidance {Sampling.guidance:g})"
+        shared.append(f"method {config.shared.method}" + ("" if experiment.sampling else usual))
     if any(name.startswith("depth") for name in config.maps):
         shared.append(f"depth after {config.alignment} alignment")
     lines = [

@@ -10,9 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ...evaluate.predictions import ModelPredictions, NetworkPredictions, Sampling
 from ...kernels.machine import machine_and_card
 from ...methods import metrics
 from ...methods.intrinsic_lora.multi_step import AUGMENTED, MULTI, SINGLE
+from ...methods.lora.lora_file import read_lora
 from ..atomic import write_json
 from ..backbones import single_step_in
 from ..folder_data import FewPairs, few_rows
@@ -22,7 +24,7 @@ from ..loop import Diverged, Report
 from ..pairs import SceneData
 from ..set_data import SetData
 from .experiments import EXPERIMENTS, METHODS, Experiment
-from .judging import Judged, NotFinite, Sampling, judge, predictions_of
+from .judging import Judged, NotFinite, judge, predictions_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,7 +54,8 @@ class ExperimentConfig:
     """An experiment, tried with every map, every value and so many seeds.
 
     shared: the settings of all runs; its output is the experiments' folder, in which runs that several experiments need are found by all of
-    them; its seed is the first one. values, methods: empty for the usual ones. alignment: of depth before it is judged.
+    them; its seed is the first one. values, methods: empty for the usual ones. alignment: of depth before it is judged. lora: of a
+    multi-step model, a file that is judged in place of one that is trained; the seeds are then those of its noise.
     Raises ValueError for impossible values.
     """
 
@@ -64,6 +67,7 @@ class ExperimentConfig:
     methods: tuple[str, ...] = ()
     seeds: int = 3
     alignment: str = metrics.SCALE_AND_SHIFT
+    lora: Path | None = None
 
     def __post_init__(self) -> None:
         if self.name not in EXPERIMENTS:
@@ -78,6 +82,12 @@ class ExperimentConfig:
             raise ValueError(f"there is no method {sorted(unknown)[0]!r}: choose {', '.join(METHODS)}.")
         if self.experiment.sampling and self.shared.method == SINGLE:
             raise ValueError(f"{self.name} is about multi-step models: choose the method {' or '.join((MULTI, AUGMENTED))}.")
+        if self.lora is not None:
+            if not self.experiment.sampling:
+                raise ValueError(f"{self.name} trains its LoRAs: leave {self.lora.name} out.")
+            made = [_header(self.lora, name) for name in ("map", "method")]
+            if self.maps != (made[0],) or self.shared.method != made[1]:
+                raise ValueError(f"{self.lora.name} makes {made[0] or 'no known map'} by the method {made[1] or SINGLE}: ask for these.")
         if not self.axis_values:
             raise ValueError(f"{self.name} needs its values said: they are of the axis {self.experiment.axis}.")
 
@@ -114,8 +124,10 @@ class ExperimentConfig:
         data = replace(data, seed=seed) if isinstance(data, FewPairs | SetData) else data
         config = replace(self.shared, map=map_name, data=data, loop=replace(self.shared.loop, seed=seed))
         config = self.experiment.change(METHODS[method].applied(config) if method else config, value)
-        loop = replace(config.loop, output=self.output / "runs" / f"{map_name}-{config.kind}-{seed}-{_digest(_identity(config))}")
-        sampling = self.experiment.sampling(value) if self.experiment.sampling else Sampling()
+        loop = replace(
+            config.loop, output=self.output / "runs" / f"{map_name}-{config.kind}-{seed}-{_digest(_identity(config, self.lora))}"
+        )
+        sampling = replace(self.experiment.sampling(value) if self.experiment.sampling else Sampling(), seed=seed)
         return Cell(map_name, method, value, replace(config, loop=loop), sampling)
 
     def settings(self) -> dict[str, Any]:
@@ -124,9 +136,14 @@ class ExperimentConfig:
         return {name: value for name, value in shared.items() if name not in ("map", self.experiment.varies)}
 
 
-def _identity(config: IntrinsicLoraConfig) -> dict[str, Any]:
-    """What the weights depend on: the base's files too, which may be others under the same name."""
-    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(config.base.glob("*/*.safetensors"))]
+def _header(lora: Path, name: str) -> str:
+    return read_lora(lora).metadata.get(f"intrinsic_lab.{name}", "")
+
+
+def _identity(config: IntrinsicLoraConfig, lora: Path | None) -> dict[str, Any]:
+    """What the weights depend on: the files too, which may be others under the same name."""
+    parts = [*sorted(config.base.glob("*/*.safetensors")), *([] if lora is None else [lora])]
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in parts]
     return {"base": files, "steps": config.loop.steps, **config.loop.checkpoint(config.task_settings()).settings}
 
 
@@ -178,19 +195,28 @@ def _require_possible(config: ExperimentConfig, cells: list[Cell]) -> None:
 
 def _result(config: ExperimentConfig, cell: Cell, cache: Path, report: Report | None) -> dict[str, Any]:
     try:
-        trained = train_intrinsic_lora(cell.config, pairs=_pairs(config, cell, cache), report=report)
-        scores = judge(predictions_of(trained.base, cell.config, cell.sampling), config.judged, config.alignment)
+        predictions, spent = _judged_network(config, cell, cache, report)
+        scores = judge(predictions, config.judged, config.alignment)
     except (Diverged, NotFinite) as diverged:
         _LOG.warning("%s diverged: %s", cell.name, diverged)
         reason = f"the loss became {diverged.loss} at step {diverged.step}" if isinstance(diverged, Diverged) else str(diverged)
         return {"diverged": reason, "machine": machine_and_card()}
+    return {"scores": scores, **spent, "machine": machine_and_card()}
+
+
+def _judged_network(config: ExperimentConfig, cell: Cell, cache: Path, report: Report | None) -> tuple[NetworkPredictions, dict[str, Any]]:
+    """What makes a run's maps, and what is said of it beside its scores."""
+    if config.lora is not None:
+        size, weights = cell.config.data.size, read_lora(config.lora)
+        learnt = sum(layer.down.numel() + layer.up.numel() for layer in weights.layers.values())
+        learnt += 0 if weights.picture_in is None else weights.picture_in.numel()
+        return ModelPredictions(cell.config.base, config.lora, cell.map, size=size, sampling=cell.sampling), {"parameters": learnt}
+    trained = train_intrinsic_lora(cell.config, pairs=_pairs(config, cell, cache), report=report)
     learning = [parameter for parameter in trained.base.network.parameters() if parameter.requires_grad]
-    return {
-        "scores": scores,
+    return predictions_of(trained.base, cell.config, cell.sampling), {
         "parameters": sum(parameter.numel() for parameter in learning),
         "final_loss": trained.history.final_loss(),
         "seconds": round(trained.history.seconds, 1),
-        "machine": machine_and_card(),
     }
 
 

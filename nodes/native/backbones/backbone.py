@@ -67,11 +67,12 @@ class MultiStep:
     """How the augmented Intrinsic LoRA brings the picture's latent into a network.
 
     entry: native name of the convolution that latents come in by. check: raises ValueError, naming a file, for a MODEL whose channels do
-    not fit the weight by which the file takes the picture (None: the MODEL has to have it).
+    not fit the weight by which the file takes the picture (None: the MODEL has to have it). is_widened: whether the MODEL has it.
     """
 
     entry: str
     check: Callable[[ModelPatcher, Tensor | None, str], None]
+    is_widened: Callable[[ModelPatcher], bool]
 
 
 @dataclass(frozen=True)

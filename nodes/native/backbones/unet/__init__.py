@@ -39,13 +39,19 @@ def require_plain(model: ModelPatcher) -> None:
 ENTRY = "input_blocks.0.0"
 
 
+def is_widened(model: ModelPatcher) -> bool:
+    """Whether the UNet takes the latent of a picture beside its own, as instruct-pix2pix does."""
+    channels = model.get_model_object("latent_format").latent_channels
+    return model.get_model_object("diffusion_model").in_channels == 2 * channels
+
+
 def require_picture_channels(model: ModelPatcher, picture_in: Tensor | None, source: str) -> None:
     """Raises ValueError unless MODEL and file together take the picture's latent, once."""
     unet = model.get_model_object("diffusion_model")
     channels = model.get_model_object("latent_format").latent_channels
     plain, widened = f"a plain one takes {channels}", f"one that edits pictures (instruct-pix2pix) {2 * channels}"
     kinds = f"{plain}, {widened}, an inpainting one {2 * channels + 1}"
-    if picture_in is None and unet.in_channels != 2 * channels:
+    if picture_in is None and not is_widened(model):
         raise ValueError(
             f"{source} holds no weights for the picture's channels, so its MODEL must; this UNet takes {unet.in_channels} input channels "
             f"({kinds}): load the widened model that the file was trained on."
@@ -130,5 +136,5 @@ UNET = Backbone(
     ),
     cross_domain=CrossDomain(exchange_in, bind_lora),
     map_attention=MapAttention(join_maps_in),
-    multi_step=MultiStep(ENTRY, require_picture_channels),
+    multi_step=MultiStep(ENTRY, require_picture_channels, is_widened),
 )
