@@ -59,10 +59,13 @@ def shown_value(value: str) -> str:
 
 def _table(config: ExperimentConfig, record: dict[str, Any]) -> str:
     experiment, settings = config.experiment, record["settings"]
-    loop = settings["loop"]
-    trained = f"{loop['steps']} steps of {settings['batch'] * loop['accumulation']} pairs at {loop['learning_rate']:g}"
+    if config.lora is not None:
+        made = f"{config.lora.name}, noise drawn by the seeds"
+    else:
+        loop = settings["loop"]
+        made = f"{loop['steps']} steps of {settings['batch'] * loop['accumulation']} pairs at {loop['learning_rate']:g}"
     shared = [
-        f"{config.lora.name}, noise drawn by the seeds" if config.lora else trained,
+        made,
         f"judged on {record['judged']}",
     ]
     if config.shared.method != SINGLE:

@@ -131,7 +131,9 @@ class ExperimentConfig:
         return Cell(map_name, method, value, replace(config, loop=loop), sampling)
 
     def settings(self) -> dict[str, Any]:
-        """What all runs share, of folders only the names."""
+        """What all runs share, of folders only the names. Of a LoRA that is given, nothing of a training."""
+        if self.lora is not None:
+            return {"base": self.shared.base.name, "method": self.shared.method, "lora": self.lora.name, "size": self.shared.data.size}
         shared = json.loads(self.shared.record())
         return {name: value for name, value in shared.items() if name not in ("map", self.experiment.varies)}
 
