@@ -5,7 +5,7 @@ import re
 import signal
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 import numpy
 import pytest
@@ -20,6 +20,7 @@ from intrinsic_lab.training.experiments import paper
 from intrinsic_lab.training.experiments.__main__ import build_parser, experiment_from, main
 from intrinsic_lab.training.experiments.experiments import EXPERIMENTS
 from intrinsic_lab.training.experiments.plot import Curve, Panel, draw
+from intrinsic_lab.training.experiments.report import spread
 from intrinsic_lab.training.intrinsic_lora import (
     LatentPairs,
     add_adapter,
@@ -303,16 +304,17 @@ def test_a_plot_shows_dots_where_the_values_are():
 
 
 def test_the_documentation_shows_the_rows_of_the_records():
-    shown = [line for line in (ROOT / "docs" / "experiments.md").read_text().splitlines() if re.match(r"\| .* \|$", line) and "±" in line]
-    kept = "\n".join(path.read_text() for path in RESULTS.glob("*.md"))
-    assert len(shown) > 10
-    assert [line for line in shown if line not in kept] == []
-    # What is written is what is recorded.
-    for path in RESULTS.glob("*.json"):
-        for row in json.loads(path.read_text())["rows"]:
-            degrees = [run["scores"]["mean_degrees"] for run in row["runs"] if "scores" in run]
-            if len(degrees) > 1:
-                assert f"{fmean(degrees):.4g} ± {stdev(degrees):.2g}" in kept, path.name
+    page = (ROOT / "docs" / "experiments.md").read_text().split("## On the bundled base")[1]
+    shown = [line for line in page.splitlines() if line.startswith("| ")]
+    kept = {path.stem: path.read_text() for path in RESULTS.glob("*.md")}
+    assert kept.keys() == EXPERIMENTS.keys()
+    assert len(shown) > 20 and [line for line in shown if not any(line in text for text in kept.values())] == []
+    # What is written is what is recorded, and the record of this machine's files names none of its folders.
+    for name, text in kept.items():
+        record = (RESULTS / f"{name}.json").read_text()
+        for row in json.loads(record)["rows"]:
+            assert f"| {spread([run['scores']['mean_degrees'] for run in row['runs']])} |" in text, name
+        assert "/" not in record, name
 
 
 def test_scenes_of_the_experiments_are_those_of_the_trainer(tiny_base, tmp_path):
