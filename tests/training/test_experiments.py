@@ -263,6 +263,7 @@ def test_a_run_that_diverges_is_kept_as_such(tiny_base, tmp_path, caplog):
         ("bases", "", "one base came, bases compares several"),
         ("ranks", "--rank 5", "--rank is what ranks varies: say its places with --values"),
         ("ranks", "--minutes 1", "leave the limit of minutes out"),
+        ("ranks", "--kind full", "the kind 'full' has no LoRA, which ranks is about"),
         ("ranks", "--methods lora", "ranks does not compare methods"),
         ("ranks", "--seeds 0", "0 seeds were asked for"),
         ("steps", "", "steps is about multi-step models: choose the method multi or augmented"),

@@ -76,6 +76,10 @@ class ExperimentConfig:
             raise ValueError(f"{self.seeds} seeds were asked for: at least 1 is needed.")
         if self.shared.loop.minutes is not None:
             raise ValueError("runs are compared after equally many steps: leave the limit of minutes out, the same command goes on anyway.")
+        if self.shared.kind in ("full", "probe") and (self.experiment.compares or self.experiment.varies == "rank"):
+            raise ValueError(
+                f"the kind {self.shared.kind!r} has no LoRA, which {self.name} is about: choose attention, transformer or wide."
+            )
         if self.methods and not self.experiment.compares:
             raise ValueError(f"{self.name} does not compare methods: leave them out.")
         if unknown := set(self.methods) - METHODS.keys():
