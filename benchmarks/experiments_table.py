@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..training.atomic import copy_file
 from ..training.command_line import console_report
@@ -32,7 +31,7 @@ SHARED = "--steps 150 --batch 1 --learning-rate 1e-3 --warmup 15 --ema-decay 0.9
 # The paper's LoRA, of attention alone, is too weak for so small a base (scenes_table); where layers are compared it is the question.
 WIDE = "--kind wide --rank 8"
 # A multi-step model learns every level of noise, which takes long: the bundled one is judged.
-BUNDLED = f"--method augmented --lora {NANO.with_name('nano_normal_augmented.safetensors')} --seeds 2 --judged 4"
+BUNDLED = f"--method augmented --lora {NANO.with_name('nano_normal_augmented.safetensors')} --seeds 2 --judged 16"
 OPTIONS = {
     "control": f"{WIDE} --seeds 3",
     "ranks": "--kind wide --seeds 2",
@@ -54,12 +53,10 @@ def young_bases(runs: Path) -> list[Path]:
     torch.manual_seed(0)
     unet = build_unet()
     _write_base(folders[0], unet)
-    text_encoder = CLIPTextModel.from_pretrained(NANO, subfolder="text_encoder").requires_grad_(False)
-    tokenizer = CLIPTokenizer.from_pretrained(NANO, subfolder="tokenizer")
-    seeds = BASE_SEEDS[:BASE_SCENES]
-    latents, captions = encode_pictures(load_base(NANO).vae, seeds, runs / "base_latents.safetensors")
-    data = LatentCaptions(latents, tokenize(tokenizer, captions), tokenize(tokenizer, [""])[0])
-    task = BaseTask(unet, text_encoder, data, BASE_BATCH)
+    bundled = load_base(NANO)
+    latents, captions = encode_pictures(bundled.vae, BASE_SEEDS[:BASE_SCENES], runs / "base_latents.safetensors")
+    data = LatentCaptions(latents, tokenize(bundled.tokenizer, captions), tokenize(bundled.tokenizer, [""])[0])
+    task = BaseTask(unet, bundled.text_encoder, data, BASE_BATCH)
     for steps, folder in zip(BASE_STEPS, folders[1:], strict=True):
         train(task, LoopConfig(runs / "base", steps=steps, learning_rate=1e-3, warmup=20), report=console_report("base", every=50))
         _write_base(folder, unet)

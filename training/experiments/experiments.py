@@ -124,8 +124,14 @@ EXPERIMENTS = {
             (*LAYERS[1:], LAYERS[0]),
             "layers",
             _with_layers,
-            titles={"self": "self-attention", "cross": "cross-attention", "all": "both, in all blocks"}
-            | {name: f"{name} blocks" for name in ("up", "mid", "down")},
+            titles={
+                "up": "up blocks",
+                "mid": "mid block",
+                "down": "down blocks",
+                "self": "self-attention",
+                "cross": "cross-attention",
+                "all": "both, in all blocks",
+            },
         ),
         Experiment(
             "bases",
