@@ -2,7 +2,21 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import compare, extract, extract_in_steps, format_maps, generators, ildm, intrinsic_vae, load, lora_space, lumix, scene, train
+from . import (
+    compare,
+    extract,
+    extract_in_steps,
+    format_maps,
+    generators,
+    ildm,
+    intrinsic_vae,
+    load,
+    lora_space,
+    lumix,
+    relight,
+    scene,
+    train,
+)
 from .native.lora_library.lora_routes import add_routes
 
 
@@ -13,5 +27,19 @@ class IntrinsicLabExtension(ComfyExtension):
         add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        stages = (load, extract, extract_in_steps, generators, ildm, intrinsic_vae, lumix, format_maps, compare, lora_space, train, scene)
+        stages = (
+            load,
+            extract,
+            extract_in_steps,
+            generators,
+            ildm,
+            intrinsic_vae,
+            lumix,
+            format_maps,
+            compare,
+            lora_space,
+            train,
+            scene,
+            relight,
+        )
         return [node for stage in stages for node in stage.NODES]

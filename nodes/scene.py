@@ -1,20 +1,15 @@
-"""Scenes with known maps, and new light on maps."""
-
-import re
+"""Scenes with known maps."""
 
 import comfy.model_management
 import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..methods import relight
-from ..methods.maps import image_from_map, linear_from_srgb, map_from_image, unit_normals
+from ..methods.maps import image_from_map
 from ..scenes import KINDS, WORLD
 from .native.schema import schema
 
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
-DIRECTIONAL, POINT = "directional", "point"
-METRIC, RELATIVE = "metric", "relative, 0 to 1"
 
 
 class RenderScene(io.ComfyNode):
@@ -115,171 +110,4 @@ class RenderScene(io.ComfyNode):
         )
 
 
-def _directional_inputs() -> list[io.Input]:
-    return [
-        io.Float.Input(
-            "azimuth",
-            default=45.0,
-            min=-180.0,
-            max=180.0,
-            step=1.0,
-            tooltip="Degrees. Where the light comes from: 0 from the viewer, 90 from the right, -90 from the left, 180 from "
-            "behind the scene.",
-        ),
-        io.Float.Input(
-            "elevation",
-            default=35.0,
-            min=-90.0,
-            max=90.0,
-            step=1.0,
-            tooltip="Degrees. 0 level with the camera, 90 straight from above, -90 from below.",
-        ),
-    ]
-
-
-def _point_inputs() -> list[io.Input]:
-    place = {"min": -1000.0, "max": 1000.0, "step": 0.05}
-    length = {"min": 0.001, "max": 10000.0, "step": 0.05}
-    return [
-        io.Float.Input("x", default=1.0, tooltip="Metres to the right of the camera (negative: left).", **place),
-        io.Float.Input("y", default=1.0, tooltip="Metres above the camera (negative: below).", **place),
-        io.Float.Input(
-            "z", default=-1.0, tooltip="Metres from the camera along the view: negative is in front of it, positive behind.", **place
-        ),
-        io.Float.Input(
-            "reach",
-            default=2.0,
-            tooltip="Metres up to which the lamp has its full intensity; beyond, it falls with the square of the distance.",
-            **length,
-        ),
-        io.Float.Input(
-            "vertical_fov",
-            default=45.0,
-            min=1.0,
-            max=170.0,
-            step=0.5,
-            tooltip="Vertical field of view of the camera, degrees. Phones about 55, portraits about 25; Render Scene gives its own.",
-        ),
-        io.Combo.Input(
-            "depth_unit",
-            options=[METRIC, RELATIVE],
-            default=METRIC,
-            tooltip="Metric: depth is in metres, as Render Scene gives it. Relative: depth is 0 to 1, as Extract Intrinsic Maps gives it; "
-            "depth_near and depth_far say how far that is.",
-        ),
-        io.Float.Input("depth_near", default=2.0, tooltip="Metres at depth 0; only used for relative depth.", **length),
-        io.Float.Input("depth_far", default=6.0, tooltip="Metres at depth 1; only used for relative depth.", **length),
-    ]
-
-
-class Relight(io.ComfyNode):
-    """Albedo + normal (+ shading, depth) + a light -> picture."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return schema(
-            node_id="IntrinsicLabRelight",
-            display_name="Relight from Maps",
-            category="intrinsic lab/scene",
-            description="Puts a new light on a picture by its albedo and normals: picture = sRGB(albedo x shading). The new "
-            "light casts no shadows.",
-            search_aliases=["relighting", "change light", "light direction", "shading", "lamp", "lambert"],
-            inputs=[
-                io.Image.Input("albedo", tooltip="Albedo data: LINEAR (not sRGB), nominally 0 to 1."),
-                io.Image.Input(
-                    "normal",
-                    tooltip="Normal data, -1 to 1: camera space, OpenGL (X right, Y up, Z towards the viewer). Not a normal map picture.",
-                ),
-                io.DynamicCombo.Input(
-                    "light",
-                    options=[io.DynamicCombo.Option(DIRECTIONAL, _directional_inputs()), io.DynamicCombo.Option(POINT, _point_inputs())],
-                    tooltip="Directional: parallel light from far away, like the sun. Point: a lamp in the scene; needs depth.",
-                ),
-                io.Color.Input("color", default="#ffffff", tooltip="Colour of the light, sRGB, #rrggbb."),
-                io.Float.Input(
-                    "intensity",
-                    default=0.8,
-                    min=0.0,
-                    max=100.0,
-                    step=0.05,
-                    tooltip="Linear irradiance of a surface that faces the light; 1 makes a white surface white.",
-                ),
-                io.Float.Input("ambient", default=0.2, min=0.0, max=100.0, step=0.05, tooltip="Linear white light from everywhere."),
-                io.Float.Input(
-                    "original_light",
-                    default=0.0,
-                    min=0.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="How much of the original shading stays; the new light adds to it. 0: only the new light. 1: a lamp "
-                    "is added to the picture. "
-                    "Needs `shading`.",
-                ),
-                io.Image.Input("shading", optional=True, tooltip="Original shading data: LINEAR (not sRGB). Used by original_light."),
-                io.Image.Input(
-                    "depth", optional=True, tooltip="Depth data, larger is farther; says where the surfaces are. Used by a point light."
-                ),
-            ],
-            outputs=[
-                io.Image.Output(display_name="image", tooltip="The relit picture, sRGB; never clamped."),
-                io.Image.Output(display_name="shading", tooltip="The new shading data: LINEAR (not sRGB)."),
-            ],
-        )
-
-    @classmethod
-    def execute(cls, albedo, normal, color, intensity, ambient, original_light, light=None, shading=None, depth=None) -> io.NodeOutput:
-        if original_light > 0 and shading is None:
-            raise ValueError(f"original_light is {original_light:g}, but no shading is connected: connect it, or set original_light to 0.")
-        given = {
-            "albedo": map_from_image(albedo, 3, "albedo", grey=True),
-            "normal": map_from_image(normal, 3, "normal"),
-            "shading": None if shading is None else map_from_image(shading, 3, "shading", grey=True),
-            "depth": None if depth is None else map_from_image(depth, 1, "depth"),
-        }
-        maps = _of_one_size({name: values for name, values in given.items() if values is not None})
-        red, green, blue = (intensity * channel for channel in _linear_color(color))
-        shine, place = _light_and_places(light, (red, green, blue), maps.get("depth"))
-        new_shading = ambient + shine(unit_normals(maps["normal"]), place)
-        if original_light > 0:
-            new_shading = new_shading + original_light * maps["shading"]
-        return io.NodeOutput(relight.relight(maps["albedo"], new_shading), new_shading)
-
-
-def _light_and_places(
-    choice: dict | None, color: tuple[float, float, float], depth: torch.Tensor | None
-) -> tuple[relight.Light, torch.Tensor | None]:
-    choice = choice or {}
-    kind = choice.get("light")
-    if kind == DIRECTIONAL:
-        return relight.directional_light(relight.direction_from_angles(choice["azimuth"], choice["elevation"]), color), None
-    if kind != POINT:
-        raise ValueError(f"there is no light {kind!r}: choose {DIRECTIONAL} or {POINT}.")
-    if depth is None:
-        raise ValueError("a point light needs to know where the surfaces are: connect depth, or choose a directional light.")
-    if choice["depth_unit"] == RELATIVE:
-        depth = choice["depth_near"] + (choice["depth_far"] - choice["depth_near"]) * depth
-    lamp = relight.point_light((choice["x"], choice["y"], choice["z"]), color, choice["reach"])
-    return lamp, relight.camera_points(depth, choice["vertical_fov"])
-
-
-def _linear_color(color: str) -> tuple[float, ...]:
-    if not re.fullmatch("#[0-9a-fA-F]{6}", color):
-        raise ValueError(f"the light's colour came as {color!r}: #rrggbb is wanted, e.g. #ffe0b0.")
-    return tuple(linear_from_srgb(torch.tensor(tuple(bytes.fromhex(color[1:]))) / 255).tolist())
-
-
-def _of_one_size(maps: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Maps of one size; one picture serves a batch. ValueError for sizes or batches that do not fit."""
-    sizes = {name: f"{values.shape[2]} x {values.shape[1]}" for name, values in maps.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(
-            f"the maps differ in size ({', '.join(f'{name} {size}' for name, size in sizes.items())}): resize them to one size."
-        )
-    batch = max(len(values) for values in maps.values())
-    if any(len(values) not in (1, batch) for values in maps.values()):
-        counts = ", ".join(f"{name} {len(values)}" for name, values in maps.items())
-        raise ValueError(f"the maps differ in number ({counts}): give as many of each, or one for all.")
-    return {name: values.expand(batch, -1, -1, -1) for name, values in maps.items()}
-
-
-NODES = [RenderScene, Relight]
+NODES = [RenderScene]
