@@ -31,7 +31,7 @@ SHARED = "--steps 150 --batch 1 --learning-rate 1e-3 --warmup 15 --ema-decay 0.9
 # The paper's LoRA, of attention alone, is too weak for so small a base (scenes_table); where layers are compared it is the question.
 WIDE = "--kind wide --rank 8"
 # A multi-step model learns every level of noise, which takes long: the bundled one is judged.
-BUNDLED = f"--method augmented --lora {NANO.with_name('nano_normal_augmented.safetensors')} --seeds 2 --judged 16"
+BUNDLED = f"--method augmented --lora {NANO.with_name('nano_normal_augmented.safetensors')} --seeds 2 --judged 8"
 OPTIONS = {
     "control": f"{WIDE} --seeds 3",
     "ranks": "--kind wide --seeds 2",

@@ -48,6 +48,12 @@ FINDINGS = {
 }
 
 
+def degrees(experiment: str, method: str, value: str) -> float | None:
+    """The paper's mean angle of a row; None where it has none."""
+    number = NUMBERS.get(experiment, {}).get((method, value))
+    return None if number is None else number[0]
+
+
 def said(experiment: str, method: str, value: str) -> str:
     """The paper's figures for a row, or its words; empty where it has none."""
     cell = method, value

@@ -45,11 +45,19 @@ def _record(config: ExperimentConfig, results: Results) -> dict[str, Any]:
                 "method": method,
                 "value": shown_value(value),
                 "runs": runs,
+                "scores": _by_metric(runs),
                 "paper": paper.said(config.name, method, value),
+                "paper_degrees": paper.degrees(config.name, method, value),
             }
             for map_name, method, value, runs in rows(config, results)
         ],
     }
+
+
+def _by_metric(runs: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """The values of every run that did not diverge."""
+    scored = [run["scores"] for run in runs if "scores" in run]
+    return {name: [scores[name] for scores in scored] for name in (scored[0] if scored else ())}
 
 
 def shown_value(value: str) -> str:
@@ -87,8 +95,7 @@ def _table(config: ExperimentConfig, record: dict[str, Any]) -> str:
 
 
 def _rows(config: ExperimentConfig, table_rows: Sequence[dict[str, Any]]) -> list[str]:
-    scored = [run["scores"] for row in table_rows for run in row["runs"] if "scores" in run]
-    names = list(scored[0]) if scored else []
+    names = next((list(row["scores"]) for row in table_rows if row["scores"]), [])
     head = [config.experiment.axis, *(["method"] if config.used_methods != ("",) else []), "runs", *(LABELS[name] for name in names)]
     head += ["trained parameters", paper.SOURCE]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
@@ -97,7 +104,7 @@ def _rows(config: ExperimentConfig, table_rows: Sequence[dict[str, Any]]) -> lis
         diverged = len(row["runs"]) - len(runs)
         cells = [config.experiment.titles.get(row["value"], row["value"]), *([METHODS[row["method"]].title] if row["method"] else [])]
         cells.append(f"{len(runs)}" + (f", {diverged} diverged" if diverged else ""))
-        cells += [spread([run["scores"][name] for run in runs]) for name in names]
+        cells += [spread(row["scores"].get(name, [])) for name in names]
         cells += [f"{runs[0]['parameters']:,}" if runs else "", row["paper"]]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -116,19 +123,12 @@ def _panel(config: ExperimentConfig, record: dict[str, Any], map_name: str) -> P
     curves = []
     for method in config.used_methods:
         own = [row for row in table_rows if row["method"] == method]
-        points = {
-            place: [run["scores"][metric] for run in row["runs"] if "scores" in run]
-            for place, row in enumerate(own)
-            if any("scores" in run for run in row["runs"])
-        }
+        points = {place: values for place, row in enumerate(own) if (values := row["scores"].get(metric))}
         curves.append(Curve(METHODS[method].title if method else "here", points))
     if map_name == "normal":
         for method in config.used_methods:
-            numbers = {
-                place: [number[0]]
-                for place, value in enumerate(config.axis_values)
-                if (number := paper.NUMBERS.get(config.name, {}).get((method, value)))
-            }
+            own = [row["paper_degrees"] for row in table_rows if row["method"] == method]
+            numbers = {place: [number] for place, number in enumerate(own) if number is not None}
             curves.append(Curve(f"{METHODS[method].title}, the paper" if method else paper.SOURCE, numbers, dashed=True))
     places = tuple(config.experiment.titles.get(shown_value(value), shown_value(value)) for value in config.axis_values)
     return Panel(f"{map_name}: {LABELS[metric]}", config.experiment.axis, places, tuple(curve for curve in curves if curve.points))
