@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, default=ROOT / "assets")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "nano")
-    parser.add_argument("--scenes", type=int, default=20, help="held-out rooms (%(default)s)")
+    parser.add_argument("--scenes", type=int, default=12, help="held-out rooms (%(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
