@@ -1,6 +1,7 @@
 """Where the maps that are judged come from: a folder of files, or a base with an Intrinsic LoRA."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -12,12 +13,12 @@ from torch import Tensor, nn
 from ..data import Pair
 from ..data.files import read_exr, read_npy, read_pixels
 from ..methods.intrinsic_lora.extract import processed_size
-from ..methods.intrinsic_lora.multi_step import AUGMENTED, SINGLE
-from ..methods.intrinsic_lora.recipe import AUTO, recipe_of
+from ..methods.intrinsic_lora.multi_step import AUGMENTED, SINGLE, Noise
+from ..methods.intrinsic_lora.recipe import AUTO, Recipe, recipe_of
 from ..methods.lora.lora_file import LoraFile, read_lora
 from ..methods.maps import MapKind, map_kind
 from ..methods.maps.files import COLOR_FILES, Reading
-from ..training.intrinsic_lora import load_base, noise_for, predict_maps, predict_maps_in_steps
+from ..training.intrinsic_lora import SingleStepBase, load_base, noise_for, predict_maps, predict_maps_in_steps
 from ..training.intrinsic_lora.latents import downscale
 from ..training.intrinsic_lora.widened import widen
 from .measures import data_of_picture, resized
@@ -78,47 +79,92 @@ def in_this_packs(kind: MapKind, data_hwc: Tensor, to_own: Reading) -> Tensor:
     return kind.from_picture(to_own(kind.to_picture(data_hwc[None])))[0]
 
 
-class ModelPredictions:
-    """A base (`training.bases`) with an Intrinsic LoRA, by its own method (in steps: as upstream samples); a picture's short side is
-    brought to `size` pixels.
+@dataclass(frozen=True)
+class Sampling:
+    """How a multi-step network is asked for a map; as upstream does it. rescale: None is the method's own. seed: of the noise."""
+
+    steps: int = 25
+    guidance: float = 3.0
+    rescale: float | None = None
+    seed: int = 0
+
+    def rescaled(self, method: str) -> float:
+        """How far the guided output is brought to the unguided one's deviation."""
+        return self.rescale if self.rescale is not None else 0.7 if method == AUGMENTED else 0.0
+
+
+class NetworkPredictions:
+    """A network that was trained or has its LoRA, by its recipe's method; a picture's short side is brought to `size` pixels.
+
+    recipe: which map it makes, from which prompt, in which convention. size: 0 keeps the picture's own. noise: of a multi-step method.
+    """
+
+    def __init__(self, base: SingleStepBase, recipe: Recipe, size: int, noise: Noise | None = None, sampling: Sampling = Sampling()):
+        self.base, self.recipe, self.size, self.noise, self.sampling = base, recipe, size, noise, sampling
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        for module in (base.network, base.vae, base.text_encoder):
+            module.to(self.device)
+        self.text_1td = base.embed(recipe.prompt)
+
+    def predict(self, pair: Pair, picture_hw3: Tensor) -> Tensor:
+        return self.of(picture_hw3)
+
+    def of(self, picture_hw3: Tensor) -> Tensor:
+        """`[h, w, c]` of map data, of the picture's size."""
+        factor = downscale(self.base.vae)
+        own_height, own_width = picture_hw3.shape[:2]
+        cells = (max(1, round(side / factor)) for side in processed_size(own_height, own_width, self.size))
+        picture = resized(picture_hw3, *(factor * cell for cell in cells)).clamp(0, 1)
+        [data] = self._maps(rearrange(picture, "h w c -> 1 c h w"))
+        if to_own := self.recipe.to_own:
+            data = in_this_packs(map_kind(self.recipe.map), data, to_own)
+        return resized(data, own_height, own_width)
+
+    def _maps(self, pictures_bchw: Tensor) -> Tensor:
+        """Map data `bhwc` of pictures whose sides are multiples of the VAE's factor."""
+        recipe, sampling = self.recipe, self.sampling
+        if self.noise is None:
+            return predict_maps(self.base.network, self.base.vae, self.text_1td, pictures_bchw, recipe.map)
+        return predict_maps_in_steps(
+            self.base,
+            self.noise,
+            pictures_bchw,
+            recipe.map,
+            steps=sampling.steps,
+            guidance=sampling.guidance,
+            rescale=sampling.rescaled(recipe.method),
+            seed=sampling.seed,
+            prompt=recipe.prompt,
+        )
+
+
+class ModelPredictions(NetworkPredictions):
+    """`NetworkPredictions` of a base (`training.bases`) with an Intrinsic LoRA file.
 
     convention: in which the LoRA learnt its map; AUTO: as its file says or is known for (`recipe_of`). size: 0 keeps the picture's own,
     None is the one that the file says it was trained at, else 512. Raises ValueError for files that do not fit.
     """
 
-    def __init__(self, base: Path, lora: Path, map_name: str, convention: str = AUTO, size: int | None = None):
+    def __init__(
+        self,
+        base: Path,
+        lora: Path,
+        map_name: str,
+        convention: str = AUTO,
+        size: int | None = None,
+        sampling: Sampling = Sampling(),
+    ):
         file = read_lora(lora)
         if (made := file.metadata.get("intrinsic_lab.map", map_name)) != map_name:
             raise ValueError(f"{lora.name} makes {made}, {map_name} is to be judged: pick that map's LoRA.")
-        self.recipe = recipe_of(file, lora.name, map_name, convention)
-        _LOG.info("%s", self.recipe.in_words)
-        self.size = (self.recipe.resolution or 512) if size is None else size
-        self.base = load_base(base)
-        merge_lora(self.base.network, file, lora.name)
+        recipe = recipe_of(file, lora.name, map_name, convention)
+        _LOG.info("%s", recipe.in_words)
+        loaded = load_base(base)
+        merge_lora(loaded.network, file, lora.name)
         if file.picture_in is not None:
-            widen(self.base.network, file.picture_in)
-        self.noise = None if self.recipe.method == SINGLE else self.recipe.noise or noise_for(base, self.recipe.method)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        for module in (self.base.network, self.base.vae, self.base.text_encoder):
-            module.to(self.device)
-        self.text_1td = self.base.embed(self.recipe.prompt)
-
-    def predict(self, pair: Pair, picture_hw3: Tensor) -> Tensor:
-        factor = downscale(self.base.vae)
-        own_height, own_width = picture_hw3.shape[:2]
-        cells = (max(1, round(side / factor)) for side in processed_size(own_height, own_width, self.size))
-        picture = resized(picture_hw3, *(factor * cell for cell in cells)).clamp(0, 1)
-        pictures_bchw = rearrange(picture, "h w c -> 1 c h w")
-        if self.noise is None:
-            [data] = predict_maps(self.base.network, self.base.vae, self.text_1td, pictures_bchw, self.recipe.map)
-        else:
-            rescale = 0.7 if self.recipe.method == AUGMENTED else 0.0
-            [data] = predict_maps_in_steps(
-                self.base, self.noise, pictures_bchw, self.recipe.map, rescale=rescale, prompt=self.recipe.prompt
-            )
-        if self.recipe.to_own:
-            data = in_this_packs(map_kind(self.recipe.map), data, self.recipe.to_own)
-        return resized(data, own_height, own_width)
+            widen(loaded.network, file.picture_in)
+        noise = None if recipe.method == SINGLE else recipe.noise or noise_for(base, recipe.method)
+        super().__init__(loaded, recipe, (recipe.resolution or 512) if size is None else size, noise, sampling)
 
 
 @torch.no_grad()

@@ -85,12 +85,14 @@ def vqgan_folder(tmp_path_factory) -> Path:
 def start_trainer():
     """Starts `python -m intrinsic_lab.training.intrinsic_lora` on the CPU with the given options; ended with the test.
 
-    launcher: what stands in python's place.
+    launcher: what stands in python's place. module: another command of the pack, with its first words.
     """
     started: list[subprocess.Popen] = []
 
-    def start(base: Path, output: Path, options: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.Popen:
-        command = [*launcher, "-m", "intrinsic_lab.training.intrinsic_lora"]
+    def start(
+        base: Path, output: Path, options: str, launcher: tuple[str, ...] = (sys.executable,), module: str = "training.intrinsic_lora"
+    ) -> subprocess.Popen:
+        command = [*launcher, "-m", *f"intrinsic_lab.{module}".split()]
         command += ["--base", str(base), "--output", str(output), *options.split()]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}

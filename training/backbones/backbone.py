@@ -73,7 +73,9 @@ class SingleStep:
     models: in messages. load: of a base (`bases`), with the network's own weights ("trained") or fresh ones ("random", drawn with a
     seed); raises ValueError for folders that do not fit. map_latent: the latent of the map, for clean latents of pictures and a prompt's
     embedding. layers: regular expressions of the layers that get a LoRA, by kind of adapter (`intrinsic_lora.adapter.KINDS`). denoise: the
-    raw output for noisy latents, the timestep of each row, and a prompt's embedding.
+    raw output for noisy latents, the timestep of each row, and a prompt's embedding. parts: of how the names of layers begin, by the part
+    of the network to which a training may be confined. self_attentions, output: of the self-attentions that a linear probe reads, and the
+    name of the last layer, which it replaces.
     """
 
     models: str
@@ -81,6 +83,9 @@ class SingleStep:
     map_latent: Callable[[nn.Module, Tensor, Tensor], Tensor]
     layers: Mapping[str, str]
     denoise: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+    parts: Mapping[str, str]
+    self_attentions: str
+    output: str
 
 
 @dataclass(frozen=True)

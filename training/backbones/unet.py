@@ -21,6 +21,7 @@ _WIDE = (
 )
 _TRANSFORMER = rf".*\.(?:{_ATTENTION}|ff\.net\.0\.proj|ff\.net\.2)"
 SINGLE_STEP_LAYERS = {"attention": rf".*\.{_ATTENTION}", "transformer": _TRANSFORMER, "wide": _WIDE}
+_PARTS = {"up": r"up_blocks\.", "mid": r"mid_block\.", "down": r"down_blocks\.", "self": r".*\.attn1\.", "cross": r".*\.attn2\."}
 
 
 def _is_sdxl(unet: UNet2DConditionModel) -> bool:
@@ -88,6 +89,15 @@ UNET = Backbone(
     name="unet",
     part="unet",
     network=UNet2DConditionModel,
-    single_step=SingleStep("Stable Diffusion 1.x or 2.x", load_single_step, map_latent, SINGLE_STEP_LAYERS, denoise),
+    single_step=SingleStep(
+        models="Stable Diffusion 1.x or 2.x",
+        load=load_single_step,
+        map_latent=map_latent,
+        layers=SINGLE_STEP_LAYERS,
+        denoise=denoise,
+        parts=_PARTS,
+        self_attentions=r".*\.attn1",
+        output="conv_out",
+    ),
     joint_denoising=JointDenoising("SD 1.x, SD 2.x, SDXL", encode, conditions, PROJECTIONS, exchange_in, kohya_state_dict),
 )

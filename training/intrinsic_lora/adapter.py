@@ -1,5 +1,6 @@
 """What learns: LoRA layers of a diffusers network, or all of it; and the file they are written to."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,30 +14,44 @@ from ...methods.lora.layers import LoraFile, LoraLayer
 from ...methods.lora.lora_file import kohya_state_dict
 from ..atomic import write_tensors
 from ..backbones import single_step_of
+from .probe import add_probe
 from .widened import lora_name, picture_in, widen
 
-KINDS = ("attention", "transformer", "wide", "full")
+KINDS = ("attention", "transformer", "wide", "full", "probe")
+ALL = "all"
+LAYERS = (ALL, "up", "mid", "down", "self", "cross")
 
 
-def add_adapter(network: ModelMixin, kind: str, rank: int, seed: int) -> None:
+def add_adapter(network: ModelMixin, kind: str, rank: int, seed: int, layers: str = ALL) -> None:
     """Freeze `network` and give it trainable LoRA layers, in place; they change nothing until trained.
 
     kind: "attention" (q, k, v, out of self- and cross-attention: the paper's), "transformer" (also feed-forward), "wide" (also
-    projections and convolutions), or "full" (no LoRA: every parameter trains). seed: of the layers' random halves. Raises ValueError, also
-    for networks that Intrinsic LoRA does not know.
+    projections and convolutions), "full" (no LoRA: every parameter trains) or "probe" (`add_probe`: nothing of the network trains). seed:
+    of the layers' random halves. layers: only those of the up, mid or down blocks, or of self- or cross-attention; all of them. Raises
+    ValueError, also for networks that Intrinsic LoRA does not know.
     """
     if kind not in KINDS:
         raise ValueError(f"the kind of adapter {kind!r} is unknown: choose {', '.join(KINDS)}.")
+    if layers not in LAYERS:
+        raise ValueError(f"layers is {layers!r}: choose {', '.join(LAYERS)}.")
+    single_step = single_step_of(network)
+    network.requires_grad_(False)
+    if kind == "probe":
+        add_probe(network, single_step)
+        return
+    begins = "" if layers == ALL else single_step.parts[layers]
     if kind == "full":
-        network.requires_grad_(True)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(re.match(begins, name) is not None)
         return
     if rank < 1:
         raise ValueError(f"the rank is {rank}: it must be at least 1.")
-    layers = single_step_of(network).layers[kind]
-    network.requires_grad_(False)
+    wanted = f"(?={begins})(?:{single_step.layers[kind]})"
+    if not any(re.fullmatch(wanted, name) for name, _ in network.named_modules()):
+        raise ValueError(f"this base has no layer of {layers!r} that a LoRA of kind {kind!r} changes: choose other layers.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, init_lora_weights=True))
+        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=wanted, init_lora_weights=True))
 
 
 def load_adapter(network: ModelMixin, file: LoraFile) -> None:

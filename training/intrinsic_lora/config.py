@@ -12,9 +12,10 @@ from ..folder_data import FolderData
 from ..loop import LoopConfig
 from ..pairs import JoinedData, SceneData
 from ..set_data import SetData
-from .adapter import KINDS
+from .adapter import ALL, KINDS, LAYERS
 from .noise import noise_for
 
+Data = SceneData | JoinedData | FolderData | SetData
 _MULTI_STEP = ("method", "picture_channels")
 
 
@@ -23,7 +24,7 @@ class IntrinsicLoraConfig(TrainerConfig):
     """One I-LoRA: which map, learnt from which pairs, by what part of which base. Defaults are the paper's.
 
     base: an SD 1.x / 2.x model (`bases`). loop: steps, rate, output folder.
-    kind, rank: see `add_adapter`. loss: "latent" (MSE of latents) or "decoded" (of the decoded map: `losses.picture_loss`).
+    kind, rank, layers: see `add_adapter`. loss: "latent" (MSE of latents) or "decoded" (of the decoded map: `losses.picture_loss`).
     init: "trained", or "random" for the paper's control. save_dtype: of the file written, "float32" or "float16".
     method: of `methods.intrinsic_lora.multi_step`. picture_channels: of the augmented method, the instruct-pix2pix folder or checkpoint
     that gives the weights of the picture's channels, which then stay; without one they begin at zero and learn.
@@ -33,7 +34,7 @@ class IntrinsicLoraConfig(TrainerConfig):
     base: Path
     map: str
     loop: LoopConfig
-    data: SceneData | JoinedData | FolderData | SetData = field(default_factory=SceneData)
+    data: Data = field(default_factory=SceneData)
     kind: str = "attention"
     rank: int = 8
     batch: int = 4
@@ -43,11 +44,13 @@ class IntrinsicLoraConfig(TrainerConfig):
     gradient_checkpointing: bool = False
     method: str = SINGLE
     picture_channels: Path | None = None
+    layers: str = ALL
 
     def __post_init__(self) -> None:
         self._require_choices(
             map=MAPS,
             kind=KINDS,
+            layers=LAYERS,
             loss=("latent", "decoded"),
             init=("trained", "random"),
             save_dtype=("float32", "float16"),
@@ -59,18 +62,22 @@ class IntrinsicLoraConfig(TrainerConfig):
             raise ValueError("the kind 'full' came for the augmented method, which learns a LoRA: choose attention, transformer or wide.")
         if self.method != AUGMENTED and self.picture_channels is not None:
             raise ValueError(f"picture_channels came for the method {self.method!r}: only 'augmented' has such channels.")
+        if self.kind == "probe" and (self.layers != ALL or self.method != SINGLE):
+            raise ValueError(
+                f"layers {self.layers!r}, method {self.method!r} came for a linear probe, which reads every self-attention in one step."
+            )
         if self.batch < 1 or self.rank < 1:
             raise ValueError(f"batch {self.batch}, rank {self.rank}: both must be at least 1.")
 
     @property
     def weights(self) -> Path:
-        """Where the result is written: a LoRA file, or a diffusers folder for kind "full"."""
-        return self.loop.output / ("unet" if self.kind == "full" else f"{self.map}.safetensors")
+        """Where the result is written: a LoRA file, a diffusers folder for kind "full", a file of its own for a probe."""
+        return self.loop.output / {"full": "unet", "probe": f"{self.map}_probe.safetensors"}.get(self.kind, f"{self.map}.safetensors")
 
     def task_settings(self) -> dict[str, Any]:
-        """As `TrainerConfig`; a single step has none of the multi-step settings, so runs from before there were any go on."""
-        settings = super().task_settings()
-        return settings if self.method != SINGLE else {name: settings[name] for name in settings if name not in _MULTI_STEP}
+        """As `TrainerConfig`, without what there was no choice of once, where that was chosen: runs from before go on."""
+        absent = ("layers",) * (self.layers == ALL) + _MULTI_STEP * (self.method == SINGLE)
+        return {name: value for name, value in super().task_settings().items() if name not in absent}
 
     def metadata(self) -> dict[str, str]:
         """The header of the LoRA file. Maps are learnt in their own convention, whatever the data's files hold."""

@@ -47,6 +47,12 @@ class LatentPairs:
     def __len__(self) -> int:
         return len(self.image_bchw)
 
+    def chosen(self, rows: Sequence[int]) -> "LatentPairs":
+        """A selection of them."""
+        index = torch.tensor(rows)
+        mask = None if self.mask_b1hw is None else self.mask_b1hw[index]
+        return LatentPairs(self.image_bchw[index], self.map_mean_bchw[index], self.map_std_bchw[index], mask)
+
     def draw(self, batch: int, generator: torch.Generator) -> tuple[list[int], Tensor, Tensor]:
         """Random rows, their input latents, and samples of their target latents (the paper's VAE `sample()`)."""
         rows = torch.randint(len(self), (batch,), generator=generator)

@@ -23,6 +23,7 @@ from .denoising import Denoising
 from .latents import LatentPairs, downscale, vae_latents
 from .noise import noise_for
 from .predict import load_base
+from .probe import save_probe
 from .widened import pix2pix_weight, widen
 
 
@@ -52,6 +53,8 @@ class IntrinsicLoraTask:
     def save(self, folder: Path) -> None:
         if self.config.kind == "full":
             self.module.save_pretrained(folder / "unet")
+        elif self.config.kind == "probe":
+            save_probe(self.module, self.config.weights, self.config.metadata())
         else:
             save_lora(self.module, self.config.weights, self.config.metadata(), getattr(torch, self.config.save_dtype))
 
@@ -86,7 +89,7 @@ def train_intrinsic_lora(
     require_size(config.data.size, downscale(base.vae))
     for module in (base.network, base.vae, base.text_encoder):
         module.to(state.device)
-    add_adapter(base.network, config.kind, config.rank, config.loop.seed)
+    add_adapter(base.network, config.kind, config.rank, config.loop.seed, config.layers)
     if start is not None:
         load_adapter(base.network, read_lora(start))
     elif config.method == AUGMENTED:
