@@ -13,6 +13,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from einops import rearrange
 from torch import Tensor
 
+from ..methods.formats import picture_of
 from ..methods.intrinsic_lora.extract import ExtractSettings, extract, plan_extraction, resize
 from ..methods.intrinsic_lora.recipe import AUTO, Recipe, conventions, recipe_of
 from ..methods.maps import MAPS, image_from_map, map_from_image
@@ -226,6 +227,11 @@ class ExtractIntrinsicMaps(io.ComfyNode):
         return io.NodeOutput(*_in_order(outputs, {"samples": extraction.latents}), ui=preview)
 
 
+def output_number(name: str) -> int:
+    """Of a map, among the outputs of Extract Intrinsic Maps."""
+    return _in_order(list(MAPS), None).index(name)
+
+
 def _in_order(of_maps: list, of_latent: Any) -> list:
     return [*of_maps[:LATENT_OUTPUT], of_latent, *of_maps[LATENT_OUTPUT:]]
 
@@ -254,7 +260,7 @@ def _missing(name: str, recipes: dict[str, Recipe]) -> str:
 
 def contact_sheet(image_bhw3: Tensor, maps: dict[str, Tensor]) -> Tensor:
     """Picture and maps side by side, one row per picture (the first few), as colours 0..1: what the node previews."""
-    looks = [image_bhw3[:PREVIEW_PICTURES], *(MAPS[name].to_picture(values[:PREVIEW_PICTURES]) for name, values in maps.items())]
+    looks = [image_bhw3[:PREVIEW_PICTURES], *(picture_of(name, values[:PREVIEW_PICTURES]) for name, values in maps.items())]
     height, width = image_bhw3.shape[1:3]
     factor = min(1.0, PREVIEW_HEIGHT / height, PREVIEW_WIDTH / width)
     small = [resize(look, max(1, round(height * factor)), max(1, round(width * factor))) for look in looks]

@@ -8,8 +8,10 @@ import torch
 from comfy_api.latest import io
 
 from ..methods import relight
-from ..methods.maps import image_from_map, linear_from_srgb, map_from_image, unit_normals
+from ..methods.maps import MAPS, MapBundle, image_from_map, linear_from_srgb, map_from_image, require_normals, unit_normals
+from ..methods.maps.bundle import of_one_size
 from ..scenes import KINDS, WORLD
+from .native.map_sockets import Maps, image_of
 from .native.schema import schema
 
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
@@ -185,10 +187,14 @@ class Relight(io.ComfyNode):
             "light casts no shadows.",
             search_aliases=["relighting", "change light", "light direction", "shading", "lamp", "lambert"],
             inputs=[
-                io.Image.Input("albedo", tooltip="Albedo data: LINEAR (not sRGB), nominally 0 to 1."),
+                io.Image.Input(
+                    "albedo", optional=True, tooltip="Albedo data: LINEAR (not sRGB), nominally 0 to 1. Needed, here or in `maps`."
+                ),
                 io.Image.Input(
                     "normal",
-                    tooltip="Normal data, -1 to 1: camera space, OpenGL (X right, Y up, Z towards the viewer). Not a normal map picture.",
+                    optional=True,
+                    tooltip="Normal data, -1 to 1: camera space, OpenGL (X right, Y up, Z towards the viewer). Not a normal map picture. "
+                    "Needed, here or in `maps`.",
                 ),
                 io.DynamicCombo.Input(
                     "light",
@@ -219,6 +225,12 @@ class Relight(io.ComfyNode):
                 io.Image.Input(
                     "depth", optional=True, tooltip="Depth data, larger is farther; says where the surfaces are. Used by a point light."
                 ),
+                Maps.Input(
+                    "maps",
+                    optional=True,
+                    tooltip="Whole maps, e.g. from Picture to Maps: albedo, normal, shading and depth are taken from them where their own "
+                    "inputs are not connected; a connected input wins.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The relit picture, sRGB; never clamped."),
@@ -227,22 +239,43 @@ class Relight(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, albedo, normal, color, intensity, ambient, original_light, light=None, shading=None, depth=None) -> io.NodeOutput:
-        if original_light > 0 and shading is None:
+    def execute(
+        cls,
+        color,
+        intensity,
+        ambient,
+        original_light,
+        albedo=None,
+        normal=None,
+        light=None,
+        shading=None,
+        depth=None,
+        maps: MapBundle | None = None,
+    ) -> io.NodeOutput:
+        sockets = {"albedo": albedo, "normal": normal, "shading": shading, "depth": depth}
+        images = {name: image for name, socket in sockets.items() if (image := _given(name, socket, maps)) is not None}
+        for name in ("albedo", "normal"):
+            if name not in images:
+                raise ValueError(f"there is no {name} to light: connect it, or maps that have it.")
+        if original_light > 0 and "shading" not in images:
             raise ValueError(f"original_light is {original_light:g}, but no shading is connected: connect it, or set original_light to 0.")
-        given = {
-            "albedo": map_from_image(albedo, 3, "albedo", grey=True),
-            "normal": map_from_image(normal, 3, "normal"),
-            "shading": None if shading is None else map_from_image(shading, 3, "shading", grey=True),
-            "depth": None if depth is None else map_from_image(depth, 1, "depth"),
-        }
-        maps = _of_one_size({name: values for name, values in given.items() if values is not None})
+        lit = of_one_size(
+            {name: map_from_image(image, MAPS[name].channels, name, grey=not MAPS[name].vector) for name, image in images.items()}
+        )
+        require_normals(lit["normal"], "normal")
         red, green, blue = (intensity * channel for channel in _linear_color(color))
-        shine, place = _light_and_places(light, (red, green, blue), maps.get("depth"))
-        new_shading = ambient + shine(unit_normals(maps["normal"]), place)
+        shine, place = _light_and_places(light, (red, green, blue), lit.get("depth"))
+        new_shading = ambient + shine(unit_normals(lit["normal"]), place)
         if original_light > 0:
-            new_shading = new_shading + original_light * maps["shading"]
-        return io.NodeOutput(relight.relight(maps["albedo"], new_shading), new_shading)
+            new_shading = new_shading + original_light * lit["shading"]
+        return io.NodeOutput(relight.relight(lit["albedo"], new_shading), new_shading)
+
+
+def _given(name: str, image: torch.Tensor | None, maps: MapBundle | None) -> torch.Tensor | None:
+    """A map's own input, else that map of the whole maps; None where neither has it."""
+    if image is not None or maps is None or name not in maps.maps:
+        return image
+    return image_of(maps, name)
 
 
 def _light_and_places(
@@ -266,20 +299,6 @@ def _linear_color(color: str) -> tuple[float, ...]:
     if not re.fullmatch("#[0-9a-fA-F]{6}", color):
         raise ValueError(f"the light's colour came as {color!r}: #rrggbb is wanted, e.g. #ffe0b0.")
     return tuple(linear_from_srgb(torch.tensor(tuple(bytes.fromhex(color[1:]))) / 255).tolist())
-
-
-def _of_one_size(maps: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Maps of one size; one picture serves a batch. ValueError for sizes or batches that do not fit."""
-    sizes = {name: f"{values.shape[2]} x {values.shape[1]}" for name, values in maps.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(
-            f"the maps differ in size ({', '.join(f'{name} {size}' for name, size in sizes.items())}): resize them to one size."
-        )
-    batch = max(len(values) for values in maps.values())
-    if any(len(values) not in (1, batch) for values in maps.values()):
-        counts = ", ".join(f"{name} {len(values)}" for name, values in maps.items())
-        raise ValueError(f"the maps differ in number ({counts}): give as many of each, or one for all.")
-    return {name: values.expand(batch, -1, -1, -1) for name, values in maps.items()}
 
 
 NODES = [RenderScene, Relight]
