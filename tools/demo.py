@@ -27,6 +27,10 @@ GRAPH = ROOT / "example_workflows" / "api" / "extract_maps.json"
 SCENE = ROOT / "assets" / "demo_scene.png"
 EXTRACT = "IntrinsicLabExtractMaps"
 SHEET_HEIGHT = 384
+ABOUT_PHOTOS = (
+    "The bundled model is tiny and has only seen rendered scenes: maps of photos are coarse. For photos: `make serve`, Picture to Maps with an "
+    "SD 1.5 checkpoint and the published LoRAs (web/docs/IntrinsicLabPictureToMaps.md)."
+)
 
 
 def extracted_maps(prompt: Prompt, output_names: list[str]) -> dict[str, list]:
@@ -127,6 +131,8 @@ def run(image: Path | None, out: Path) -> int:
     say(f"- Done in {time.monotonic() - start:.1f} s")
     for path in [*sorted(files), sheet]:
         say(f"    {path}  ({path.stat().st_size / 1024:.0f} KiB)")
+    if image is not None:
+        say(f"- {ABOUT_PHOTOS}")
     return 0
 
 
