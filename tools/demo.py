@@ -28,8 +28,8 @@ SCENE = ROOT / "assets" / "demo_scene.png"
 EXTRACT = "IntrinsicLabExtractMaps"
 SHEET_HEIGHT = 384
 ABOUT_PHOTOS = (
-    "The bundled model is tiny and has only seen rendered scenes: maps of photos are coarse. For photos: `make serve`, Picture to Maps with an "
-    "SD 1.5 checkpoint and the published LoRAs (web/docs/IntrinsicLabPictureToMaps.md)."
+    "The bundled model is tiny and has only seen rendered scenes: maps of photos are coarse. For photos: `make serve`, Picture to Maps "
+    "with an SD 1.5 checkpoint and the published LoRAs (web/docs/IntrinsicLabPictureToMaps.md)."
 )
 
 
