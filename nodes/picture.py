@@ -27,10 +27,7 @@ from .scene import RenderScene
 SHOWN = ("normal", "depth", "albedo", "shading")
 BUNDLED, NONE = "bundled", "none"
 BUNDLED_MODEL = next(iter(BUNDLED_NAMES))
-WARNING = (
-    "The bundled model is tiny and has only seen rendered scenes: maps of photos are coarse. For photos choose an SD 1.5 checkpoint "
-    "as model_name and the published LoRAs as normal_lora ... (this node's help says where they are)."
-)
+WARNING = "Bundled model: tiny, photos come out coarse. For photos: an SD 1.5 checkpoint and the published LoRAs (see this node's help)."
 
 
 class PictureToMaps(io.ComfyNode):

@@ -1,5 +1,6 @@
 """Picture to Maps over HTTP: what it makes, what is loaded again, what it tells."""
 
+import json
 import os
 import shutil
 import time
@@ -9,6 +10,7 @@ import pytest
 from intrinsic_lab.nodes.picture import BUNDLED_MODEL, SHOWN, WARNING
 from intrinsic_lab.scenes import render_scenes
 from intrinsic_lab.scenes.pictures import save_picture
+from intrinsic_lab.tools.front_end import open_workflow, queue
 
 SETTINGS = {"processing_resolution": 128, "tile_size": 0, "tile_overlap": 64, "mirrored_average": False}
 BUNDLED_LORAS = {f"{name}_lora": "bundled" for name in SHOWN}
@@ -144,3 +146,29 @@ def test_a_rendered_scene_is_no_reason_to_warn(client):
     prompt["picture"] = node("IntrinsicLabRenderScene", seed=3, width=64, height=64, batch_size=1)
     events, entry = client.run(prompt)
     assert events[-1]["type"] == "execution_success" and "maps" not in entry["outputs"]
+
+
+BLUEPRINT = Path(__file__).parents[2] / "subgraphs" / "Picture to Maps, step by step.json"
+AROUND = """name => {
+    const [blueprint] = app.graph._nodes;
+    const image = LiteGraph.createNode("LoadImage");
+    app.graph.add(image);
+    image.widgets.find(widget => widget.name === "image").value = name;
+    image.connect(0, blueprint, 0);
+    for (const output of ["normal", "depth", "albedo", "shading"]) {
+        const look = LiteGraph.createNode("PreviewImage");
+        app.graph.add(look);
+        blueprint.connect(blueprint.outputs.findIndex(one => one.name === output), look, 0);
+    }
+    return blueprint.widgets.map(widget => widget.name);
+}"""
+
+
+def test_the_blueprint_is_offered_and_runs_in_a_graph(client, page):
+    offered = {entry["name"]: entry["info"]["node_pack"] for entry in client.get("/global_subgraphs")[1].values()}
+    assert offered[BLUEPRINT.stem] == "custom_nodes.intrinsic-lab"
+    assert open_workflow(page, json.loads(BLUEPRINT.read_text(encoding="utf-8"))) == []
+    widgets = page.evaluate(AROUND, "intrinsic_lab_room.jpg")
+    assert widgets[:2] == ["model", "lora_name"] and widgets[-1] == "processing_resolution" and len(widgets) == 6
+    assert queue(page) == "execution_success"
+    assert len(page.evaluate("() => Object.values(app.nodeOutputs).filter(output => output?.images?.length)")) >= len(SHOWN)
