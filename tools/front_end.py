@@ -53,7 +53,8 @@ FIT_GRAPH = """() => {
 }"""
 # Notes are HTML above the canvas; everything else in the page is menus.
 RESULTS = """() => {
-    const results = Object.groupBy(app.graph._nodes.filter(node => node.type !== "IntrinsicLabExtractMaps"), node => {
+    const beside = ["LoadImage", "IntrinsicLabExtractMaps", "IntrinsicLabPictureToMaps"];
+    const results = Object.groupBy(app.graph._nodes.filter(node => !beside.includes(node.type)), node => {
         return !app.nodeOutputs[node.id]?.images?.length ? "none" : node.type.startsWith("Save") ? "saved" : "shown";
     });
     return (results.saved ?? results.shown ?? []).map(node => {
