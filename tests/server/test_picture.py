@@ -203,7 +203,7 @@ def test_the_template_opens_readable_and_without_overlap_in_nodes_2(page, exampl
         page.wait_for_timeout(500)
         boxes = page.evaluate(BOXES)
         assert [(one, other) for one, other in combinations(boxes, 2) if overlap(one, other)] == []
-        assert all(60 <= left and 90 <= top and right <= 1600 and bottom <= 900 for left, top, right, bottom in boxes), boxes
+        assert all(left >= 60 and top >= 90 and right <= 1600 and bottom <= 900 for left, top, right, bottom in boxes), boxes
         assert page.evaluate("() => app.canvas.ds.scale") >= 0.8
     finally:
         set_vue_nodes(page, False)
