@@ -87,7 +87,7 @@ class PictureToMaps(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str, **given) -> list:
+    def fingerprint_inputs(cls, model_name: str | None, **given) -> list:
         """A replaced file is loaded anew."""
         return [_state_of_model(model_name), *map(_state_of_lora, _chosen(given).values())]
 
@@ -161,7 +161,10 @@ def _loaded(graph: GraphBuilder, model_name: str, loras: Mapping[str, str]) -> l
     return [loader.out(number) for number in range(3)]
 
 
-def _state_of_model(model_name: str) -> str:
+def _state_of_model(model_name: str | None) -> str:
+    if model_name is None:
+        # It comes over a link: then what is there changes with it.
+        return "linked"
     if model_name == BUNDLED_MODEL:
         return str(LoadIntrinsicModel.fingerprint_inputs(model_name))
     path = folder_paths.get_full_path("checkpoints", model_name)

@@ -10,6 +10,7 @@ from intrinsic_lab.methods.maps import MAPS, MapBundle, linear_from_srgb, srgb_f
 from intrinsic_lab.methods.maps.geometry import read_geometry
 from intrinsic_lab.nodes.bundle import BundleMaps, MapsFromGeometry, OpenMaps, PicturesOfMaps
 from intrinsic_lab.nodes.compare import CompareMaps
+from intrinsic_lab.nodes.extract import contact_sheet
 from intrinsic_lab.nodes.format_maps import AlbedoFromPicture, ColorMap, FormatColor, FormatDepth, FormatNormals, NormalsFromColor
 from intrinsic_lab.nodes.scene import Relight
 from intrinsic_lab.scenes import render_scenes
@@ -78,6 +79,13 @@ def test_pictures_of_maps_are_what_the_format_nodes_make(single, maps):
     for name in ("albedo", "shading"):
         assert torch.equal(shown[name], FormatColor.execute(single[name], "sRGB", 0.0, True)[0]), name
     assert isinstance(shown["metallic"], ExecutionBlocker)
+
+
+def test_the_preview_of_extracting_nodes_shows_what_is_saved(scene, single, maps):
+    sheet = contact_sheet(scene.image_bhwc, {name: maps[name] for name in single})
+    shown = PicturesOfMaps.execute(maps)
+    wanted = [torch.cat([picture[row] for picture in (scene.image_bhwc, *shown.result[:4])], dim=1) for row in range(2)]
+    assert torch.equal(sheet[0], torch.cat(wanted).clamp(0, 1))
 
 
 def test_pictures_of_other_nodes_are_read_in_their_convention(single):
