@@ -101,19 +101,10 @@ class Pickled:
         Also of modules that a function rebuilds from a dictionary with their state. Raises ValueError for anything else, and for modules
         that stand in two places.
         """
-        return self._module_tensors(module, "", set())
-
-    def _module_tensors(self, module: Any, prefix: str, met: set) -> dict[str, Tensor]:
-        state = module.state if isinstance(module, Made) else None
-        if state is None and isinstance(module, Made) and module.args and isinstance(module.args[0], Mapping):
-            state = module.args[0].get("state")
-        if not isinstance(state, Mapping) or "_parameters" not in state or module in met or prefix.count(".") > _DEEPEST_MODULE:
-            raise ValueError(f"{_called(module)} stands where a PyTorch module was expected: it is damaged or of another kind.")
-        met.add(module)
-        own, parts = [*_pairs(state["_parameters"]), *_pairs(state.get("_buffers"))], _pairs(state.get("_modules"))
-        found = {f"{prefix}{name}": self.tensor(value) for name, value in own if value is not None}
-        for name, part in parts:
-            found |= self._module_tensors(part, f"{prefix}{name}.", met)
+        found: dict[str, Tensor] = {}
+        for prefix, state in _modules(module, "", set()):
+            own = [*_pairs(state["_parameters"]), *_pairs(state.get("_buffers"))]
+            found |= {f"{prefix}{name}": self.tensor(value) for name, value in own if value is not None}
         return found
 
     def _storage(self, stored: Any) -> Tensor:
@@ -197,6 +188,32 @@ def _view(storage: Tensor, offset: int, size: tuple, stride: tuple) -> Tensor:
     if not all(type(number) is int and number >= 0 for number in numbers) or max(last + 1, prod(size)) > len(storage):
         raise ValueError(f"a tensor of size {size} does not lie inside its {len(storage)} numbers")
     return storage.as_strided(size, stride, offset)
+
+
+def module_settings(module: Any) -> dict[str, Any]:
+    """Texts, numbers, truth values and lists of these that a pickled `torch.nn.Module` and its parts keep as attributes, by their names.
+
+    Raises ValueError as `module_tensors` does.
+    """
+    return {
+        f"{prefix}{name}": value
+        for prefix, state in _modules(module, "", set())
+        for name, value in _pairs(state)
+        if all(isinstance(part, str | int | float | None) for part in (value if isinstance(value, list) else [value]))
+    }
+
+
+def _modules(module: Any, prefix: str, met: set) -> Iterator[tuple[str, Mapping]]:
+    """(what names begin with, state) of a module and of all its parts."""
+    state = module.state if isinstance(module, Made) else None
+    if state is None and isinstance(module, Made) and module.args and isinstance(module.args[0], Mapping):
+        state = module.args[0].get("state")
+    if not isinstance(state, Mapping) or "_parameters" not in state or module in met or prefix.count(".") > _DEEPEST_MODULE:
+        raise ValueError(f"{_called(module)} stands where a PyTorch module was expected: it is damaged or of another kind.")
+    met.add(module)
+    yield prefix, state
+    for name, part in _pairs(state.get("_modules")):
+        yield from _modules(part, f"{prefix}{name}.", met)
 
 
 def _pairs(state: Any) -> list[tuple[Any, Any]]:

@@ -2,7 +2,22 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import bundle, compare, extract, format_maps, generators, ildm, intrinsic_vae, load, lora_space, lumix, picture, scene, train
+from . import (
+    bundle,
+    compare,
+    extract,
+    format_maps,
+    generators,
+    ildm,
+    intrinsic_vae,
+    load,
+    lora_space,
+    lumix,
+    picture,
+    relight,
+    scene,
+    train,
+)
 from .native.lora_library.lora_routes import add_routes
 
 
@@ -13,5 +28,20 @@ class IntrinsicLabExtension(ComfyExtension):
         add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        stages = (picture, load, extract, generators, ildm, intrinsic_vae, lumix, bundle, format_maps, compare, lora_space, train, scene)
+        stages = (
+            picture,
+            load,
+            extract,
+            generators,
+            ildm,
+            intrinsic_vae,
+            lumix,
+            bundle,
+            format_maps,
+            compare,
+            lora_space,
+            train,
+            scene,
+            relight,
+        )
         return [node for stage in stages for node in stage.NODES]

@@ -31,8 +31,6 @@ Gan = io.Custom("INTRINSIC_GAN")
 DEFAULT_RESOLUTION = 256
 # Of a decoder's forward, as core estimates it for its VAEs, in float32.
 VQGAN_BYTES_PER_PIXEL = 2178 * 4
-# Of a style-based generator: a few float32 activations of its widest layers at full size.
-GAN_BYTES_PER_PIXEL = 4096
 # Saved graphs hold a value for each of these and none for maps that came later.
 REQUIRED_LORAS = 4
 
@@ -198,16 +196,17 @@ class LoadGAN(io.ComfyNode):
             display_name="Load Intrinsic GAN",
             category=CATEGORY,
             description=(
-                "Loads a StyleGAN2 (rosinality's .pt, NVIDIA's PyTorch .pkl, of which only the weights are read and no code is run) or a "
-                "generator of this pack's trainer, and the small LoRAs with which it makes intrinsic maps instead of the picture."
+                "Loads a StyleGAN2 (rosinality's .pt, NVIDIA's PyTorch .pkl), a StyleGAN3 or a StyleGAN-XL (.pkl), of which only the "
+                "weights are read and no code is run, or a generator of this pack's trainer, and the small LoRAs with which it makes "
+                "intrinsic maps instead of the picture."
             ),
-            search_aliases=["stylegan", "stylegan2", "style-based generator", "i-lora", "intrinsic lora"],
+            search_aliases=["stylegan", "stylegan2", "stylegan3", "stylegan-xl", "style-based generator", "i-lora", "intrinsic lora"],
             inputs=[
                 io.Combo.Input(
                     "gan",
                     options=list(generator_paths("gan")),
-                    tooltip="A folder whose config.json says IntrinsicLabStyleGenerator, in models/diffusers or models/vae; or a StyleGAN2 "
-                    "file (.pt, .pkl) in models/vae.",
+                    tooltip="A folder whose config.json says IntrinsicLabStyleGenerator or IntrinsicLabAliasFreeGenerator, in "
+                    "models/diffusers or models/vae; or a StyleGAN2, StyleGAN3 or StyleGAN-XL file (.pt, .pkl) in models/vae.",
                 ),
                 *_lora_inputs("gan"),
             ],
@@ -265,6 +264,15 @@ class SampleGAN(io.ComfyNode):
                     step=0.05,
                     tooltip="Factor on the LoRAs' change. 1 is what they were trained for; 0 gives the picture itself.",
                 ),
+                io.Int.Input(
+                    "class_index",
+                    default=-1,
+                    min=-1,
+                    max=2**15 - 1,
+                    optional=True,
+                    tooltip="Of a generator of classes (StyleGAN-XL of ImageNet: 0 to 999): which class to make. -1: one drawn by the seed "
+                    "for each picture; generators without classes take nothing else.",
+                ),
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The pictures, 0..1."),
@@ -274,19 +282,21 @@ class SampleGAN(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, gan: LoadedGenerator, seed: int, batch_size: int, truncation: float, strength: float) -> io.NodeOutput:
+    def execute(
+        cls, gan: LoadedGenerator, seed: int, batch_size: int, truncation: float, strength: float, class_index: int = -1
+    ) -> io.NodeOutput:
         from ..methods.intrinsic_lora.generators.sample import draw, map_pictures
 
         config = gan.patcher.model.generator.config
-        pixels = config.resolution**2
-        pictures = min(batch_size, pictures_per_forward(gan.patcher.load_device, pixels, GAN_BYTES_PER_PIXEL))
-        generator = gan.to_device(pictures * pixels * GAN_BYTES_PER_PIXEL)
+        draws = draw(config, seed, batch_size, class_index)
+        pictures = min(batch_size, pictures_per_forward(gan.patcher.load_device, config.floats_per_picture, 4))
+        generator = gan.to_device(pictures * config.floats_per_picture * 4)
         forwards = (1 + len(gan.loras)) * math.ceil(batch_size / pictures)
         progress = comfy.utils.ProgressBar(forwards)
         after_forward = interruptible(lambda: progress.update(1))
         made: dict[str | None, list[torch.Tensor]] = {name: [] for name in (None, *gan.loras)}
-        for draws in draw(config, seed, batch_size).split(pictures):
-            for name, values in map_pictures(generator, draws, gan.layers_of_map(), truncation, strength):
+        for part in draws.split(pictures):
+            for name, values in map_pictures(generator, part, gan.layers_of_map(), truncation, strength):
                 made[name].append(values.to(comfy.model_management.intermediate_device()))
                 after_forward()
         image = torch.cat(made[None])

@@ -13,7 +13,9 @@ from .console import WorkbenchError
 from .environment import find_chromium
 
 ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--no-sandbox", "--disable-quic", "--no-first-run"),
+    # WebGL without a graphics card.
+    *("--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 MISSING_NODES = """workflow => {

@@ -64,10 +64,21 @@ def test(options: argparse.Namespace) -> int:
 
 
 def lint(_options: argparse.Namespace) -> int:
-    """check style and types"""
+    """check style, types and pages"""
     comfyui = set_up(browser=False)
     checks = (("ruff", "format", "--check", "."), ("ruff", "check", "."), ("mypy",))
-    return int(any([in_environment(comfyui, "-m", *check) for check in checks]))
+    return int(any([*(in_environment(comfyui, "-m", *check) for check in checks), _build_pages(comfyui, "--quiet")]))
+
+
+def docs(_options: argparse.Namespace) -> int:
+    """take the figures of README and docs from benchmarks/results, and build the pages of docs/ into .comfyui/site"""
+    comfyui = set_up(browser=False)
+    return in_environment(comfyui, "-m", "intrinsic_lab.tools.figures") or _build_pages(comfyui)
+
+
+def _build_pages(comfyui: Path, *options: str) -> int:
+    # Else mkdocs tells of its successors at every run.
+    return in_environment(comfyui, "-m", "mkdocs", "build", *options, f"--site-dir={WORKSPACE / 'site'}", NO_MKDOCS_2_WARNING="1")
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -129,7 +140,7 @@ def main() -> int:
     """Runs one command; the exit code is the command's own, or 2 if a step failed."""
     parser = argparse.ArgumentParser(prog="workbench.py", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (setup, demo, test, lint, bench, serve, workflows, export_workflows, nano):
+    for command in (setup, demo, test, lint, docs, bench, serve, workflows, export_workflows, nano):
         entry = commands.add_parser(command.__name__.replace("_", "-"), help=command.__doc__)
         entry.set_defaults(command=command)
         if command is demo:

@@ -1,5 +1,11 @@
 """Published generators in float64, written over the published names alone, and random weights for them. Knows nothing of the pack."""
 
+import pickle
+import sys
+from collections import OrderedDict
+from types import ModuleType
+
+import pytest
 import torch
 from torch.nn import functional
 
@@ -257,3 +263,52 @@ class StyleGan2Oracle:
             picture = self.filtered(self.spread(picture), 2, 1) + self.to_picture(f"to_rgbs.{level}", x, w)
             level += 1
         return picture
+
+
+class Persistent:
+    """A module as NVIDIA's files hold it: rebuilt, by a function of theirs, from its class's source and its state."""
+
+    def __init__(self, state, source):
+        self.state, self.source = state, source
+
+    def __reduce__(self):
+        rebuild = sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj
+        meta = {"type": "class", "version": 6, "module_src": self.source, "class_name": "Generator", "state": self.state}
+        return rebuild, (meta,), None
+
+
+BUFFERS = ("w_avg", "resample_filter", "freqs", "phases", "transform", "magnitude_ema", "up_filter", "down_filter")
+
+
+def write_module(path, tensors, attributes=None):
+    """A published `.pkl` of one module: its tensors and plain attributes by dotted names. Its source writes a `.witness` if it is run."""
+    tree = {"own": {}, "plain": {}, "parts": {}}
+    for kind, named in (("own", tensors), ("plain", attributes or {})):
+        for name, value in named.items():
+            node = tree
+            *parts, last = name.split(".")
+            for part in parts:
+                node = node["parts"].setdefault(part, {"own": {}, "plain": {}, "parts": {}})
+            node[kind][last] = value
+
+    def module(node):
+        state = node["plain"] | {
+            "training": False,
+            "_parameters": OrderedDict((name, torch.nn.Parameter(each)) for name, each in node["own"].items() if name not in BUFFERS),
+            "_buffers": OrderedDict((name, each) for name, each in node["own"].items() if name in BUFFERS),
+            "_modules": OrderedDict((name, module(part)) for name, part in node["parts"].items()),
+        }
+        return Persistent(state, f"import os\nos.system('echo ran > {path.with_suffix('.witness')}')\n")
+
+    fake = ModuleType("torch_utils.persistence")
+
+    def _reconstruct_persistent_obj(meta):
+        raise AssertionError("a function of the file was called")
+
+    _reconstruct_persistent_obj.__module__ = fake.__name__
+    _reconstruct_persistent_obj.__qualname__ = "_reconstruct_persistent_obj"
+    fake._reconstruct_persistent_obj = _reconstruct_persistent_obj
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torch_utils", ModuleType("torch_utils"))
+        patch.setitem(sys.modules, fake.__name__, fake)
+        path.write_bytes(pickle.dumps({"G": None, "D": None, "G_ema": module(tree), "augment_pipe": None}, protocol=4))

@@ -1,11 +1,9 @@
 """Published StyleGAN2 files: equal to the network written out in float64 over the published names, and never run."""
 
-import pickle
 import sys
 from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -16,7 +14,7 @@ from intrinsic_lab.methods.intrinsic_lora.generators.style_gan import StyleGener
 from intrinsic_lab.methods.lora.layers import LoraLayer
 
 sys.path.insert(0, str(Path(__file__).parent))
-from published_generators import StyleGan2Oracle, as_nvidia, random_weights, rosinality_shapes
+from published_generators import StyleGan2Oracle, as_nvidia, random_weights, rosinality_shapes, write_module
 
 TINY = {"widths": (6, 5, 4), "style": 7, "latent": 8, "mapping": 3}
 FILTER = torch.outer(*[torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8] * 2)
@@ -36,53 +34,9 @@ def write_rosinality(path, weights, mean=None):
     torch.save(content, path, _use_new_zipfile_serialization=mean is None)
 
 
-SOURCE = "import os\nos.system('echo ran > {witness}')\n"
-
-
-class Persistent:
-    """A module as NVIDIA's files hold it: rebuilt, by a function of theirs, from its class's source and its state."""
-
-    def __init__(self, state, source):
-        self.state, self.source = state, source
-
-    def __reduce__(self):
-        rebuild = sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj
-        meta = {"type": "class", "version": 6, "module_src": self.source, "class_name": "Generator", "state": self.state}
-        return rebuild, (meta,), None
-
-
-def write_nvidia(path, weights, mean, source=SOURCE, **more):
+def write_nvidia(path, weights, mean, **more):
     buffers = {"mapping.w_avg": mean, "synthesis.b8.conv0.resample_filter": FILTER, "synthesis.b8.conv0.noise_const": torch.randn(8, 8)}
-    tree = {"tensors": {}, "parts": {}}
-    for name, tensor in {**as_nvidia(weights), **buffers, **more}.items():
-        node = tree
-        *parts, last = name.split(".")
-        for part in parts:
-            node = node["parts"].setdefault(part, {"tensors": {}, "parts": {}})
-        node["tensors"][last] = tensor
-
-    def module(node):
-        trained = {name: torch.nn.Parameter(tensor) for name, tensor in node["tensors"].items() if name not in ("w_avg", "resample_filter")}
-        state = {
-            "training": False,
-            "_parameters": OrderedDict(trained),
-            "_buffers": OrderedDict((name, tensor) for name, tensor in node["tensors"].items() if name not in trained),
-            "_modules": OrderedDict((name, module(part)) for name, part in node["parts"].items()),
-        }
-        return Persistent(state, source.format(witness=path.with_suffix(".witness")))
-
-    fake = ModuleType("torch_utils.persistence")
-
-    def _reconstruct_persistent_obj(meta):
-        raise AssertionError("a function of the file was called")
-
-    _reconstruct_persistent_obj.__module__ = fake.__name__
-    _reconstruct_persistent_obj.__qualname__ = "_reconstruct_persistent_obj"
-    fake._reconstruct_persistent_obj = _reconstruct_persistent_obj
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "torch_utils", ModuleType("torch_utils"))
-        patch.setitem(sys.modules, fake.__name__, fake)
-        path.write_bytes(pickle.dumps({"G": None, "D": None, "G_ema": module(tree), "augment_pipe": None}, protocol=4))
+    write_module(path, {**as_nvidia(weights), **buffers, **more})
 
 
 @pytest.fixture(params=["rosinality", "nvidia"])
@@ -195,8 +149,8 @@ def test_wrong_files_are_told_in_words(tmp_path):
             load_gan(path)
     path = tmp_path / "gan.pkl"
     for more, words in (
-        ({"mapping.embed.weight": torch.zeros(3, 3)}, "conditioned on classes"),
-        ({"synthesis.L0_36_512.affine.weight": torch.zeros(3, 3)}, "StyleGAN3 and StyleGAN-XL are other networks"),
+        ({"mapping.embed.weight": torch.zeros(3, 3)}, r"no mapping\.embed\.bias, which a generator of classes needs"),
+        ({"synthesis.L0_36_512.affine.weight": torch.zeros(3, 3)}, "which StyleGAN2 does not have"),
     ):
         write_nvidia(path, weights, mean, **more)
         with pytest.raises(ValueError, match=words):

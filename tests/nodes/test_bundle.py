@@ -12,7 +12,7 @@ from intrinsic_lab.nodes.bundle import BundleMaps, MapsFromGeometry, OpenMaps, P
 from intrinsic_lab.nodes.compare import CompareMaps
 from intrinsic_lab.nodes.extract import contact_sheet
 from intrinsic_lab.nodes.format_maps import AlbedoFromPicture, ColorMap, FormatColor, FormatDepth, FormatNormals, NormalsFromColor
-from intrinsic_lab.nodes.scene import Relight
+from intrinsic_lab.nodes.relight import Relight
 from intrinsic_lab.scenes import render_scenes
 
 NONE_FLIPPED = {"flip_x": False, "flip_y": False, "flip_z": False}

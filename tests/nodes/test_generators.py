@@ -20,7 +20,8 @@ from intrinsic_lab.training.generators.vqgan_lora import load_vqgan as load_for_
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
-from published_generators import TINY, StyleGan2Oracle, TamingOracle, random_weights, rosinality_shapes, taming_shapes
+from alias_free_oracle import AliasFreeOracle, design, published
+from published_generators import TINY, StyleGan2Oracle, TamingOracle, random_weights, rosinality_shapes, taming_shapes, write_module
 
 NOTHING = {f"{name}_lora": "none" for name in MAPS}
 CONFIG = methods.StyleGanConfig(widths=(8, 8, 4), latent_dim=6, style_dim=5, mapping_layers=2)
@@ -237,6 +238,32 @@ def test_a_published_stylegan2_is_offered_and_sampled(world):
     assert nodes.LoadGAN.fingerprint_inputs("vae/ffhq.pt", **NOTHING) != state
     with pytest.raises(ValueError, match=r"notes\.pkl is no whole pickle"):
         nodes.LoadGAN.execute("vae/notes.pkl", **NOTHING)
+
+
+def test_a_stylegan_xl_makes_the_chosen_class_with_its_maps(world):
+    """As a published file and as a folder of ours."""
+    layers = design(32, 6, 8)
+    weights = published(layers, classes=4, features=9)
+    write_module(world["folder"] / "vae/imagenet.pkl", *weights)
+    generator = methods.load_gan(world["folder"] / "vae/imagenet.pkl")
+    methods.save_gan(generator, world["folder"] / "vae/imagenet")
+    assert list(native.generator_paths("gan")) == ["diffusers/faces/gan", "vae/imagenet", "vae/imagenet.pkl"]
+    changed = write_lora(world["folder"] / "loras/xl_depth.safetensors", generator, "gan", "depth")
+    chosen = NOTHING | {"depth_lora": "xl_depth.safetensors"}
+    loaded, folder = (nodes.LoadGAN.execute(f"vae/{name}", **chosen)[0] for name in ("imagenet.pkl", "imagenet"))
+    image, _, depth, *_ = nodes.SampleGAN.execute(loaded, 3, 2, 0.7, 1.0, class_index=2).args
+    oracle = AliasFreeOracle(layers, *weights)
+    draws = methods.draw(generator.config, 3, 2, 2)
+    wanted = oracle(oracle.style(draws.z_bd[1], 2, 0.7)) / 2 + 0.5
+    assert image.shape == (2, 32, 32, 3) and (rearrange(image[1], "h w c -> c h w").double() - wanted.clamp(0, 1)).abs().max() < 1e-4
+    adapted = methods.pictures(generator, draws, 0.7, changed) / 2 + 0.5
+    assert (depth[..., 0] - adapted.mean(1)).abs().max() < 1e-4 and (depth[..., 0] - image.mean(-1)).abs().max() > 0.01
+    assert torch.allclose(nodes.SampleGAN.execute(folder, 3, 2, 0.7, 1.0, class_index=2)[0], image, atol=1e-5)
+    drawn = nodes.SampleGAN.execute(loaded, 3, 8, 0.7, 1.0)[0]
+    assert torch.equal(drawn, nodes.SampleGAN.execute(loaded, 3, 8, 0.7, 1.0, -1)[0]) and not torch.allclose(drawn[:2], image, atol=1e-3)
+    for gan, index, words in ((loaded, 4, "its classes are 0 to 3"), (load_gan(), 0, "it has none")):
+        with pytest.raises(ValueError, match=f"class {index} was chosen .*{words}"):
+            nodes.SampleGAN.execute(gan, 3, 1, 0.7, 1.0, class_index=index)
 
 
 def test_a_lora_in_the_wrong_place_is_refused_in_words(world):

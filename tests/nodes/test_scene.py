@@ -6,8 +6,10 @@ import torch
 pytest.importorskip("comfy_api.latest")
 import comfy.model_management
 from comfy_api.latest import _io
+from intrinsic_lab.methods.lamps import Lamp, Lighting, Scene, lamps_text, parse_lamps, relative_depth, relit
 from intrinsic_lab.methods.maps import srgb_from_linear
-from intrinsic_lab.nodes.scene import Relight, RenderScene
+from intrinsic_lab.nodes.relight import PlaceLamp, Relight
+from intrinsic_lab.nodes.scene import RenderScene
 from intrinsic_lab.scenes import render_scenes
 
 NAMES = ("image", "albedo", "shading", "normal", "depth", "segmentation", "line", "objects", "caption", "vertical_fov")
@@ -36,7 +38,11 @@ def relight(scene, light, settings=FLOOD, **maps):
     inputs |= {f"light.{name}": value for name, value in options.items()}
     declared, _, v3_data = _io.get_finalized_class_inputs(Relight.INPUT_TYPES(), inputs)
     known = declared["required"] | declared["optional"]
-    return Relight.execute(**_io.build_nested_inputs({name: value for name, value in inputs.items() if name in known}, v3_data)).result
+    return Relight.execute(**_io.build_nested_inputs({name: value for name, value in inputs.items() if name in known}, v3_data)).result[:2]
+
+
+def by_hand(frames, **options):
+    return "by hand", {"lamps": lamps_text(frames), "relief": 0.5, "shadows": 0.5, "hardness": 0.5} | options
 
 
 def directional(azimuth=0.0, elevation=0.0):
@@ -168,3 +174,35 @@ def test_one_albedo_serves_a_batch_of_normals():
 def test_what_cannot_be_lit_is_refused_with_the_reason(light, changes, message):
     with pytest.raises(ValueError, match=message):
         relight(render(), light, **changes)
+
+
+def test_lamps_by_hand_light_each_picture_of_a_batch_or_move_over_one():
+    scene = render(batch_size=2)
+    way = [[Lamp(x=0.1)], [Lamp(x=0.9, color="#ffd080")]]
+    settings = FLOOD | {"ambient": 0.1, "original_light": 0.5}
+    maps = {name: scene[name] for name in ("shading", "depth", "roughness", "metallic")}
+    picture, shading = relight(scene, by_hand(way), settings, **maps)
+    for row in range(2):
+        one = [scene[name][row : row + 1] for name in ("albedo", "normal", "depth", "shading", "roughness", "metallic")]
+        of_row = Scene(one[0], one[1], relative_depth(one[2][..., :1]), one[3], one[4][..., :1], one[5][..., :1])
+        lighting = Lighting((settings["intensity"],) * 3, 0.1, 0.5, 0.5, 0.5, 0.5)
+        wanted = relit(of_row, way[row], lighting)
+        assert torch.allclose(picture[row : row + 1], wanted[0], atol=1e-5) and torch.allclose(shading[row : row + 1], wanted[1], atol=1e-5)
+    still, _ = relight(
+        {name: values[:1] for name, values in scene.items() if torch.is_tensor(values)}, by_hand(way), depth=scene["depth"][:1]
+    )
+    assert len(still) == 2 and not torch.equal(still[0], still[1])
+    with pytest.raises(ValueError, match="2 pictures and lamps for 3 frames"):
+        relight(scene, by_hand([*way, way[0]]))
+
+
+def test_place_lamp_chains_and_moves():
+    def placed(**changes):
+        inputs = {"x": 0.0, "y": 0.5, "height": 1.0, "color": "#ffffff", "intensity": 1.0, "reach": 1.0, "frames": 1}
+        return PlaceLamp.execute(**inputs | {"to_x": 1.0, "to_y": 0.5, "to_height": 2.0} | changes).result[0]
+
+    still = placed()
+    moving = placed(frames=3, lamps=still)
+    assert [[lamp.x for lamp in frame] for frame in parse_lamps(moving)] == [[0, 0], [0, 0.5], [0, 1]]
+    with pytest.raises(ValueError, match="2 frames, the others through 3"):
+        placed(frames=2, lamps=moving)

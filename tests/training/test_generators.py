@@ -11,6 +11,8 @@ from intrinsic_lab.methods.intrinsic_lora import generators
 from intrinsic_lab.methods.intrinsic_lora.generators.adapter import target_names
 from intrinsic_lab.methods.maps import MAPS
 from intrinsic_lab.scenes import render_scenes
+from intrinsic_lab.tests.methods.alias_free_oracle import design, published
+from intrinsic_lab.tests.methods.published_generators import write_module
 from intrinsic_lab.tests.training.tiny_models import tiny_vqgan
 from intrinsic_lab.training.generators import adversarial, gan_lora, nano, vqgan, vqgan_lora
 from intrinsic_lab.training.generators.__main__ import main
@@ -155,16 +157,20 @@ def test_the_discriminator_gives_one_score_per_picture():
     assert Discriminator((8, 8, 4))(torch.randn(3, 3, 16, 16)).shape == (3,)
 
 
-def test_a_gan_lora_learns_from_the_teachers_labels(tiny_base, tmp_path):
+@pytest.mark.parametrize("kind", ["StyleGAN2", "StyleGAN-XL"])
+def test_a_gan_lora_learns_from_the_teachers_labels(tiny_base, tmp_path, kind):
     torch.manual_seed(0)
-    gan = generators.StyleGenerator(CONFIG)
-    generators.save_gan(gan, tmp_path / "gan")
+    base = tmp_path / "gan"
+    if kind == "StyleGAN2":
+        generators.save_gan(generators.StyleGenerator(CONFIG), base)
+    else:
+        base = tmp_path / "gan.pkl"
+        write_module(base, *published(design(16, 4, 4), classes=3, features=9))
+    gan = generators.load_gan(base)
     taught = IntrinsicLoraConfig(tiny_base, "depth", LoopConfig(tmp_path / "teacher", 2, 1e-2), SceneData(count=4, size=32), batch=2)
     adapter = train_intrinsic_lora(taught).weights
-    config = gan_lora.GanLoraConfig(
-        tmp_path / "gan", "depth", LoopConfig(tmp_path / "lora", 60, 1e-2), tiny_base, adapter, pictures=6, teacher_size=32
-    )
-    labels = gan_lora.teacher_labels(config, generators.load_gan(config.base))
+    config = gan_lora.GanLoraConfig(base, "depth", LoopConfig(tmp_path / "lora", 60, 1e-2), tiny_base, adapter, pictures=6, teacher_size=32)
+    labels = gan_lora.teacher_labels(config, gan)
     assert labels.shape == (6, 3, 16, 16) and labels.abs().max() <= 1.2
     losses = gan_lora.train_gan_lora(config).losses
     assert sum(losses[-8:]) < 0.9 * sum(losses[:8])

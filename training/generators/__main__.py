@@ -55,7 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
     lora = commands.add_parser(
         "gan-lora", help="train one map's LoRA on a style-based generator, taught by an I-LoRA", formatter_class=shown
     )
-    lora.add_argument("--base", type=Path, required=True, help="folder of the generator, or a StyleGAN2 .pt or .pkl")
+    lora.add_argument(
+        "--base",
+        type=Path,
+        required=True,
+        help="folder of the generator, or a StyleGAN2 .pt, or a StyleGAN2, StyleGAN3 or StyleGAN-XL .pkl",
+    )
     lora.add_argument("--map", required=True, choices=tuple(MAPS), help="what the LoRA makes")
     lora.add_argument("--output", type=Path, required=True, help="folder for the LoRA and its checkpoints")
     lora.add_argument("--teacher", type=Path, required=True, help="diffusers folder of the Stable Diffusion model that labels the pictures")

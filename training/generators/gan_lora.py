@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from ...methods.intrinsic_lora.extract import resize
 from ...methods.intrinsic_lora.generators.adapter import target_names
-from ...methods.intrinsic_lora.generators.gan_file import load_gan
+from ...methods.intrinsic_lora.generators.gan_file import Gan, load_gan
 from ...methods.intrinsic_lora.generators.sample import draw as draw_latents
 from ...methods.intrinsic_lora.generators.sample import pictures
-from ...methods.intrinsic_lora.generators.style_gan import StyleGenerator
 from ...methods.lora.lora_file import read_lora
 from ...methods.maps import MAPS
 from ..config import TrainerConfig
@@ -29,8 +28,8 @@ from .lora import LoraOn, save_generator_lora
 class GanLoraConfig(TrainerConfig):
     """base: a style-based generator. teacher: diffusers folder of a Stable Diffusion model; adapter: its I-LoRA for `map`.
 
-    base is a folder or a published StyleGAN2 file. pictures: how many generated pictures are labelled; their truncation is drawn from 0.5
-    to 1. teacher_size: pixels at which the teacher sees them. Raises ValueError for impossible values.
+    base is a folder or a published file. pictures: how many generated pictures are labelled; their truncation is drawn from 0.5 to 1, and
+    in a generator of classes their class. teacher_size: pixels at which the teacher sees them. Raises ValueError for impossible values.
     """
 
     base: Path
@@ -59,7 +58,7 @@ def truncations(count: int) -> Tensor:
 
 
 @torch.no_grad()
-def teacher_labels(config: GanLoraConfig, generator: StyleGenerator) -> Tensor:
+def teacher_labels(config: GanLoraConfig, generator: Gan) -> Tensor:
     """What the teacher sees in the generated pictures: the map in picture form, `[n, 3, h, w]` in -1..1."""
     base = load_base(config.teacher)
     _merge(base.network, config.adapter)
@@ -90,16 +89,16 @@ def _merge(unet: nn.Module, path: Path) -> None:
 class GanLoraTask:
     """A `loop.Task`: the same latent and noise make the picture and, through the LoRA, its map."""
 
-    def __init__(self, config: GanLoraConfig, generator: StyleGenerator, labels: Tensor):
+    def __init__(self, config: GanLoraConfig, generator: Gan, labels: Tensor):
         self.config, self.generator, self.labels = config, generator, labels
         self.draws, self.truncation = draw_latents(generator.config, config.loop.seed, config.pictures), truncations(config.pictures)
         self.module = LoraOn(generator, target_names(generator, "gan"), config.rank, config.loop.seed)
 
     def loss(self, module: nn.Module, draw: torch.Generator) -> Tensor:
         rows = torch.randint(len(self.labels), (self.config.batch,), generator=draw)
-        device = self.generator.constant.device
+        device = self.generator.mean_style.device
         draws = self.draws[rows].to(device)
-        w_bd = self.generator.style(draws.z_bd, self.truncation[rows].to(device))
+        w_bd = self.generator.style(draws.z_bd, self.truncation[rows].to(device), draws.classes_b)
         return picture_loss(self.config.map, module(w_bd, draws.noise), self.labels[rows].to(device))
 
     def save(self, folder: Path) -> None:

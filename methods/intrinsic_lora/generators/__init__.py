@@ -4,12 +4,16 @@ The maps come out of the generator's own head: the same network runs once more w
 """
 
 from .adapter import GeneratorLora, adapted_weights, fit, read_generator_lora, run_adapted
+from .alias_free_gan import AliasFreeConfig, AliasFreeGenerator
 from .gan_file import load_gan, save_gan
-from .sample import Draws, draw, map_pictures, pictures
+from .sample import ANY_CLASS, Draws, draw, map_pictures, pictures
 from .style_gan import StyleGanConfig, StyleGenerator
 from .vqgan import decode, quantised, vqgan_generator
 
 __all__ = [
+    "ANY_CLASS",
+    "AliasFreeConfig",
+    "AliasFreeGenerator",
     "Draws",
     "GeneratorLora",
     "StyleGanConfig",

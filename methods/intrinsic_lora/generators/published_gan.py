@@ -1,10 +1,11 @@
-"""Published StyleGAN2 generators (Karras et al. 2020) of any size, for `StyleGenerator`: two layouts of one network.
+"""Published generators: StyleGAN2 (Karras et al. 2020) of any size, for `StyleGenerator`, in two layouts; others by `published_alias_free`.
 
 =========================== ============================================ ==================================================
 here (see `gan_file`)       rosinality's `.pt`, under `g_ema`            NVIDIA's PyTorch `.pkl`, the module under `G_ema`
 =========================== ============================================ ==================================================
 `mapping.N`                 `style.N+1.*`                                `mapping.fcN.*`
 `mean_style`                `latent_avg` of the file, or measured        `mapping.w_avg`
+`class_embedding`                                                        `mapping.embed.*`, where it has classes
 `constant`                  `input.input`                                `synthesis.b4.const`
 `convolutions.0`            `conv1.conv.weight`, `.conv.modulation.*`,   `synthesis.b4.conv1.weight`, `.affine.*`, `.bias`,
                             `.noise.weight`, `.activate.bias`            `.noise_strength`
@@ -24,10 +25,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .alias_free_gan import AliasFreeConfig
+from .published_alias_free import class_embedding, class_weights, convert_alias_free, mapping_weight
 from .style_gan import FIRST_SIDE, StyleGanConfig
 
-# How much slower the mapping network learns, which its weights are divided by.
-_MAPPING_RATE = 0.01
 _LAYER = {
     "conv.weight": "weight",
     "conv.modulation.weight": "affine.weight",
@@ -40,9 +41,9 @@ _FILTERS = re.compile(r".*\.(?:blur\.kernel|upsample\.kernel|resample_filter)")
 _UNUSED = re.compile(r"noises\.noise_\d+|.*\.noise_const")
 
 
-def read_published_gan(path: Path) -> tuple[StyleGanConfig, dict[str, Tensor]]:
-    """(config, weights of a `StyleGenerator`, without `mean_style` where the file has none). Raises ValueError, naming the file."""
-    from ...pickled_weights import Made, read_pickled
+def read_published_gan(path: Path) -> tuple[StyleGanConfig | AliasFreeConfig, dict[str, Tensor]]:
+    """(config, weights of its generator, without `mean_style` where the file has none). Raises ValueError, naming the file."""
+    from ...pickled_weights import Made, module_settings, read_pickled
 
     pickled = read_pickled(path)
     content = pickled.content if isinstance(pickled.content, Mapping) else {}
@@ -54,38 +55,46 @@ def read_published_gan(path: Path) -> tuple[StyleGanConfig, dict[str, Tensor]]:
             return convert({rosinality_name(name): weight for name, weight in _own(published).items()}, scaled=True)
         if isinstance(module := content.get("G_ema"), Made):
             published = pickled.module_tensors(module)
-            return convert({nvidia_name(name): weight for name, weight in _own(published).items()}, scaled=False)
+            if any(name.startswith("synthesis.input.") for name in published):
+                return convert_alias_free(published, module_settings(module))
+            embedding = {name: published.pop(name) for name in list(published) if name.startswith("mapping.embed.")}
+            named = {nvidia_name(name): weight for name, weight in _own(published).items()}
+            return convert(named, scaled=False, classes=class_embedding(embedding, {}))
     except (ValueError, RuntimeError, IndexError) as error:
         raise ValueError(f"{path.name}: {error}") from None
     raise ValueError(
-        f"{path.name} holds neither 'g_ema' with its weights (rosinality's StyleGAN2) nor 'G_ema' with a PyTorch module (NVIDIA's); files "
-        "of the TensorFlow StyleGAN2 hold neither: choose a PyTorch one, or convert it."
+        f"{path.name} holds neither 'g_ema' with its weights (rosinality's StyleGAN2) nor 'G_ema' with a PyTorch module (NVIDIA's, "
+        "StyleGAN-XL's); files of the TensorFlow StyleGAN2 hold neither: choose a PyTorch one, or convert it."
     )
 
 
-def convert(named: Mapping[str, Tensor], scaled: bool) -> tuple[StyleGanConfig, dict[str, Tensor]]:
+def convert(named: Mapping[str, Tensor], scaled: bool, classes: Tensor | None = None) -> tuple[StyleGanConfig, dict[str, Tensor]]:
     """Published weights under the names used here. scaled: whether convolutions are multiplied by a constant before they are demodulated.
 
+    classes: their embedding `[classes, class_dim]`, where there are any.
     Raises ValueError for weights that make no StyleGAN2.
     """
     try:
         levels = sum(bool(re.fullmatch(r"to_picture\.\d+\.weight", name)) for name in named)
         config = StyleGanConfig(
             widths=tuple(named[f"convolutions.{2 * level}.weight"].shape[-4] for level in range(levels)),
-            latent_dim=named["mapping.0.weight"].shape[1],
+            latent_dim=named["mapping.0.weight"].shape[1] - (0 if classes is None else classes.shape[1]),
             style_dim=named["mapping.0.weight"].shape[0],
             mapping_layers=sum(bool(re.fullmatch(r"mapping\.\d+\.weight", name)) for name in named),
             filtered=True,
+            classes=0 if classes is None else len(classes),
+            class_dim=0 if classes is None else classes.shape[1],
         )
     except (KeyError, IndexError) as error:
         raise ValueError(f"it has no {error.args[0]} (in the pack's names): a StyleGAN2 with output skips was expected.") from None
-    return config, {name: _acting(name, weight, scaled) for name, weight in named.items()}
+    weights = {name: _acting(name, weight, scaled) for name, weight in named.items()}
+    return config, weights | class_weights(classes, weights.get("mean_style"))
 
 
 def _acting(name: str, weight: Tensor, scaled: bool) -> Tensor:
     """A weight as it acts, in the shape used here."""
     if name.startswith("mapping."):
-        return weight * (_MAPPING_RATE / math.sqrt(weight.shape[1]) if weight.ndim == 2 else _MAPPING_RATE)
+        return mapping_weight(weight)
     if name.endswith("affine.weight"):
         return weight / math.sqrt(weight.shape[1])
     if name == "constant":
@@ -126,7 +135,7 @@ def rosinality_name(name: str) -> str:
 
 
 def nvidia_name(name: str) -> str:
-    """The name used here. Raises ValueError for a weight that an unconditional StyleGAN2 does not have."""
+    """The name used here. Raises ValueError for a weight that StyleGAN2 does not have."""
     if whole := {"mapping.w_avg": "mean_style", "synthesis.b4.const": "constant"}.get(name):
         return whole
     if match := re.fullmatch(r"mapping\.fc(\d+)\.(weight|bias)", name):
@@ -136,6 +145,4 @@ def nvidia_name(name: str) -> str:
         level = (side // FIRST_SIDE).bit_length() - 1
         numbered = {"conv0": f"convolutions.{2 * level - 1}", "conv1": f"convolutions.{2 * level}", "torgb": f"to_picture.{level}"}
         return f"{numbered[match[2]]}.{match[3]}"
-    if name.startswith("mapping.embed."):
-        raise ValueError(f"it is conditioned on classes ({name}), which is not supported: choose a generator without classes.")
-    raise ValueError(f"it holds {name}, which StyleGAN2 does not have (StyleGAN3 and StyleGAN-XL are other networks).")
+    raise ValueError(f"it holds {name}, which StyleGAN2 does not have: choose a StyleGAN2, StyleGAN3 or StyleGAN-XL generator.")

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .mapping import StyleNetwork, require_classes
+
 FIRST_SIDE = 4
 
 
@@ -22,7 +24,8 @@ FIRST_SIDE = 4
 class StyleGanConfig:
     """widths: channels at 4 x 4, 8 x 8 ... up to the picture. mapping_layers: of the mapping network. Raises ValueError.
 
-    filtered: enlarges by the papers' filter, after a transposed convolution; else bilinearly, before a convolution.
+    filtered: enlarges by the papers' filter, after a transposed convolution; else bilinearly, before a convolution. classes, class_dim: how
+    many, and how long their embedding is; 0 and 0 without.
     """
 
     widths: tuple[int, ...] = (128, 128, 96, 64, 32)
@@ -30,8 +33,11 @@ class StyleGanConfig:
     style_dim: int = 64
     mapping_layers: int = 3
     filtered: bool = False
+    classes: int = 0
+    class_dim: int = 0
 
     def __post_init__(self) -> None:
+        require_classes(self.classes, self.class_dim)
         numbers = (*self.widths, self.latent_dim, self.style_dim, self.mapping_layers)
         if not all(isinstance(number, int) and 1 <= number <= 8192 for number in numbers):
             raise ValueError(f"the generator's sizes are {self}: whole numbers from 1 to 8192 are wanted.")
@@ -46,16 +52,28 @@ class StyleGanConfig:
         return FIRST_SIDE * 2 ** (len(self.widths) - 1)
 
     @property
+    def floats_per_picture(self) -> int:
+        """How many numbers a picture takes at once, about: a few copies of the widest layers at full size."""
+        return 1024 * self.resolution**2
+
+    @property
     def noise_sides(self) -> tuple[int, ...]:
         """Side of each layer's noise, in the network's order: one at 4 x 4, two at every further resolution."""
         return (FIRST_SIDE, *(FIRST_SIDE * 2**level for level in range(1, len(self.widths)) for _ in range(2)))
 
 
-def modulated_convolution(x_bchw: Tensor, weight_oikk: Tensor, style_bi: Tensor, demodulate: bool = True, enlarge: bool = False) -> Tensor:
+def modulated_convolution(
+    x_bchw: Tensor,
+    weight_oikk: Tensor,
+    style_bi: Tensor,
+    demodulate: bool = True,
+    enlarge: bool = False,
+    padding: int | None = None,
+) -> Tensor:
     """Convolution with `s_i w_ijk`, each output channel scaled to unit variance (Karras et al. 2020, eq. 1 and 3).
 
-    enlarge: to twice the size, as `filtered_upsample` does. Scales activations instead of weights, which is the same and keeps the batch in
-    one convolution.
+    enlarge: to twice the size, as `filtered_upsample` does. padding: zeros on each side; without it, as many as keep the size. Scales
+    activations instead of weights, which is the same and keeps the batch in one convolution.
     """
     modulated = x_bchw * style_bi[:, :, None, None]
     if enlarge:
@@ -63,7 +81,7 @@ def modulated_convolution(x_bchw: Tensor, weight_oikk: Tensor, style_bi: Tensor,
         wide = functional.conv_transpose2d(modulated, weight_oikk.flip(2, 3).transpose(0, 1), stride=2)
         output = functional.conv2d(wide, _filter(wide), padding=1, groups=wide.shape[1])
     else:
-        output = functional.conv2d(modulated, weight_oikk, padding=weight_oikk.shape[-1] // 2)
+        output = functional.conv2d(modulated, weight_oikk, padding=weight_oikk.shape[-1] // 2 if padding is None else padding)
     if demodulate:
         energy = torch.einsum("oi,bi->bo", weight_oikk.square().sum((2, 3)), style_bi.square())
         output = output * torch.rsqrt(energy + 1e-8)[:, :, None, None]
@@ -92,7 +110,7 @@ class StyledConvolution(nn.Module):
     def __init__(self, inputs: int, outputs: int, style_dim: int, enlarge: bool, filtered: bool):
         super().__init__()
         self.enlarge, self.filtered = enlarge, filtered
-        self.affine = _affine(style_dim, inputs)
+        self.affine = affine_layer(style_dim, inputs)
         self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3) / math.sqrt(9 * inputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.noise_strength = nn.Parameter(torch.zeros(()))
@@ -109,7 +127,7 @@ class ToPicture(nn.Module):
 
     def __init__(self, inputs: int, style_dim: int):
         super().__init__()
-        self.affine = _affine(style_dim, inputs)
+        self.affine = affine_layer(style_dim, inputs)
         self.weight = nn.Parameter(torch.randn(3, inputs, 1, 1) / math.sqrt(inputs))
         self.bias = nn.Parameter(torch.zeros(3))
 
@@ -117,7 +135,7 @@ class ToPicture(nn.Module):
         return modulated_convolution(x_bchw, self.weight, self.affine(w_bd), demodulate=False) + self.bias[:, None, None]
 
 
-def _affine(style_dim: int, channels: int) -> nn.Linear:
+def affine_layer(style_dim: int, channels: int) -> nn.Linear:
     """A style that begins around 1: the convolution starts unmodulated."""
     affine = nn.Linear(style_dim, channels)
     nn.init.normal_(affine.weight, std=1 / math.sqrt(style_dim))
@@ -125,21 +143,12 @@ def _affine(style_dim: int, channels: int) -> nn.Linear:
     return affine
 
 
-class StyleGenerator(nn.Module):
-    """`style` makes w of z, `forward` a picture of w and noise. `mean_style` `[style_dim]` is what truncation pulls w towards."""
-
-    mean_style: Tensor
+class StyleGenerator(StyleNetwork):
+    """`style` makes w of z, `forward` a picture of w and noise."""
 
     def __init__(self, config: StyleGanConfig):
-        super().__init__()
+        super().__init__(config.latent_dim, config.style_dim, config.mapping_layers, config.classes, config.class_dim)
         self.config = config
-        sizes = [config.latent_dim, *[config.style_dim] * config.mapping_layers]
-        layers = [nn.Linear(*pair) for pair in pairwise(sizes)]
-        self.mapping = nn.ModuleList(layers)
-        for layer in layers:
-            nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
-            nn.init.zeros_(layer.bias)
-        self.register_buffer("mean_style", torch.zeros(config.style_dim))
         self.constant = nn.Parameter(torch.randn(1, config.widths[0], FIRST_SIDE, FIRST_SIDE))
 
         def convolution(inputs: int, outputs: int, enlarge: bool) -> StyledConvolution:
@@ -151,13 +160,6 @@ class StyleGenerator(nn.Module):
             self.convolutions.append(convolution(outputs, outputs, enlarge=False))
         self.to_picture = nn.ModuleList(ToPicture(width, config.style_dim) for width in config.widths)
 
-    def style(self, z_bd: Tensor, truncation_b1: Tensor | float = 1.0) -> Tensor:
-        """w of z (normalised to unit mean square), pulled towards the mean: `mean + truncation (w - mean)` (2019, section 2.1)."""
-        w_bd = z_bd * torch.rsqrt(z_bd.square().mean(1, keepdim=True) + 1e-8)
-        for layer in self.mapping:
-            w_bd = functional.leaky_relu(layer(w_bd), 0.2) * math.sqrt(2)
-        return torch.lerp(self.mean_style.expand_as(w_bd), w_bd, torch.as_tensor(truncation_b1, dtype=w_bd.dtype, device=w_bd.device))
-
     def forward(self, w_bd: Tensor, noise: Sequence[Tensor]) -> Tensor:
         """Pictures `[b, 3, h, w]`, nominally -1..1, not clamped. noise: a `[b, 1, side, side]` for each of `config.noise_sides`."""
         x = self.convolutions[0](self.constant.expand(len(w_bd), -1, -1, -1), w_bd, noise[0])
@@ -168,9 +170,3 @@ class StyleGenerator(nn.Module):
             enlarged = filtered_upsample(picture) if self.config.filtered else upsample(picture)
             picture = enlarged + self.to_picture[level](x, w_bd)
         return picture
-
-    @torch.no_grad()
-    def measure_mean_style(self, samples: int = 4096) -> None:
-        """Set `mean_style` to the mean of w over a fixed draw of z."""
-        z = torch.randn(samples, self.config.latent_dim, generator=torch.Generator().manual_seed(0))
-        self.mean_style.copy_(self.style(z.to(self.constant.device)).mean(0))

@@ -69,7 +69,7 @@ def generator_paths(kind: str) -> dict[str, Path]:
     for category in ("diffusers", "vae"):
         for search_path in map(Path, folder_paths.get_folder_paths(category)):
             for config in sorted([*search_path.glob("*/config.json"), *search_path.glob("*/*/config.json")]):
-                if _class_name(config) == CLASSES[kind]:
+                if _class_name(config) in CLASSES[kind]:
                     found.setdefault(f"{category}/{config.parent.relative_to(search_path).as_posix()}", config.parent)
     for search_path in map(Path, folder_paths.get_folder_paths("vae")):
         for file in sorted(path for depth in ("*", "*/*", "*/*/*") for path in search_path.glob(depth) if path.suffix in PUBLISHED[kind]):
@@ -115,7 +115,7 @@ def load_generator(kind: str, shown: str, lora_names: Mapping[str, str]) -> Load
     if shown not in paths:
         raise ValueError(
             f"There is no {KIND_NAMES[kind]} {shown!r} (offered: {', '.join(paths) or 'there is none yet'}). Put a folder whose "
-            f"config.json says {CLASSES[kind]} into models/diffusers or models/vae, or {PUBLISHED_AS[kind]} into models/vae."
+            f"config.json says {' or '.join(CLASSES[kind])} into models/diffusers or models/vae, or {PUBLISHED_AS[kind]} into models/vae."
         )
     generator = load_gan(paths[shown]) if kind == "gan" else load_vqgan(paths[shown])
     loras = {}
