@@ -266,6 +266,7 @@ def _taken_map(default: str) -> io.Input:
         options=list(MAPS),
         default=default,
         optional=True,  # graphs saved before there were bundles have none
+        advanced=True,
         tooltip="Which of the maps is taken where whole maps are connected; else without effect.",
     )
 
