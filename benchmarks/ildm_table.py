@@ -1,11 +1,14 @@
 """What the exchange between picture and maps does (I-LDM), on the nano base: schedules side by side on the same prompts and noise.
 
-    python -m intrinsic_lab.benchmarks.ildm_table [--skip-ablation] [--report] [--sheet FILE]
+    python -m intrinsic_lab.benchmarks.ildm_table [--skip-ablation] [--seeds N] [--prompts N] [--report] [--sheet FILE]
 
 Samples through the pack's own patch of ComfyUI's model. Consistency is judged on what was generated, without ground truth: generated
 normals against those of the generated depth and against those the bundled I-LoRA sees in the picture (median degrees), line map and
 segment boundaries against the picture's edges (correlation). Fidelity: the Fréchet distance of the nano encoder's features to the
 base's pictures of the other seeds (so the base itself is not at 0), and the mean change of the same seed's picture, in 8-bit levels.
+
+Rows with another strength of the LoRA, and with the paper's 25 steps at guidance 7.5, are compared with pictures without exchange at the
+same steps and guidance. `ildm_attention` prints where attention crosses.
 
 Each seed has prompts of its own. Scores are kept in the runs folder, one file per row and seed, so a run that is stopped goes on where
 it was. --sheet also writes pictures and maps of the first prompts.
@@ -15,7 +18,6 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import time
 from dataclasses import dataclass, field
 from itertools import product
@@ -37,9 +39,8 @@ from ..training.atomic import write_atomically
 from ..training.nano.joint import train_lora
 from ..training.scene_pictures import HELD_OUT_SEEDS
 from .extraction_cost import start_comfyui
+from .measuring import ROOT, keep_result
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 SEEDS = (0, 1, 2)
 PROMPTS_PER_SEED = 34
 BATCH = 17
@@ -54,21 +55,36 @@ DROP_STAGES = (2, 3, 4, 5)
 
 @dataclass(frozen=True)
 class Row:
-    """One way to sample. image_domain: of the LoRA's training."""
+    """One way to sample. image_domain: of the LoRA's training; strength: of the LoRA; base: the row whose pictures it is compared with."""
 
     name: str
     schedule: schedules.WeightSchedule
     image_domain: bool = True
+    strength: float = 1.0
+    steps: int = STEPS
+    cfg: float = CFG
+    base: str = "no exchange (w = 0)"
 
 
+ALWAYS = "always (w = 1)"
+PAPER_BASE = "25 steps, guidance 7.5 (the paper's): no exchange"
+_PAPER = {"steps": 25, "cfg": 7.5, "base": PAPER_BASE}
 ROWS = (
     Row("no exchange (w = 0)", schedules.constant_schedule(0.0)),
     Row("Drop", schedules.drop_schedule(schedules.at_stages(DROP_STAGES))),
     Row("Gaussian", schedules.gaussian_schedule()),
-    Row("always (w = 1)", schedules.constant_schedule(1.0)),
+    Row(ALWAYS, schedules.constant_schedule(1.0)),
+    Row("always, LoRA at strength 0.5", schedules.constant_schedule(1.0), strength=0.5),
+    Row("always, LoRA at strength 1.5", schedules.constant_schedule(1.0), strength=1.5),
+    Row(PAPER_BASE, schedules.constant_schedule(0.0), **_PAPER),
+    Row("25 steps, guidance 7.5: Gaussian", schedules.gaussian_schedule(), **_PAPER),
+    Row("25 steps, guidance 7.5: always", schedules.constant_schedule(1.0), **_PAPER),
     Row("Gaussian, LoRA trained without pictures", schedules.gaussian_schedule(), image_domain=False),
 )
-BASE = ROWS[0]
+BY_NAME = {row.name: row for row in ROWS}
+NOT_MEASURED = (
+    "without the intrinsic VAE, and with each map left out: each needs an intrinsic VAE and a LoRA of its own, an hour of training"
+)
 
 
 @dataclass(frozen=True)
@@ -85,11 +101,12 @@ class World:
 
     base: Path
     loras: dict[bool, Path]
+    prompts_per_seed: int = PROMPTS_PER_SEED
     models: dict[str, object] = field(default_factory=dict)
 
     def state(self, row: Row) -> str:
         """Names the weights and settings that a row's scores depend on."""
-        settings = [row.name, PROMPTS_PER_SEED, BATCH, STEPS, CFG, SAMPLER, SCHEDULER, DROP_STAGES]
+        settings = [row.name, self.prompts_per_seed, BATCH, row.steps, row.cfg, row.strength, SAMPLER, SCHEDULER, DROP_STAGES]
         content = hashlib.sha256(json.dumps(settings).encode())
         for path in [self.base / part / "diffusion_pytorch_model.safetensors" for part in ("unet", "vae", "intrinsic_vae")]:
             content.update(path.read_bytes())
@@ -108,7 +125,7 @@ class World:
         from ..nodes.native.joint_sampling import cross_domain
 
         if row.name not in self.models:
-            lora = cross_domain.bind_lora(self.pipeline.model, read_lora(self.loras[row.image_domain]), 1.0, "the LoRA")
+            lora = cross_domain.bind_lora(self.pipeline.model, read_lora(self.loras[row.image_domain]), row.strength, "the LoRA")
             self.models[row.name], _ = cross_domain.exchange_domains(self.pipeline.model, row.schedule, {"intrinsic": lora})
         return self.models[row.name]
 
@@ -127,7 +144,7 @@ class World:
         noise = comfy.sample.prepare_noise(latent, seed, numbers)
         options = dict(denoise=1.0, disable_pbar=True, seed=seed)
         joint = comfy.sample.sample(
-            self.model(row), noise, STEPS, CFG, SAMPLER, SCHEDULER, self.text(prompts), self.text([""]), latent, **options
+            self.model(row), noise, row.steps, row.cfg, SAMPLER, SCHEDULER, self.text(prompts), self.text([""]), latent, **options
         )
         picture, intrinsic = joint.chunk(2)
         return Generated(self.pipeline.vae.decode(picture), split_intrinsics(self.intrinsic_vae.decode(intrinsic).float()))
@@ -188,6 +205,10 @@ COLUMNS = {
 }
 
 
+CONSISTENCY = ("normal of depth", "normal of picture", "lines", "segments")
+HIGHER_IS_BETTER = ("lines", "segments")
+
+
 def score_path(world: World, row: Row, seed: int, folder: Path) -> Path:
     return folder / f"{world.state(row)}-{seed}.json"
 
@@ -197,14 +218,14 @@ def scored(world: World, picture_normals: PictureNormals, prompts: list[str], ro
     path = score_path(world, row, seed, folder)
     if not path.exists():
         started, scores, pictures = time.monotonic(), {}, []
-        own = range(seed * PROMPTS_PER_SEED, (seed + 1) * PROMPTS_PER_SEED)
+        own = range(seed * world.prompts_per_seed, (seed + 1) * world.prompts_per_seed)
         for first in own[::BATCH]:
             generated = world.generate(row, prompts[first : first + BATCH], first, seed)
             pictures.append((generated.image.clamp(0, 1) * 255).round().to(torch.uint8))
             for name, values in judge(generated, picture_normals).items():
                 scores.setdefault(name, []).extend(values)
-        image, kept = torch.cat(pictures), folder / f"{world.state(BASE)}-{seed}.bin"
-        if row is BASE:
+        image, kept = torch.cat(pictures), folder / f"{world.state(BY_NAME[row.base])}-{seed}.bin"
+        if row.name == row.base:
             write_atomically(kept, lambda partial: partial.write_bytes(image.numpy().tobytes()))
         base = torch.frombuffer(bytearray(kept.read_bytes()), dtype=torch.uint8).view(image.shape)
         scores["change"] = (image.float() - base.float()).abs().mean((1, 2, 3)).tolist()
@@ -234,11 +255,13 @@ def references(world: World, picture_normals: PictureNormals, scenes: SceneMaps)
 
 
 def table(sampled: dict[str, dict[int, dict[str, list]]], rendered: dict[str, dict[str, list]]) -> dict[str, dict[str, list[float]]]:
-    """`{row: {column: [value of each seed]}}`; a distance is to the base's pictures of all other seeds."""
-    base = {seed: torch.tensor(scores["features"]) for seed, scores in sampled[BASE.name].items()}
+    """`{row: {column: [value of each seed]}}`; a distance is to the pictures of its base's other seeds."""
     result = {name: {column: [mean(values[column])] for column in COLUMNS if column in values} for name, values in rendered.items()}
     for name, seeds in sampled.items():
+        if BY_NAME[name].base not in sampled:
+            continue
         result[name] = {column: [mean(scores[column]) for scores in seeds.values()] for column in COLUMNS if column != "distance"}
+        base = {seed: torch.tensor(scores["features"]) for seed, scores in sampled[BY_NAME[name].base].items()}
         others = {seed: [features for other, features in base.items() if other != seed] for seed in seeds}
         result[name]["distance"] = [
             frechet_distance(torch.tensor(scores["features"]), torch.cat(others[seed])) for seed, scores in seeds.items() if others[seed]
@@ -257,6 +280,30 @@ def as_markdown(result: dict[str, dict[str, list[float]]]) -> str:
             cells.append(f"{mean(numbers):.{digits}f}{spread}" if numbers else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def verdict(result: dict[str, dict[str, list[float]]]) -> str:
+    """Whether exchange beats none: paired by seed, a difference counts if it is larger than twice its deviation over the seeds."""
+    lines = []
+    for name, values in result.items():
+        row = BY_NAME.get(name)
+        if row is None or name == row.base or len(values["change"]) < 2:
+            continue
+        changes = []
+        for column in CONSISTENCY:
+            gains = [new - old for new, old in zip(values[column], result[row.base][column], strict=False)]
+            beyond = abs(mean(gains)) > 2 * stdev(gains)
+            better = (mean(gains) > 0) == (column in HIGHER_IS_BETTER)
+            word = ("better" if better else "worse") if beyond else "the same"
+            changes.append(f"{COLUMNS[column]} {mean(gains):+.3f} ± {stdev(gains):.3f} ({word})")
+        lines.append(f"- {name}: {', '.join(changes)}")
+    moved = {name: mean(values["change"]) for name, values in result.items() if name in ("Drop", "Gaussian", ALWAYS)}
+    always = moved.pop(ALWAYS, None)
+    if always is not None and moved:
+        most = max(moved.values())
+        word = "farther than" if always > most else "not farther than"
+        lines += ["", f"Full exchange moves pictures {word} the schedules do: {always:.2f} of 255 levels against at most {most:.2f}."]
+    return "\n".join(["Against no exchange at the same steps and guidance, paired by seed:", "", *lines])
 
 
 def contact_sheet(world: World, prompts: list[str], path: Path, seed: int = 0, scale: int = 1) -> None:
@@ -281,17 +328,19 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=ROOT / "assets" / "nano")
     parser.add_argument("--lora", type=Path, default=ROOT / "assets" / "nano_ildm.safetensors")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "nano")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    parser.add_argument("--prompts", type=int, default=PROMPTS_PER_SEED, help="of each seed (%(default)s)")
     parser.add_argument("--report", action="store_true", help="sample nothing: the table of what is there")
     parser.add_argument("--skip-ablation", action="store_true", help="leave out the LoRA trained without pictures, which is trained here")
     parser.add_argument("--sheet", type=Path, help="also write pictures and maps of the first prompts to this JPEG")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     start_comfyui()
-    scenes = render_scenes(HELD_OUT_SEEDS[: len(SEEDS) * PROMPTS_PER_SEED], SIZE, SIZE)
+    scenes = render_scenes(HELD_OUT_SEEDS[: arguments.seeds * arguments.prompts], SIZE, SIZE)
     prompts = list(scenes.captions)
     folder = arguments.runs / "ildm_table"
     folder.mkdir(parents=True, exist_ok=True)
-    world = World(arguments.base, {True: arguments.lora})
+    world = World(arguments.base, {True: arguments.lora}, arguments.prompts)
     picture_normals = PictureNormals(arguments.base, ROOT / "assets" / "nano_normal.safetensors")
     sampled: dict[str, dict[int, dict[str, list]]] = {}
     for image_domain in (True,) if arguments.skip_ablation else (True, False):
@@ -300,22 +349,17 @@ def main() -> None:
                 arguments.base, arguments.runs, image_domain=False, intrinsic_vae=arguments.base / "intrinsic_vae"
             )
         with torch.inference_mode():
-            for seed, row in product(SEEDS, (row for row in ROWS if row.image_domain is image_domain)):
+            for seed, row in product(range(arguments.seeds), (row for row in ROWS if row.image_domain is image_domain)):
                 if not arguments.report or score_path(world, row, seed, folder).exists():
                     sampled.setdefault(row.name, {})[seed] = scored(world, picture_normals, prompts, row, seed, folder)
     with torch.inference_mode():
         if arguments.sheet:
             contact_sheet(world, prompts[:3], arguments.sheet)
         result = table(sampled, references(world, picture_normals, scenes))
-    text = as_markdown(result)
-    print(text)
-    settings = {"prompts": len(prompts), "seeds": len(SEEDS), "steps": STEPS, "cfg": CFG, "sampler": SAMPLER, "scheduler": SCHEDULER}
-    record = settings | {"drop stages": DROP_STAGES, "machine": f"CPU, {os.cpu_count()} cores", "rows": result}
-    write_atomically(RESULTS / "ildm_table.md", lambda path: path.write_text(text + "\n"))
-    if kept := os.environ.get("INTRINSIC_LAB_RESULT"):
-        Path(kept).write_text(json.dumps(record), encoding="utf-8")
-    else:
-        write_atomically(RESULTS / "ildm_table.json", lambda path: path.write_text(json.dumps(record, indent=1)))
+    missing = [row.name for row in ROWS if row.name not in result] + [NOT_MEASURED]
+    text = f"{as_markdown(result)}\n\n{verdict(result)}\n\nNot measured: {'; '.join(missing)}."
+    settings = {"prompts": len(prompts), "seeds": arguments.seeds, "steps": STEPS, "cfg": CFG, "sampler": SAMPLER, "scheduler": SCHEDULER}
+    keep_result("ildm_table", text, settings | {"drop stages": DROP_STAGES, "rows": result})
 
 
 if __name__ == "__main__":

@@ -1,15 +1,43 @@
-"""How benchmarks measure ways to do the same thing: in turns, in processor seconds, and by the memory that each call takes."""
+"""How benchmarks measure ways to do the same thing (in turns, in processor seconds, by the memory each call takes), and what they keep."""
 
 import ctypes
 import gc
+import json
 import math
+import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ..kernels.machine import machine_and_card
+from ..training.atomic import write_json, write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 PEAK_RESET = Path("/proc/self/clear_refs")
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table as Markdown; cells are written as they are."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def keep_result(name: str, text: str, record: dict[str, Any]) -> None:
+    """Print what a benchmark found, and keep it as results/NAME.md and NAME.json with the machine's name.
+
+    Under `make bench` the record goes where that asks for it.
+    """
+    print(text)
+    write_text(RESULTS / f"{name}.md", text + "\n")
+    record = {**record, "machine": machine_and_card()}
+    if asked := os.environ.get("INTRINSIC_LAB_RESULT"):
+        Path(asked).write_text(json.dumps(record), encoding="utf-8")
+    else:
+        write_json(RESULTS / f"{name}.json", record)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,16 +74,19 @@ class HeldOut:
 
 def held_out_sets(path_traced: Path) -> list[HeldOut]:
     """Everything that adapters are judged on. path_traced: folder of `scenes.path_traced`, left out where it holds too few."""
-    sets = []
-    for kind, count in COUNTS.items():
-        scenes = render_kind(HELD_OUT_SEEDS[:count], SIZE, kind)
-        maps = {name: scene_data(scenes, name) for name in BUNDLED_MAPS}
-        sets.append(HeldOut(kind, rearrange(scenes.image_bhwc, "b h w c -> b c h w"), maps, scenes.captions))
+    sets = [held_out_scenes(kind, count) for kind, count in COUNTS.items()]
     names = sorted(path.stem for path in (path_traced / "about").glob("*.json"))[:PATH_TRACED]
     if len(names) < PATH_TRACED:
         logging.warning("%s holds %d of %d pictures: they are left out", path_traced, len(names), PATH_TRACED)
         return sets
     return [*sets, read_path_traced(path_traced, names)]
+
+
+def held_out_scenes(kind: str, count: int) -> HeldOut:
+    """The first held-out scenes of a kind."""
+    scenes = render_kind(HELD_OUT_SEEDS[:count], SIZE, kind)
+    maps = {name: scene_data(scenes, name) for name in BUNDLED_MAPS}
+    return HeldOut(kind, rearrange(scenes.image_bhwc, "b h w c -> b c h w"), maps, scenes.captions)
 
 
 def read_path_traced(folder: Path, names: list[str]) -> HeldOut:
@@ -125,12 +128,13 @@ class Bundle:
         return main_metric(name, decode(self.base.vae, predicted, name), held_out.maps[name], held_out.mask_bhw)
 
     @torch.no_grad()
-    def distances(self, held_out: HeldOut) -> list[float]:
+    def distances(self, held_out: HeldOut, seeds: Sequence[int] = SAMPLE_SEEDS) -> list[float]:
         """Fréchet distance of pictures from the captions to the pictures themselves, for each seed."""
         real = features(encode(self.base.vae, held_out.pictures))
-        return [frechet_distance(features(self.sample(held_out.captions[:PROMPTS], seed)), real) for seed in SAMPLE_SEEDS]
+        return [frechet_distance(features(self.sample(held_out.captions[:PROMPTS], seed)), real) for seed in seeds]
 
-    def sample(self, prompts: tuple[str, ...], seed: int) -> Tensor:
+    @torch.no_grad()
+    def sample(self, prompts: tuple[str, ...], seed: int, cfg: float = CFG) -> Tensor:
         """Latents of pictures from text: DDIM, as diffusers does it."""
         from diffusers import DDIMScheduler
 
@@ -142,7 +146,7 @@ class Bundle:
         latent = torch.randn(len(prompts), self.base.network.config.in_channels, SIZE // 8, SIZE // 8, generator=generator)
         for timestep in scheduler.timesteps:
             told, empty = self.base.network(torch.cat([latent] * 2), timestep, conditions).sample.chunk(2)
-            latent = scheduler.step(empty + CFG * (told - empty), timestep, latent).prev_sample
+            latent = scheduler.step(empty + cfg * (told - empty), timestep, latent).prev_sample
         return latent
 
     def joint(self, prompts: list[str], judge: "ildm_table.PictureNormals") -> Iterator[tuple[str, list[float]]]:

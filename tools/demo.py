@@ -1,4 +1,4 @@
-"""The pack's main job on one picture: its maps, out of a real ComfyUI graph, run over the API."""
+"""The pack's main job: maps of a picture, or of a rendered scene and a photograph, out of a real ComfyUI graph, run over the API."""
 
 import argparse
 import asyncio
@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
@@ -25,6 +25,8 @@ from .prompt import Prompt, load_prompt, picture_input
 
 GRAPH = ROOT / "example_workflows" / "api" / "extract_maps.json"
 SCENE = ROOT / "assets" / "demo_scene.png"
+# CC0, by Lav Varshney: "camera" of scikit-image.
+PHOTOGRAPH = ROOT / "assets" / "demo_photograph.jpg"
 EXTRACT = "IntrinsicLabExtractMaps"
 SHEET_HEIGHT = 384
 ABOUT_PHOTOS = (
@@ -68,24 +70,27 @@ def with_plain_files(prompt: Prompt) -> Prompt:
     return plain
 
 
-def contact_sheet(picture: Path, maps: Iterable[str], out: Path) -> Path:
-    """Picture and maps side by side, each with its name, as OUT/contact_sheet.png."""
-    tiles = []
-    for name, path in {"picture": picture, **{name: out / f"{name}.png" for name in maps}}.items():
-        if not path.is_file():
-            continue
-        tile = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-        tile = tile.resize((max(1, round(tile.width * SHEET_HEIGHT / tile.height)), SHEET_HEIGHT), Image.Resampling.LANCZOS)
-        ImageDraw.Draw(tile).text((8, 6), name, fill="white", stroke_width=2, stroke_fill="black", font_size=20)
-        tiles.append(tile)
-    sheet = Image.new("RGB", (sum(tile.width for tile in tiles), SHEET_HEIGHT))
-    left = 0
-    for tile in tiles:
-        sheet.paste(tile, (left, 0))
-        left += tile.width
-    path = out / "contact_sheet.png"
-    sheet.save(path)
+def contact_sheet(extracted: Mapping[Path, Path], maps: Iterable[str], path: Path) -> Path:
+    """A row for each picture, beside it the maps in its folder, each with its name; written to `path`."""
+    names, rows = list(maps), []
+    for picture, folder in extracted.items():
+        shown = {"picture": picture, **{name: folder / f"{name}.png" for name in names}}
+        rows.append([_tile(name, file) for name, file in shown.items() if file.is_file()])
+    sheet = Image.new("RGB", (max(sum(tile.width for tile in row) for row in rows), SHEET_HEIGHT * len(rows)))
+    for number, row in enumerate(rows):
+        left = 0
+        for tile in row:
+            sheet.paste(tile, (left, number * SHEET_HEIGHT))
+            left += tile.width
+    sheet.save(path, quality=88)
     return path
+
+
+def _tile(name: str, path: Path) -> Image.Image:
+    tile = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    tile = tile.resize((max(1, round(tile.width * SHEET_HEIGHT / tile.height)), SHEET_HEIGHT), Image.Resampling.LANCZOS)
+    ImageDraw.Draw(tile).text((8, 6), name, fill="white", stroke_width=2, stroke_fill="black", font_size=20)
+    return tile
 
 
 async def extract(url: str, prompt: Prompt, picture: Path, out: Path) -> list[Path]:
@@ -102,37 +107,44 @@ async def extract(url: str, prompt: Prompt, picture: Path, out: Path) -> list[Pa
         return await run_job(Server(session, url), prompt, picture_input(prompt, None), Job(picture, out), progress)
 
 
-def run(image: Path | None, out: Path) -> int:
-    """Writes a picture's maps and a contact sheet to `out`; without a picture, a rendered scene's. Raises WorkbenchError."""
+def extract_as_step(server: RunningServer, prompt: Prompt, picture: Path, out: Path) -> list[Path]:
+    """The same, announced; what goes wrong is a WorkbenchError."""
+    with step(f"Extracting the maps of {picture.name}") as notes:
+        try:
+            files = asyncio.run(extract(server.url, prompt, picture, out))
+        except (PictureFailed, ServerLost, aiohttp.ClientError, asyncio.TimeoutError) as error:
+            raise WorkbenchError(f"ComfyUI could not run {GRAPH.name}: {error}", f"read {server.log}.") from error
+        except OSError as error:
+            raise WorkbenchError(f"The maps cannot be written: {error}", "free some disk space, or name another folder: OUT=...") from error
+        notes.append(f"{len(files)} files")
+    return files
+
+
+def run(image: Path | None, out: Path, sheet: Path | None = None) -> int:
+    """Writes a picture's maps and a contact sheet to `out`; without a picture, a rendered scene's, and a photograph's into a folder there.
+
+    Raises WorkbenchError.
+    """
     start = time.monotonic()
-    picture = image or SCENE
-    try:
-        with Image.open(picture) as opened:
-            opened.verify()
-    except (OSError, SyntaxError) as error:
-        raise WorkbenchError(
-            f"{picture} is no picture that can be read: {error}", "give a PNG or JPEG file: make demo IMAGE=photo.jpg"
-        ) from error
+    pictures = {image: out} if image else {SCENE: out, PHOTOGRAPH: out / "photograph"}
+    for picture in pictures:
+        try:
+            with Image.open(picture) as opened:
+                opened.verify()
+        except (OSError, SyntaxError) as error:
+            raise WorkbenchError(
+                f"{picture} is no picture that can be read: {error}", "give a PNG or JPEG file: make demo IMAGE=photo.jpg"
+            ) from error
     prompt = load_prompt(GRAPH)
     with started_server() as server:
         maps = extracted_maps(prompt, (node_info(server.url, EXTRACT) or {})["output_name"])
         prompt = with_float_files(prompt, maps) if node_info(server.url, "SaveImageAdvanced") else with_plain_files(prompt)
-        with step(f"Extracting the maps of {picture.name}") as notes:
-            try:
-                files = asyncio.run(extract(server.url, prompt, picture, out))
-            except (PictureFailed, ServerLost, aiohttp.ClientError, asyncio.TimeoutError) as error:
-                raise WorkbenchError(f"ComfyUI could not run {GRAPH.name}: {error}", f"read {server.log}.") from error
-            except OSError as error:
-                raise WorkbenchError(
-                    f"The maps cannot be written: {error}", "free some disk space, or name another folder: OUT=..."
-                ) from error
-            notes.append(f"{len(files)} files")
-    sheet = contact_sheet(picture, maps, out)
+        files = [file for picture, folder in pictures.items() for file in extract_as_step(server, prompt, picture, folder)]
+    sheet = contact_sheet(pictures, maps, sheet or out / "contact_sheet.png")
     say(f"- Done in {time.monotonic() - start:.1f} s")
     for path in [*sorted(files), sheet]:
         say(f"    {path}  ({path.stat().st_size / 1024:.0f} KiB)")
-    if image is not None:
-        say(f"- {ABOUT_PHOTOS}")
+    say(f"- {ABOUT_PHOTOS}")
     return 0
 
 
@@ -162,5 +174,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image", type=Path)
     parser.add_argument("--out", type=Path, default=ROOT / "output" / "demo")
+    parser.add_argument(
+        "--sheet", type=Path, help="where the contact sheet goes instead of OUT/contact_sheet.png: docs/demo.jpg is made so"
+    )
     chosen = parser.parse_args()
-    raise SystemExit(exit_code(lambda: run(chosen.image, chosen.out)))
+    raise SystemExit(exit_code(lambda: run(chosen.image, chosen.out, chosen.sheet)))

@@ -67,24 +67,30 @@ GRAPH_ONLY = "body * { visibility: hidden } #graph-canvas, .dom-widget, .dom-wid
 
 
 @contextmanager
-def front_end(url: str) -> Iterator[Page]:
-    """The front end of a running ComfyUI, ready for graphs. Raises WorkbenchError if there is no browser."""
+def headless() -> Iterator[Page]:
+    """An empty page of a headless browser. Raises WorkbenchError if there is none."""
     chromium = find_chromium()
     if chromium is None:
         raise WorkbenchError("There is no Chromium for the front end.", "install chromium (apt-get install chromium) or set CHROMIUM_PATH.")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         try:
-            page = browser.new_page(viewport={"width": 1600, "height": 900})
-            page.goto(url)
-            page.wait_for_function("() => !!window.app?.graph && !!window.LiteGraph?.registered_node_types?.['LoadImage']", timeout=120_000)
-            # Graphs opened before the extensions are set up lose their widgets' values.
-            page.wait_for_function("() => !!window.app.extensionManager && !!app.canvas", timeout=60_000)
-            # A fresh ComfyUI greets with its template browser, which lies above the graph.
-            page.add_locator_handler(page.get_by_role("dialog"), lambda: page.keyboard.press("Escape"))
-            yield page
+            yield browser.new_page(viewport={"width": 1600, "height": 900})
         finally:
             browser.close()
+
+
+@contextmanager
+def front_end(url: str) -> Iterator[Page]:
+    """The front end of a running ComfyUI, ready for graphs. Raises WorkbenchError if there is no browser."""
+    with headless() as page:
+        page.goto(url)
+        page.wait_for_function("() => !!window.app?.graph && !!window.LiteGraph?.registered_node_types?.['LoadImage']", timeout=120_000)
+        # Graphs opened before the extensions are set up lose their widgets' values.
+        page.wait_for_function("() => !!window.app.extensionManager && !!app.canvas", timeout=60_000)
+        # A fresh ComfyUI greets with its template browser, which lies above the graph.
+        page.add_locator_handler(page.get_by_role("dialog"), lambda: page.keyboard.press("Escape"))
+        yield page
 
 
 def open_workflow(page: Page, workflow: dict) -> list[str]:

@@ -7,6 +7,9 @@ const NODE = "IntrinsicLabRelight";
 const BY_HAND = "by hand";
 const DIRECTIONAL = "directional";
 const NEW_LAMP = { x: 0.5, y: 0.3, height: 0.6, color: "#ffffff", intensity: 1, reach: 1 };
+// While a lamp is dragged, a slow machine draws fewer pixels: so many times fewer in a row, at most.
+const COARSEST = 8;
+const [SLOW, FAST] = [40, 8]; // milliseconds a frame
 const REACH = 24; // Screen pixels within which a lamp counts as touched.
 const HINTS = {
     [BY_HAND]: "drag: move · wheel: height · Shift + wheel: intensity · double-click: another lamp · Delete: remove · B: before",
@@ -35,6 +38,7 @@ class RelightView {
         this.node = node;
         this.selected = 0;
         this.before = false;
+        this.coarse = 1;
         this.ran = null;
         this.element = style(document.createElement("div"), "display: flex; flex-direction: column; width: 100%; height: 100%; outline: none;");
         this.element.tabIndex = 0;
@@ -58,7 +62,7 @@ class RelightView {
         const { stage, element } = this;
         stage.addEventListener("pointerdown", (event) => this.grab(event));
         stage.addEventListener("pointermove", (event) => this.dragging && this.drag(event));
-        for (const end of ["pointerup", "pointercancel"]) stage.addEventListener(end, () => (this.dragging = false));
+        for (const end of ["pointerup", "pointercancel"]) stage.addEventListener(end, () => this.drop());
         stage.addEventListener("pointerenter", () => element.focus({ preventScroll: true }));
         stage.addEventListener("pointerleave", () => this.setBefore(false));
         stage.addEventListener("dblclick", (event) => this.add(event));
@@ -150,6 +154,11 @@ class RelightView {
             this.set("elevation", Math.round(clamp(1 - 2 * at.y) * 90));
             this.redraw();
         }
+    }
+
+    drop() {
+        this.dragging = false;
+        this.redraw();
     }
 
     add(event) {
@@ -249,7 +258,9 @@ class RelightView {
         const lamps = this.kind === BY_HAND ? this.lamps : [];
         this.selected = Math.min(this.selected, Math.max(0, lamps.length - 1));
         if (!this.relit?.maps) return;
-        this.relit.draw(this.light(), this.before);
+        const took = this.relit.draw(this.light(), this.before, this.dragging ? this.coarse : 1);
+        if (this.dragging && took > SLOW) this.coarse = Math.min(COARSEST, 2 * this.coarse);
+        if (this.dragging && took < FAST) this.coarse = Math.max(1, this.coarse / 2);
         this.hint.textContent = this.linked ? LINKED : (HINTS[this.kind] ?? "Queue the graph: this light is not drawn live.");
         const chosen = lamps[this.selected];
         this.color.style.display = chosen && !this.linked ? "block" : "none";

@@ -16,6 +16,7 @@ const int MARCH = 48;
 const float CLEARANCE = 0.01;
 uniform sampler2D albedoMap, normalMap, depthMap, shadingMap, surfaceMap;
 uniform ivec2 size;
+uniform int coarse;
 uniform int lamps;
 uniform vec3 position[${MOST_LAMPS}], color[${MOST_LAMPS}];
 uniform float reach[${MOST_LAMPS}];
@@ -73,7 +74,8 @@ vec3 highlights(vec3 normal, vec3 towards, vec3 base, float roughness, float met
 }
 
 void main() {
-    ivec2 pixel = ivec2(gl_FragCoord.x, float(size.y) - gl_FragCoord.y);
+    ivec2 pixel = ivec2(gl_FragCoord.xy) * coarse;
+    pixel = ivec2(pixel.x, size.y - 1 - pixel.y);
     vec3 albedo = linear(texelFetch(albedoMap, pixel, 0).rgb);
     vec3 old = hasShading ? linear(texelFetch(shadingMap, pixel, 0).rgb) * shadingTop : vec3(1.0);
     if (before > 0.5) {
@@ -137,7 +139,7 @@ export class Relit {
 
     // images: by the names of TEXTURES, of one size; shading may be missing. about: shading_top, shines.
     setMaps(images, about) {
-        const { gl, canvas } = this;
+        const { gl } = this;
         gl.pixelStorei(gl.UNPACK_COLORSPACE_CONVERSION_WEBGL, gl.NONE);
         TEXTURES.forEach((name, unit) => {
             gl.activeTexture(gl.TEXTURE0 + unit);
@@ -146,18 +148,23 @@ export class Relit {
             gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MAG_FILTER, gl.NEAREST);
             gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, images[name] ?? images.albedo);
         });
-        Object.assign(canvas, { width: images.albedo.naturalWidth, height: images.albedo.naturalHeight });
-        gl.viewport(0, 0, canvas.width, canvas.height);
-        this.maps = { ...about, hasShading: Boolean(images.shading) };
+        const { naturalWidth: width, naturalHeight: height } = images.albedo;
+        this.maps = { ...about, width, height, hasShading: Boolean(images.shading) };
     }
 
     // light: lamps (as Python's), color, ambient, original, relief, shadows, hardness; sun: {azimuth, elevation} or nothing.
-    draw(light, before = false) {
-        if (!this.maps) return;
+    // coarse: each so many pixels of a row are one. Returns the milliseconds it took, waiting for the picture.
+    draw(light, before = false, coarse = 1) {
+        if (!this.maps) return 0;
         const { gl, canvas, place } = this;
-        const { width, height } = canvas;
+        const { width, height } = this.maps;
+        const start = performance.now();
+        const [across, down] = [Math.ceil(width / coarse), Math.ceil(height / coarse)];
+        if (canvas.width !== across || canvas.height !== down) Object.assign(canvas, { width: across, height: down });
+        gl.viewport(0, 0, across, down);
         const number = (name, value) => gl.uniform1f(place(name), value);
         gl.uniform2i(place("size"), width, height);
+        gl.uniform1i(place("coarse"), coarse);
         const lamps = light.lamps.slice(0, MOST_LAMPS);
         gl.uniform1i(place("lamps"), lamps.length);
         lamps.forEach((lamp, index) => {
@@ -179,5 +186,7 @@ export class Relit {
         gl.uniform1i(place("hasShading"), this.maps.hasShading ? 1 : 0);
         gl.uniform1i(place("shines"), this.maps.shines ? 1 : 0);
         gl.drawArrays(gl.TRIANGLES, 0, 3);
+        gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(4));
+        return performance.now() - start;
     }
 }

@@ -1,7 +1,9 @@
 """What makes reading many LoRA files faster than reading one, many times: nothing else in this room keeps anything from file to file."""
 
-from functools import lru_cache
+from collections.abc import Callable, Hashable
+from functools import lru_cache, partial
 from threading import local
+from typing import TypeVar
 
 import numpy
 
@@ -10,6 +12,10 @@ from .header import Layout, parse_layout
 # Layouts that are kept, and the text of the longest; some 2 MB of objects each.
 _LAYOUTS, _LAYOUT_CHARACTERS = 32, 2 << 20
 _MEMORY_BYTES = 96 << 20
+# Sets of views that are remembered, some 0.5 MB of objects each.
+_VIEWS = 32
+
+Viewed = TypeVar("Viewed")
 
 
 class ReadCache:
@@ -17,11 +23,12 @@ class ReadCache:
 
     Most of a collection comes from a few trainers, whose files have one layout: understanding a header of 2,000 tensors takes longer than
     using it. Each thread reads into memory that it has used before: what is new to a process costs ten times as much as a copy into it.
+    With it go the views of it: files of one layout are looked at through the same ones.
     """
 
     def __init__(self) -> None:
         self._met: set[int] = set()
-        self._layouts = lru_cache(maxsize=_LAYOUTS)(parse_layout)
+        self._layouts = lru_cache(maxsize=_LAYOUTS)(partial(parse_layout, shared=True))
         self._threads = local()
 
     def layout(self, text: str) -> Layout:
@@ -39,7 +46,20 @@ class ReadCache:
         kept = getattr(self._threads, "memory", None)
         if kept is None or len(kept) < size:
             kept = self._threads.memory = numpy.empty(size, numpy.uint8)
+            self._threads.views = {}
         return kept
+
+    def views(self, region: Hashable, data: numpy.ndarray, make: Callable[[], Viewed]) -> Viewed:
+        """`make()`, or what it gave when the same region lay in the same `memory`."""
+        if data is not getattr(self._threads, "memory", None):
+            return make()
+        kept = self._threads.views
+        if region not in kept:
+            made = make()
+            if len(kept) >= _VIEWS:
+                del kept[next(iter(kept))]
+            kept[region] = made
+        return kept[region]
 
     def numbers(self, count: int) -> numpy.ndarray:
         """`count` float32 to add up in, the same for every call of this thread that asks for as many."""

@@ -88,12 +88,13 @@ class Layout:
     """What a file holds, and where. Files of one trainer agree in it, and share it by `ReadCache`.
 
     tensors: name -> info, or the entry as it is where that says none. end: bytes of data. metadata: empty where it came before the
-    tensors. derived: see `once_per_layout`.
+    tensors. shared: more files of it are to be expected. derived: see `once_per_layout`.
     """
 
     tensors: dict[str, TensorInfo | dict[str, Any]]
     end: int
     metadata: dict[str, str]
+    shared: bool = False
     derived: dict[Any, Any] = field(default_factory=dict)
 
     def info(self, name: str) -> TensorInfo:
@@ -145,14 +146,14 @@ class Header:
     fingerprint: bytes
 
 
-def parse_layout(text: str) -> Layout:
+def parse_layout(text: str, shared: bool = False) -> Layout:
     """Raises ValueError, TypeError, LookupError, AttributeError or RecursionError where `text` is no header."""
     tensors = json.loads(text, object_hook=_tensor_info)
     metadata = tensors.pop("__metadata__", None) or {}
     if not all(isinstance(found, (TensorInfo, dict)) for found in tensors.values()):
         raise TypeError
     ends = (found.stop if isinstance(found, TensorInfo) else found["data_offsets"][1] for found in tensors.values())
-    return Layout(tensors, max(ends, default=0), metadata)
+    return Layout(tensors, max(ends, default=0), metadata, shared)
 
 
 def parse_header(text: str, parse: Callable[[str], Layout] = parse_layout) -> tuple[Layout, dict[str, str]]:

@@ -54,7 +54,8 @@ def _batches(reader: Reader, subnetwork: str, reuse: bool) -> Iterator[list[Stac
     parts = SUBNETWORKS[subnetwork]
     for batch in _plan(reader.header.layout, subnetwork):
         reader.load(batch.region, reuse)
-        deltas: list[Stack | Delta] = [alike.stack(reader) for alike in batch.alike]
+        views = reader.views(lambda: [alike.views(reader) for alike in batch.alike])  # noqa: B023
+        deltas: list[Stack | Delta] = [alike.stack(reader, *looks) for alike, looks in zip(batch.alike, views, strict=True)]
         for name, module in batch.others:
             deltas += (piece for piece in _pieces(_delta(name, module, reader)) if part_of(piece.module) in parts)
         yield deltas
@@ -76,18 +77,18 @@ class _Alike:
         self.modules.append(module)
         self.rows.append(rows)
 
-    def stack(self, reader: Reader) -> Stack:
+    def views(self, reader: Reader) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """(down, up, alpha) of each, as they lie in memory."""
         down, up = (reader.matrices([module.keys[side] for module in self.modules]) for side in ("down", "up"))
         up = [matrix if rows is None else matrix[rows] for matrix, rows in zip(up, self.rows, strict=True)]
-        return Stack(self.names, down, up, self._scales(reader))
+        return down, up, [reader.number(module.keys[ALPHA]) for module in self.modules] if self.with_alpha else []
 
-    def _scales(self, reader: Reader) -> list[float]:
+    def stack(self, reader: Reader, down: list[Tensor], up: list[Tensor], alphas: list[Tensor]) -> Stack:
         if not self.with_alpha:
-            return [_scale(module, reader, self.rank) for module in self.modules]
-        alphas = [reader.number(module.keys[ALPHA]) for module in self.modules]
+            return Stack(self.names, down, up, [_scale(module, reader, self.rank) for module in self.modules])
         numbers = torch.empty(len(alphas), dtype=torch.float64)
         torch._foreach_copy_(list(numbers.unbind()), alphas)
-        return (numbers / self.rank).tolist()
+        return Stack(self.names, down, up, (numbers / self.rank).tolist())
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ a mapped file that another program cuts short ends the process. Format: 8 bytes 
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from .cache import ReadCache
+from .cache import ReadCache, Viewed
 from .header import NUMPY_DTYPES, BadFile, Header, TensorInfo, parse_header
 
 # The limit of the safetensors package.
@@ -99,6 +99,10 @@ class Reader:
         for start, stop, offset in region.spans:
             self._read(start, data[offset : offset + stop - start])
         self._region, self._data = region, data
+
+    def views(self, make: Callable[[], Viewed]) -> Viewed:
+        """`make()`, which does nothing but look at loaded tensors; made once for files that share a layout, while memory lasts."""
+        return self._cache.views(self._region, self._data, make) if self.header.layout.shared else make()
 
     def tensor(self, name: str) -> Tensor:
         """The tensor `name` as stored. Raises BadFile if its entry or its data are broken."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from intrinsic_lab.scenes import render_scenes
 from intrinsic_lab.scenes.pictures import save_picture
+from intrinsic_lab.tools import demo
 from intrinsic_lab.training.folder_data import read_picture
 from PIL import Image
 
@@ -42,3 +43,25 @@ def test_a_picture_becomes_16_bit_maps_float_maps_and_a_sheet_and_the_server_is_
     [url] = re.findall(r"(http://127\.0\.0\.1:\d+) \(", done.stdout)
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"{url}/system_stats", timeout=5)
+
+
+def test_the_sheet_has_a_row_for_each_picture_and_what_is_missing_leaves_no_gap(tmp_path):
+    colors = {"scene": "red", "photograph": "lime"}
+    for name, color in colors.items():
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (60, 30) if name == "scene" else (30, 30), color).save(tmp_path / f"{name}.png")
+        Image.new("RGB", (30, 30), "blue").save(tmp_path / name / "depth.png")
+    extracted = {tmp_path / f"{name}.png": tmp_path / name for name in colors}
+    sheet = Image.open(demo.contact_sheet(extracted, ["normal", "depth"], tmp_path / "sheet.png"))
+    tall = demo.SHEET_HEIGHT
+    assert sheet.size == (3 * tall, 2 * tall)
+    places = [(tall, tall - 9), (2 * tall + 9, tall - 9), (9, 2 * tall - 9), (tall + 9, 2 * tall - 9), (2 * tall + 9, 2 * tall - 9)]
+    red, blue, lime, nothing = (255, 0, 0), (0, 0, 255), (0, 255, 0), (0, 0, 0)
+    assert [sheet.getpixel(place) for place in places] == [red, blue, lime, blue, nothing]
+
+
+def test_the_bundled_photograph_is_scikit_images():
+    from skimage import data
+
+    exact, bundled = data.camera(), np.asarray(Image.open(demo.PHOTOGRAPH).convert("L"))
+    assert bundled.shape == exact.shape and np.abs(bundled.astype(float) - exact).mean() < 4
