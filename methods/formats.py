@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from .maps import normal_picture, srgb_from_linear, unit_normals
+from .maps import map_kind, normal_picture, srgb_from_linear, unit_normals
 from .maps.files import NORMAL_AXES
 
 _SIGNS = {
@@ -132,6 +132,21 @@ def format_color(linear_bhw3: Tensor, *, srgb: bool = True, exposure_stops: floa
     exposed = linear_bhw3 * 2.0**exposure_stops
     color = srgb_from_linear(exposed) if srgb else exposed
     return color.clamp(0, 1) if clamp else color
+
+
+def picture_of(name: str, data_bhwc: Tensor) -> Tensor:
+    """A map's data as a picture to look at and to feed a ControlNet, `[b, h, w, 3]` in 0..1.
+
+    Normals as OpenGL colours, depth from each picture's nearest (bright) to its farthest, colours as sRGB, the others as grey.
+    """
+    kind = map_kind(name)
+    if kind.vector:
+        picture = format_normals(data_bhwc)
+    elif kind.relative:
+        picture = near_bright(normalize_depth(data_bhwc, range_per_picture()(data_bhwc))).expand(-1, -1, -1, 3)
+    else:
+        picture = kind.to_picture(data_bhwc)
+    return picture.clamp(0, 1)
 
 
 # Every fifth colour of the published 256-colour tables, sRGB; linear interpolation stays within 1/255 of them.

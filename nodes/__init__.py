@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
+    bundle,
     compare,
     data_sets,
     extract,
@@ -14,6 +15,7 @@ from . import (
     load,
     lora_space,
     lumix,
+    picture,
     relight,
     scene,
     sequence,
@@ -30,6 +32,7 @@ class IntrinsicLabExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         stages = (
+            picture,
             load,
             extract,
             sequence,
@@ -38,6 +41,7 @@ class IntrinsicLabExtension(ComfyExtension):
             ildm,
             intrinsic_vae,
             lumix,
+            bundle,
             format_maps,
             compare,
             lora_space,

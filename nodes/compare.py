@@ -5,7 +5,8 @@ from comfy_api.latest import io, ui
 
 from ..methods import metrics
 from ..methods.formats import COLOR_MAPS, color_map
-from ..methods.maps import MAPS, MapKind, map_from_image, map_kind
+from ..methods.maps import MAPS, MapKind, map_from_image, map_kind, require_normals
+from .native.map_sockets import image_of, map_input
 from .native.node_text import show_on_node
 from .native.schema import schema
 
@@ -27,16 +28,15 @@ class CompareMaps(io.ComfyNode):
             search_aliases=["metrics", "evaluate", "ground truth", "error map", "angular error", "AbsRel", "SSIM", "LMSE"],
             is_output_node=True,
             inputs=[
-                io.Image.Input(
+                map_input(
                     "prediction",
-                    tooltip="The map to judge, as data: normals -1 to 1 (camera space, OpenGL); depth larger is farther, any "
+                    "The map to judge, as data: normals -1 to 1 (camera space, OpenGL); depth larger is farther, any "
                     "scale and shift; "
                     "the others linear.",
                 ),
-                io.Image.Input(
+                map_input(
                     "reference",
-                    tooltip="The true map, as data in the same convention; depth metric (larger than 0). One picture may serve "
-                    "a whole batch.",
+                    "The true map, as data in the same convention; depth metric (larger than 0). One picture may serve a whole batch.",
                 ),
                 io.Combo.Input("map", options=list(MAPS), default="normal", tooltip="What the maps show; decides the metrics."),
                 io.Mask.Input(
@@ -80,8 +80,11 @@ class CompareMaps(io.ComfyNode):
     @classmethod
     def execute(cls, prediction, reference, map, sizes, error_top, color_map, mask=None) -> io.NodeOutput:
         kind = map_kind(map)
-        predicted = map_from_image(prediction, kind.channels, "prediction", grey=not kind.vector, finite=False)
-        true = map_from_image(reference, kind.channels, "reference", grey=not kind.vector, finite=False)
+        predicted = map_from_image(image_of(prediction, map), kind.channels, "prediction", grey=not kind.vector, finite=False)
+        true = map_from_image(image_of(reference, map), kind.channels, "reference", grey=not kind.vector, finite=False)
+        if kind.vector:
+            require_normals(predicted, "prediction")
+            require_normals(true, "reference")
         predicted, true = _matched(predicted, true, sizes)
         mask = mask if mask is None or mask.ndim == 3 else mask.reshape(-1, *mask.shape[-2:])
 
@@ -139,11 +142,6 @@ def _rows(scores: dict[str, torch.Tensor]) -> list[str]:
 def _notes(kind: MapKind, prediction: torch.Tensor, reference: torch.Tensor, counted: torch.Tensor) -> list[str]:
     """What most often goes wrong in such a comparison, if it looks as if it did."""
     notes = []
-    if kind.vector:
-        for name, values in (("prediction", prediction), ("reference", reference)):
-            vectors = values.cpu()[counted]
-            if vectors.min() >= 0 and (vectors.norm(dim=-1) - 1).abs().mean() > 0.05:
-                notes.append(f"note: the {name} has no negative value; a normal map picture goes through Read Normals from Colors first")
     if kind.relative:
         scale, _ = metrics.align_scale_shift(prediction, reference, counted)
         if (scale < 0).any():

@@ -14,6 +14,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from einops import rearrange
 from torch import Tensor
 
+from ..methods.formats import picture_of
 from ..methods.intrinsic_lora.extract import ExtractSettings, Generator, extract, plan_extraction, resize
 from ..methods.intrinsic_lora.multi_step import AUGMENTED, SINGLE
 from ..methods.intrinsic_lora.recipe import AUTO, Recipe, conventions, recipe_of
@@ -292,6 +293,11 @@ def map_outputs(maps: Mapping[str, Tensor], recipes: Mapping[str, Recipe]) -> li
     return [image_from_map(maps[name]) if name in maps else ExecutionBlocker(_missing(name, recipes)) for name in MAPS]
 
 
+def output_number(name: str) -> int:
+    """Of a map, among the outputs of Extract Intrinsic Maps."""
+    return _in_order(list(MAPS), None).index(name)
+
+
 def _in_order(of_maps: list, of_latent: Any) -> list:
     return [*of_maps[:LATENT_OUTPUT], of_latent, *of_maps[LATENT_OUTPUT:]]
 
@@ -320,7 +326,7 @@ def _missing(name: str, recipes: Mapping[str, Recipe]) -> str:
 
 def contact_sheet(image_bhw3: Tensor, maps: dict[str, Tensor]) -> Tensor:
     """Picture and maps side by side, one row per picture (the first few), as colours 0..1: what the node previews."""
-    looks = [image_bhw3[:PREVIEW_PICTURES], *(MAPS[name].to_picture(values[:PREVIEW_PICTURES]) for name, values in maps.items())]
+    looks = [image_bhw3[:PREVIEW_PICTURES], *(picture_of(name, values[:PREVIEW_PICTURES]) for name, values in maps.items())]
     height, width = image_bhw3.shape[1:3]
     factor = min(1.0, PREVIEW_HEIGHT / height, PREVIEW_WIDTH / width)
     small = [resize(look, max(1, round(height * factor)), max(1, round(width * factor))) for look in looks]

@@ -5,7 +5,8 @@ import json
 from comfy_api.latest import io
 
 from ..methods import formats
-from ..methods.maps import image_from_map, map_from_image
+from ..methods.maps import MAPS, image_from_map, linear_from_srgb, map_from_image, require_normals
+from .native.map_sockets import image_of, map_input
 from .native.schema import schema
 
 CATEGORY = "intrinsic lab/format"
@@ -47,9 +48,9 @@ class FormatNormals(io.ComfyNode):
             "as colours or as data.",
             search_aliases=["normal map", "opengl normals", "directx normals", "flip green", "normalize normals"],
             inputs=[
-                io.Image.Input(
+                map_input(
                     "normal",
-                    tooltip="Normal data as this pack's nodes give it: camera space, OpenGL axes (X right, Y up, Z towards the "
+                    "Normal data as this pack's nodes give it: camera space, OpenGL axes (X right, Y up, Z towards the "
                     "viewer), -1 to 1. "
                     "A normal map picture goes through Read Normals from Colors first.",
                 ),
@@ -68,9 +69,11 @@ class FormatNormals(io.ComfyNode):
 
     @classmethod
     def execute(cls, normal, convention, flip_x, flip_y, flip_z, renormalize, output) -> io.NodeOutput:
+        data = map_from_image(image_of(normal, "normal"), 3, "normal")
+        require_normals(data, "normal")
         return io.NodeOutput(
             formats.format_normals(
-                map_from_image(normal, 3, "normal"),
+                data,
                 convention,
                 flip_x=flip_x,
                 flip_y=flip_y,
@@ -115,6 +118,27 @@ class NormalsFromColor(io.ComfyNode):
         )
 
 
+class AlbedoFromPicture(io.ComfyNode):
+    """Albedo picture -> albedo data."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IntrinsicLabAlbedoFromPicture",
+            display_name="Read Albedo from Picture",
+            category=CATEGORY,
+            description="Reads an sRGB picture of albedo or shading (ComfyUI's own models and image files give such) into linear data, for "
+            "the other nodes of this pack. A photo read as albedo keeps its own light.",
+            search_aliases=["srgb to linear", "base color", "albedo texture", "load albedo", "marigold albedo", "decode albedo"],
+            inputs=[io.Image.Input("picture", tooltip="An sRGB picture, 0 to 1. Grey pictures work; alpha is dropped.")],
+            outputs=[io.Image.Output(display_name="albedo", tooltip="Albedo data: LINEAR (not sRGB), 0 to 1.")],
+        )
+
+    @classmethod
+    def execute(cls, picture) -> io.NodeOutput:
+        return io.NodeOutput(linear_from_srgb(map_from_image(picture, 3, "the albedo picture", grey=True)))
+
+
 def _percentile_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
@@ -150,9 +174,7 @@ class FormatDepth(io.ComfyNode):
             "dark; gives the range as numbers.",
             search_aliases=["normalize depth", "depth map", "invert depth", "depth range", "depth flicker", "remap depth"],
             inputs=[
-                io.Image.Input(
-                    "depth", tooltip="Depth data, larger is farther: relative (0 to 1) or metric. The mean of its channels is taken."
-                ),
+                map_input("depth", "Depth data, larger is farther: relative (0 to 1) or metric. The mean of its channels is taken."),
                 io.DynamicCombo.Input(
                     "range",
                     options=[
@@ -208,7 +230,7 @@ class FormatDepth(io.ComfyNode):
 
     @classmethod
     def execute(cls, depth, look, clamp, range=None) -> io.NodeOutput:
-        data = map_from_image(depth, 1, "depth")
+        data = map_from_image(image_of(depth, "depth"), 1, "depth")
         rule = _range_rule(range)
         span = rule(data)
         near, far = float(span.near.min()), float(span.far.max())
@@ -237,6 +259,18 @@ def _range_rule(choice: dict | None) -> formats.RangeRule:
     raise ValueError(f"there is no depth range {kind!r}: choose one of {PER_PICTURE}, {PER_SEQUENCE}, {FIXED}, {RAW}.")
 
 
+def _taken_map(default: str) -> io.Input:
+    """Which map of a bundle a node takes that serves several."""
+    return io.Combo.Input(
+        "taken_map",
+        options=list(MAPS),
+        default=default,
+        optional=True,  # graphs saved before there were bundles have none
+        advanced=True,
+        tooltip="Which of the maps is taken where whole maps are connected; else without effect.",
+    )
+
+
 class FormatColor(io.ComfyNode):
     """Linear albedo or shading -> sRGB or linear, with exposure."""
 
@@ -249,9 +283,7 @@ class FormatColor(io.ComfyNode):
             description="Turns linear albedo or shading into sRGB for the eye, or keeps it linear for calculation, with exposure in stops.",
             search_aliases=["linear to srgb", "gamma", "exposure", "washed out albedo", "tone"],
             inputs=[
-                io.Image.Input(
-                    "map", tooltip="Albedo, shading or specular data: LINEAR (not sRGB), nominally 0 to 1, as this pack gives it."
-                ),
+                map_input("map", "Albedo, shading or specular data: LINEAR (not sRGB), nominally 0 to 1, as this pack gives it."),
                 io.Combo.Input(
                     "encoding",
                     options=[SRGB, LINEAR],
@@ -268,13 +300,14 @@ class FormatColor(io.ComfyNode):
                     tooltip="Stops: each doubles the linear light (+1 = x2, -1 = x0.5). Applied before the encoding.",
                 ),
                 io.Boolean.Input("clamp", default=False, tooltip="Cut the result to 0..1. Off keeps values above 1 and below 0."),
+                _taken_map("albedo"),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="The map in the chosen encoding.")],
         )
 
     @classmethod
-    def execute(cls, map, encoding, exposure, clamp) -> io.NodeOutput:
-        linear = map_from_image(map, 3, "map", grey=True)
+    def execute(cls, map, encoding, exposure, clamp, taken_map="albedo") -> io.NodeOutput:
+        linear = map_from_image(image_of(map, taken_map), 3, "map", grey=True)
         return io.NodeOutput(formats.format_color(linear, srgb=encoding == SRGB, exposure_stops=exposure, clamp=clamp))
 
 
@@ -291,7 +324,7 @@ class ColorMap(io.ComfyNode):
             description="Shows one-channel data (depth, an error) in colours. For the eye only: the result is no data any more.",
             search_aliases=["turbo", "viridis", "magma", "colorize depth", "heatmap", "false color"],
             inputs=[
-                io.Image.Input("values", tooltip="One-channel data, e.g. depth; the mean of its channels is taken."),
+                map_input("values", "One-channel data, e.g. depth; the mean of its channels is taken."),
                 io.Combo.Input(
                     "color_map",
                     options=list(formats.COLOR_MAPS),
@@ -303,13 +336,14 @@ class ColorMap(io.ComfyNode):
                 io.Float.Input(
                     "high", default=1.0, tooltip="The value that gets the last colour. Smaller than low turns the map round.", **value
                 ),
+                _taken_map("depth"),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="sRGB colours, 0 to 1.")],
         )
 
     @classmethod
-    def execute(cls, values, color_map, low, high) -> io.NodeOutput:
-        return io.NodeOutput(formats.color_map(map_from_image(values, 1, "values"), color_map, low, high))
+    def execute(cls, values, color_map, low, high, taken_map="depth") -> io.NodeOutput:
+        return io.NodeOutput(formats.color_map(map_from_image(image_of(values, taken_map), 1, "values"), color_map, low, high))
 
 
-NODES = [FormatNormals, NormalsFromColor, FormatDepth, FormatColor, ColorMap]
+NODES = [FormatNormals, NormalsFromColor, FormatDepth, FormatColor, ColorMap, AlbedoFromPicture]

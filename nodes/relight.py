@@ -7,7 +7,9 @@ from comfy_api.latest import io, ui
 
 from ..methods import lamps as by_hand
 from ..methods import relight
-from ..methods.maps import map_from_image, srgb_from_linear, unit_normals
+from ..methods.maps import MAPS, MapBundle, map_from_image, require_normals, srgb_from_linear, unit_normals
+from ..methods.maps.bundle import of_one_size
+from .native.map_sockets import Maps, image_of
 from .native.schema import schema
 
 BY_HAND, DIRECTIONAL, POINT = "by hand", "directional", "point"
@@ -111,10 +113,14 @@ class Relight(io.ComfyNode):
             search_aliases=["relighting", "change light", "light direction", "shading", "lamp", "lambert", "shadows", "light position"],
             has_intermediate_output=True,
             inputs=[
-                io.Image.Input("albedo", tooltip="Albedo data: LINEAR (not sRGB), nominally 0 to 1."),
+                io.Image.Input(
+                    "albedo", optional=True, tooltip="Albedo data: LINEAR (not sRGB), nominally 0 to 1. Needed, here or in `maps`."
+                ),
                 io.Image.Input(
                     "normal",
-                    tooltip="Normal data, -1 to 1: camera space, OpenGL (X right, Y up, Z towards the viewer). Not a normal map picture.",
+                    optional=True,
+                    tooltip="Normal data, -1 to 1: camera space, OpenGL (X right, Y up, Z towards the viewer). Not a normal map picture. "
+                    "Needed, here or in `maps`.",
                 ),
                 io.DynamicCombo.Input(
                     "light",
@@ -158,6 +164,11 @@ class Relight(io.ComfyNode):
                 io.Image.Input(
                     "metallic", optional=True, tooltip="Metalness, 0 to 1: metals mirror their albedo. For lamps placed by hand."
                 ),
+                Maps.Input(
+                    "maps",
+                    optional=True,
+                    tooltip="Whole maps, e.g. from Picture to Maps: what is not connected by itself above is taken from them.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The relit picture, sRGB; never clamped."),
@@ -168,34 +179,53 @@ class Relight(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, albedo, normal, color, intensity, ambient, original_light, light=None, shading=None, depth=None, roughness=None, metallic=None
+        cls,
+        color,
+        intensity,
+        ambient,
+        original_light,
+        light=None,
+        albedo=None,
+        normal=None,
+        shading=None,
+        depth=None,
+        roughness=None,
+        metallic=None,
+        maps: MapBundle | None = None,
     ) -> io.NodeOutput:
-        if original_light > 0 and shading is None:
+        sockets = {"albedo": albedo, "normal": normal, "shading": shading, "depth": depth, "roughness": roughness, "metallic": metallic}
+        images = {name: image for name, socket in sockets.items() if (image := _given(name, socket, maps)) is not None}
+        for name in ("albedo", "normal"):
+            if name not in images:
+                raise ValueError(f"there is no {name} to light: connect it, or maps that have it.")
+        if original_light > 0 and "shading" not in images:
             raise ValueError(f"original_light is {original_light:g}, but no shading is connected: connect it, or set original_light to 0.")
-        given = {
-            "albedo": map_from_image(albedo, 3, "albedo", grey=True),
-            "normal": map_from_image(normal, 3, "normal"),
-            "shading": None if shading is None else map_from_image(shading, 3, "shading", grey=True),
-            "depth": None if depth is None else map_from_image(depth, 1, "depth"),
-            "roughness": None if roughness is None else map_from_image(roughness, 1, "roughness"),
-            "metallic": None if metallic is None else map_from_image(metallic, 1, "metallic"),
-        }
-        maps = _of_one_size({name: values for name, values in given.items() if values is not None})
-        maps["normal"] = unit_normals(maps["normal"])
+        lit = of_one_size(
+            {name: map_from_image(image, MAPS[name].channels, name, grey=not MAPS[name].vector) for name, image in images.items()}
+        )
+        require_normals(lit["normal"], "normal")
+        lit["normal"] = unit_normals(lit["normal"])
         of_all: tuple[float, ...] = tuple(intensity * channel for channel in by_hand.linear_color(color))
-        live = _live_maps(cls, maps)
+        live = _live_maps(cls, lit)
         if (light or {}).get("light") == BY_HAND:
             lighting = by_hand.Lighting(of_all, ambient, original_light, light["relief"], light["shadows"], light["hardness"])
             frames = by_hand.parse_lamps(light["lamps"])
-            picture, new_shading = _relit_by_hand(maps, frames, lighting)
+            picture, new_shading = _relit_by_hand(lit, frames, lighting)
             text = by_hand.lamps_text(frames)
             return io.NodeOutput(picture, new_shading, text, ui={"relight": [live | {"lamps": text}]})
         red, green, blue = of_all
-        shine, place = _light_and_places(light, (red, green, blue), maps.get("depth"))
-        new_shading = ambient + shine(maps["normal"], place)
+        shine, place = _light_and_places(light, (red, green, blue), lit.get("depth"))
+        new_shading = ambient + shine(lit["normal"], place)
         if original_light > 0:
-            new_shading = new_shading + original_light * maps["shading"]
-        return io.NodeOutput(relight.relight(maps["albedo"], new_shading), new_shading, "", ui={"relight": [live]})
+            new_shading = new_shading + original_light * lit["shading"]
+        return io.NodeOutput(relight.relight(lit["albedo"], new_shading), new_shading, "", ui={"relight": [live]})
+
+
+def _given(name: str, image: torch.Tensor | None, maps: MapBundle | None) -> torch.Tensor | None:
+    """A map's own input, else that map of the whole maps; None where neither has it."""
+    if image is not None or maps is None or name not in maps.maps:
+        return image
+    return image_of(maps, name)
 
 
 def _scene(maps: dict[str, torch.Tensor]) -> by_hand.Scene:
@@ -271,20 +301,6 @@ def _light_and_places(
         depth = choice["depth_near"] + (choice["depth_far"] - choice["depth_near"]) * depth
     lamp = relight.point_light((choice["x"], choice["y"], choice["z"]), color, choice["reach"])
     return lamp, relight.camera_points(depth, choice["vertical_fov"])
-
-
-def _of_one_size(maps: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Maps of one size; one picture serves a batch. ValueError for sizes or batches that do not fit."""
-    sizes = {name: f"{values.shape[2]} x {values.shape[1]}" for name, values in maps.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(
-            f"the maps differ in size ({', '.join(f'{name} {size}' for name, size in sizes.items())}): resize them to one size."
-        )
-    batch = max(len(values) for values in maps.values())
-    if any(len(values) not in (1, batch) for values in maps.values()):
-        counts = ", ".join(f"{name} {len(values)}" for name, values in maps.items())
-        raise ValueError(f"the maps differ in number ({counts}): give as many of each, or one for all.")
-    return {name: values.expand(batch, -1, -1, -1) for name, values in maps.items()}
 
 
 class PlaceLamp(io.ComfyNode):

@@ -29,6 +29,10 @@ SCENE = ROOT / "assets" / "demo_scene.png"
 PHOTOGRAPH = ROOT / "assets" / "demo_photograph.jpg"
 EXTRACT = "IntrinsicLabExtractMaps"
 SHEET_HEIGHT = 384
+ABOUT_PHOTOS = (
+    "The bundled model is tiny and has only seen rendered scenes: maps of photos are coarse. For photos: `make serve`, Picture to Maps "
+    "with an SD 1.5 checkpoint and the published LoRAs (web/docs/IntrinsicLabPictureToMaps.md)."
+)
 
 
 def extracted_maps(prompt: Prompt, output_names: list[str]) -> dict[str, list]:
@@ -140,6 +144,7 @@ def run(image: Path | None, out: Path, sheet: Path | None = None) -> int:
     say(f"- Done in {time.monotonic() - start:.1f} s")
     for path in [*sorted(files), sheet]:
         say(f"    {path}  ({path.stat().st_size / 1024:.0f} KiB)")
+    say(f"- {ABOUT_PHOTOS}")
     return 0
 
 

@@ -78,12 +78,15 @@ def set_up(browser: bool = True) -> Path:
 def link_pack(base: Path) -> Path:
     """Makes `base` a ComfyUI base directory whose custom_nodes holds a link to this pack, and returns it.
 
-    Its input folder gets the picture that the example workflows show in Load Image.
+    Its input folder gets the pictures that the example workflows show in Load Image.
     """
     for folder in ("custom_nodes", "models", "input", "output", "user", "temp"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     # ComfyUI's own input folder always holds a picture of this name; the examples' Load Image shows it.
     shutil.copy(ROOT / "assets" / "demo_scene.png", base / "input" / "example.png")
+    for picture in (ROOT / "web" / "pictures").iterdir():
+        # As web/example_picture.js names them.
+        shutil.copy(picture, base / "input" / f"intrinsic_lab_{picture.name}")
     _link_here(base / "custom_nodes" / "intrinsic-lab")
     return base
 

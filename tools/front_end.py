@@ -55,7 +55,8 @@ FIT_GRAPH = """() => {
 }"""
 # Notes are HTML above the canvas; everything else in the page is menus.
 RESULTS = """() => {
-    const results = Object.groupBy(app.graph._nodes.filter(node => node.type !== "IntrinsicLabExtractMaps"), node => {
+    const beside = ["LoadImage", "IntrinsicLabExtractMaps", "IntrinsicLabPictureToMaps"];
+    const results = Object.groupBy(app.graph._nodes.filter(node => !beside.includes(node.type)), node => {
         // A saved video is no picture.
         if (!app.nodeOutputs[node.id]?.images?.length || node.type === "SaveVideo") return "none";
         return node.type.startsWith("Save") ? "saved" : "shown";

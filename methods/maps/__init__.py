@@ -19,7 +19,8 @@ The picture form is what the VAE encodes after `2 x - 1`: nominally 0..1, three 
 A ComfyUI IMAGE that carries a map always has three channels: `map_from_image` and `image_from_map` go between the two.
 """
 
-from .images import image_from_map, map_from_image, require_map
+from .bundle import MapBundle, bundle_names
+from .images import image_from_map, map_from_image, require_map, require_normals
 from .table import MAPS, OTHER_MAPS, MapKind, map_kind
 from .values import (
     linear_from_srgb,
@@ -33,7 +34,9 @@ from .values import (
 __all__ = [
     "MAPS",
     "OTHER_MAPS",
+    "MapBundle",
     "MapKind",
+    "bundle_names",
     "image_from_map",
     "linear_from_srgb",
     "map_from_image",
@@ -42,6 +45,7 @@ __all__ = [
     "normal_picture",
     "relative_depth",
     "require_map",
+    "require_normals",
     "srgb_from_linear",
     "unit_normals",
 ]

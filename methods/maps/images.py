@@ -15,6 +15,22 @@ def require_map(values: Tensor, name: str, *, finite: bool = True) -> None:
         raise ValueError(f"{name} holds {broken} of {values.numel()} values that are NaN or infinite: fix the node or file that made them.")
 
 
+def require_normals(normal_bhw3: Tensor, name: str) -> None:
+    """Raise ValueError for what is a picture where normal data is wanted: no negative value, and vectors that are not of length 1.
+
+    Zero vectors (nothing known there) and NaN do not count.
+    """
+    # Resizing and rounding make a picture's values a little negative, and unit vectors a little shorter.
+    slightly_negative, off_unit = -0.05, 0.05
+    length = normal_bhw3.norm(dim=-1)
+    vectors = length[(length > 1e-3) & length.isfinite()]
+    if len(vectors) and normal_bhw3.nan_to_num().min() >= slightly_negative and (vectors - 1).abs().mean() > off_unit:
+        raise ValueError(
+            f"{name} is a picture (nothing negative, vectors of length {vectors.mean():.2f}), normal data of length 1 is wanted, -1 to 1: "
+            "put Read Normals from Colors before it if it is a normal map; a photo needs Picture to Maps or Extract Intrinsic Maps."
+        )
+
+
 def map_from_image(image_bhwc: Tensor, channels: int, name: str, *, grey: bool = False, finite: bool = True) -> Tensor:
     """The map data that an IMAGE carries: float32, 1 or 3 channels; alpha is dropped, nothing is clamped.
 

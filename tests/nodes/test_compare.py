@@ -94,10 +94,12 @@ def test_a_long_batch_lists_its_first_pictures_and_averages_all():
     assert "(the first 8 of 20 pictures are listed; the mean is over all)" in table
 
 
-def test_colors_given_as_normals_and_exchanged_depth_are_pointed_out():
+def test_colors_given_as_normals_are_refused_and_exchanged_depth_is_pointed_out():
     maps = render_scenes([0], 24, 24)
-    table = compare((maps.normal_bhwc + 1) / 2, maps.normal_bhwc, "normal").result[0]
-    assert "note: the prediction has no negative value" in table
+    with pytest.raises(ValueError, match=r"prediction is a picture .* put Read Normals from Colors before it"):
+        compare((maps.normal_bhwc + 1) / 2, maps.normal_bhwc, "normal")
+    with pytest.raises(ValueError, match="reference is a picture"):
+        compare(maps.normal_bhwc, maps.image_bhwc, "normal")
     table = compare(three(1 - maps.depth_bhw1), three(maps.depth_bhw1), "depth").result[0]
     assert "note: the best scale is negative" in table
 

@@ -37,6 +37,7 @@ def test_every_node_declares_its_id_verb_and_a_tooltip_on_each_socket():
         "IntrinsicLabFormatDepth",
         "IntrinsicLabFormatColor",
         "IntrinsicLabColorMap",
+        "IntrinsicLabAlbedoFromPicture",
     }
     for node in NODES.values():
         declared = node.GET_SCHEMA()

@@ -38,6 +38,7 @@ def test_a_picture_becomes_16_bit_maps_float_maps_and_a_sheet_and_the_server_is_
     assert (pictures["depth"][0, :8].mean() - pictures["depth"][0, -8:].mean()) < 0, "near is bright, and the floor in front is near"
     assert Image.open(tmp_path / "out" / "contact_sheet.png").size == (5 * 640, 384)
     # Progress and times are told, and nobody answers any more.
+    assert done.stdout.count("maps of photos are coarse") == 1
     assert "Extract Intrinsic Maps" in done.stdout and re.search(r"Done in [\d.]+ s", done.stdout)
     [url] = re.findall(r"(http://127\.0\.0\.1:\d+) \(", done.stdout)
     with pytest.raises(urllib.error.URLError):

@@ -137,11 +137,13 @@ def needed_files(models: Path, prompt: dict) -> list[Path]:
     """The files that take away a graph's red: of a folder, the one that makes it known; inner folders come first."""
     folders = {
         **{"ckpt_name": "checkpoints", "control_net_name": "controlnet", "lora_name": "loras", "unet_name": "diffusion_models"},
-        **{"clip_name1": "text_encoders", "clip_name2": "text_encoders", "vae_name": "vae"},
+        **{"model_name": "geometry_estimation", "clip_name1": "text_encoders", "clip_name2": "text_encoders", "vae_name": "vae"},
     }
     files = []
     for node in prompt.values():
         for name, value in node["inputs"].items():
+            if str(value).endswith("(bundled)"):
+                continue
             if name in folders:
                 files.append(models / folders[name] / value)
             elif name == "intrinsic_vae" and isinstance(value, str):

@@ -122,6 +122,20 @@ def test_the_oldest_comfyui_samples_the_same_picture_and_maps_as_the_one_under_t
         assert np.ptp(picture) > 10 and np.abs(picture - expected[title]).max() <= 2, title
 
 
+def test_the_oldest_comfyui_makes_the_same_maps_of_a_picture_in_one_node(server, client, oldest_server):
+    [prompt] = [example.prompt() for example in example_workflows() if example.name == "picture_to_maps"]
+
+    def previews(host: RunningServer) -> list[np.ndarray]:
+        events, entry = type(client)(host.url).run(prompt, seconds=300)
+        assert events[-1]["type"] == "execution_success", message(events)
+        files = [entry["outputs"][key]["images"][0] for key, node in prompt.items() if node["class_type"] == "PreviewImage"]
+        return [np.asarray(Image.open(host.base / "temp" / file["filename"])).astype(int) for file in files]
+
+    for found, expected in zip(previews(oldest_server), previews(server), strict=True):
+        # They read a JPEG by different libraries.
+        assert np.ptp(found) > 100 and np.abs(found - expected).mean() < 3
+
+
 def test_the_oldest_comfyui_trains_the_same_lora_through_an_interrupt(server, client, oldest_server):
     oldest, prompt = type(client)(oldest_server.url), {"train": lora_node("smoke", steps=20, scenes=2)}
     events, _ = client.run(prompt)
