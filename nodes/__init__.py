@@ -6,6 +6,7 @@ from . import (
     bundle,
     compare,
     data_sets,
+    export_maps,
     extract,
     extract_in_steps,
     format_maps,
@@ -48,6 +49,7 @@ class IntrinsicLabExtension(ComfyExtension):
             train,
             scene,
             relight,
+            export_maps,
             data_sets,
         )
         return [node for stage in stages for node in stage.NODES]

@@ -7,9 +7,9 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..methods.formats import picture_of
-from ..methods.maps import MAPS, MapBundle, MapKind, bundle_names, image_from_map, map_from_image, map_kind, require_normals
+from ..methods.maps import MAPS, MapBundle, MapKind, bundle_names, image_from_map, map_from_image, map_kind
 from ..methods.maps.files import FileConvention
-from .native.map_sockets import Maps
+from .native.map_sockets import Maps, data_of
 from .native.schema import schema
 
 CATEGORY = "intrinsic lab/maps"
@@ -69,10 +69,7 @@ def _data(name: str, image: torch.Tensor, as_what: dict[str, str]) -> torch.Tens
     convention = as_what.get(_setting(kind), DATA)
     if convention != DATA:
         return kind.from_picture(kind.files.choices[convention].to_own(map_from_image(image, 3, name, grey=not kind.vector)))
-    values = map_from_image(image, kind.channels, name, grey=not kind.vector)
-    if kind.vector:
-        require_normals(values, name)
-    return values
+    return data_of(name, image)
 
 
 class OpenMaps(io.ComfyNode):

@@ -9,13 +9,13 @@ from ..methods import lamps as by_hand
 from ..methods import relight
 from ..methods.maps import MAPS, MapBundle, map_from_image, require_normals, srgb_from_linear, unit_normals
 from ..methods.maps.bundle import of_one_size
+from .native.camera import camera_inputs, in_metres
 from .native.map_sockets import Maps, image_of
 from .native.schema import schema
 
 BY_HAND, DIRECTIONAL, POINT = "by hand", "directional", "point"
 # The live picture in the node has at most so many pixels a side.
 LIVE_SIDE = 1024
-METRIC, RELATIVE = "metric", "relative, 0 to 1"
 
 
 def _directional_inputs() -> list[io.Input]:
@@ -55,23 +55,7 @@ def _point_inputs() -> list[io.Input]:
             tooltip="Metres up to which the lamp has its full intensity; beyond, it falls with the square of the distance.",
             **length,
         ),
-        io.Float.Input(
-            "vertical_fov",
-            default=45.0,
-            min=1.0,
-            max=170.0,
-            step=0.5,
-            tooltip="Vertical field of view of the camera, degrees. Phones about 55, portraits about 25; Render Scene gives its own.",
-        ),
-        io.Combo.Input(
-            "depth_unit",
-            options=[METRIC, RELATIVE],
-            default=METRIC,
-            tooltip="Metric: depth is in metres, as Render Scene gives it. Relative: depth is 0 to 1, as Extract Intrinsic Maps gives it; "
-            "depth_near and depth_far say how far that is.",
-        ),
-        io.Float.Input("depth_near", default=2.0, tooltip="Metres at depth 0; only used for relative depth.", **length),
-        io.Float.Input("depth_far", default=6.0, tooltip="Metres at depth 1; only used for relative depth.", **length),
+        *camera_inputs(),
     ]
 
 
@@ -297,8 +281,7 @@ def _light_and_places(
         raise ValueError(f"there is no light {kind!r}: choose {BY_HAND}, {DIRECTIONAL} or {POINT}.")
     if depth is None:
         raise ValueError("a point light needs to know where the surfaces are: connect depth, or choose a directional light.")
-    if choice["depth_unit"] == RELATIVE:
-        depth = choice["depth_near"] + (choice["depth_far"] - choice["depth_near"]) * depth
+    depth = in_metres(depth, choice["depth_unit"], choice["depth_near"], choice["depth_far"])
     lamp = relight.point_light((choice["x"], choice["y"], choice["z"]), color, choice["reach"])
     return lamp, relight.camera_points(depth, choice["vertical_fov"])
 

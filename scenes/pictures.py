@@ -116,14 +116,26 @@ def _eight_bit(picture_hwc: Tensor) -> Image.Image:
     return Image.fromarray((picture.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
+# FFmpeg's names of 16-bit pixels, less their byte order.
+_PIXELS_16_BIT = {1: "gray16", 3: "rgb48", 4: "rgba64"}
+
+
 def sixteen_bit_png(picture_hwc: Tensor) -> bytes:
-    """PNG with 16 bits a channel, grey or colour. Pillow has no 16-bit colour; PyAV, which ComfyUI needs too, has."""
+    """PNG with 16 bits a channel: grey, colour, or colour with alpha. Pillow has no 16-bit colour; PyAV, which ComfyUI needs too, has."""
     import av
 
     values = (picture_hwc.double().clamp(0, 1) * 65535).round().numpy().astype(numpy.uint16)
     height, width, channels = values.shape
-    pixels = values if channels == 3 else rearrange(values, "h w 1 -> h w")
-    frame = av.VideoFrame.from_ndarray(pixels, format="rgb48le" if channels == 3 else "gray16le")
+    pixels = rearrange(values, "h w 1 -> h w") if channels == 1 else values
+    frame = av.VideoFrame.from_ndarray(pixels, format=_PIXELS_16_BIT[channels] + "le")
     codec = av.CodecContext.create("png", "w")
-    codec.width, codec.height, codec.pix_fmt = width, height, "rgb48be" if channels == 3 else "gray16be"
+    codec.width, codec.height, codec.pix_fmt = width, height, _PIXELS_16_BIT[channels] + "be"
     return b"".join(bytes(packet) for packet in [*codec.encode(frame.reformat(format=codec.pix_fmt)), *codec.encode(None)])
+
+
+def eight_bit_png(picture_hwc: Tensor) -> bytes:
+    """PNG with 8 bits a channel: grey, colour, or colour with alpha."""
+    values = (picture_hwc.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    encoded = BytesIO()
+    Image.fromarray(rearrange(values, "h w 1 -> h w") if values.shape[-1] == 1 else values).save(encoded, "PNG")
+    return encoded.getvalue()
