@@ -24,6 +24,7 @@ from .native.node_text import show_on_node
 from .native.schema import schema
 
 EXR, NO_MESH, MESH = "EXR", "none", "from depth"
+NO_MESH_SAID = f"No mesh was made: set 'mesh' of Export Maps to '{MESH}', or disconnect this output."
 HALF, FULL = "half (16-bit)", "float (32-bit)"
 
 
@@ -126,7 +127,7 @@ class ExportMaps(io.ComfyNode):
         output = Path(folder_paths.get_output_directory())
         place, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, str(output), width, height)
         progress = comfy.utils.ProgressBar(batch)
-        written, first_mesh = [], None
+        written: list[Path] = []
         for row in range(batch):
             comfy.model_management.throw_exception_if_processing_interrupted()
             of_picture = {name: values[row : row + 1].cpu() for name, values in whole.items()}
@@ -134,8 +135,6 @@ class ExportMaps(io.ComfyNode):
             folder = Path(place) if target["target"] == EXR else Path(place) / stem
             files = _write(folder, stem if target["target"] == EXR else name, of_picture, target, mesh, vertical_fov)
             written += [folder / about["file"] for about in files]
-            if mesh["mesh"] == MESH and first_mesh is None:
-                first_mesh = Types.File3D(str(written[-1]), "glb")
             about = {
                 "made_by": "Intrinsic Lab, Export Maps",
                 "for": target["target"],
@@ -147,25 +146,24 @@ class ExportMaps(io.ComfyNode):
             write_json(folder / (f"{stem}.json" if target["target"] == EXR else "about.json"), about)
             progress.update(1)
         paths = [path.relative_to(output) for path in written]
-        show_on_node("\n".join(map(str, paths)), cls.hidden.unique_id if cls.hidden else None)
-        without = ExecutionBlocker(f"No mesh was made: set 'mesh' of Export Maps to '{MESH}', or disconnect this output.")
+        show_on_node(f"{len(paths)} files, from {paths[0].as_posix()} on", cls.hidden.unique_id if cls.hidden else None)
+        made = Types.File3D(str(written[0]), "glb") if mesh["mesh"] == MESH else ExecutionBlocker(NO_MESH_SAID)
         shown = [_shown(path) for path in paths if path.suffix == ".png"]
         others = [_shown(path) for path in paths if path.suffix != ".png"]
-        return io.NodeOutput(first_mesh or without, "\n".join(path.as_posix() for path in paths), ui={"images": shown, "files": others})
+        return io.NodeOutput(made, "\n".join(path.as_posix() for path in paths), ui={"images": shown, "files": others})
 
 
 def _write(
     folder: Path, name: str, maps: Mapping[str, torch.Tensor], target: dict[str, Any], mesh: dict[str, Any], vertical_fov: float
 ) -> list[About]:
-    """The files of one picture; its mesh is the last."""
-    if target["target"] == EXR:
-        files = [write_exr(folder / f"{name}.exr", maps, target["normals"], target["precision"] == HALF, vertical_fov)]
-    else:
-        files = write_textures(folder, name, maps, target["target"], int(target["bits"]))
+    """The files of one picture; its mesh, which more can be wrong with, is the first."""
+    files = []
     if mesh["mesh"] == MESH:
         surface = depth_mesh(maps["depth"][0, ..., 0], vertical_fov, mesh["edge"], mesh["step"])
         files.append(write_mesh(folder / f"{name}.glb", surface, maps))
-    return files
+    if target["target"] == EXR:
+        return [*files, write_exr(folder / f"{name}.exr", maps, target["normals"], target["precision"] == HALF, vertical_fov)]
+    return files + write_textures(folder, name, maps, target["target"], int(target["bits"]))
 
 
 def _shown(path: Path) -> dict[str, str]:

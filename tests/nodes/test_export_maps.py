@@ -169,7 +169,7 @@ def glb(path: Path) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray, Image.
 def test_the_mesh_lies_where_the_camera_saw_it_with_the_picture_on_it(maps, output):
     edge = 0.1
     done = export(("Unreal", {"bits": "8"}), ("from depth", {"edge": edge, "step": 1}), maps=maps)
-    assert done[1].splitlines()[-1] == "out/thing_00002_/thing.glb"
+    assert "out/thing_00002_/thing.glb" in done[1].splitlines()
     vertices, faces, uvs, texture, _ = glb(output / "out/thing_00001_/thing.glb")
     assert numpy.array_equal(numpy.asarray(texture), (maps["image"][0].clamp(0, 1) * 255).round().numpy().astype(numpy.uint8))
     column, row = (uvs.astype(float) * (WIDTH, HEIGHT) - 0.5).round().astype(int).T

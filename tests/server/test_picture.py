@@ -180,7 +180,7 @@ def test_the_blueprint_is_offered_and_runs_in_a_graph(client, page):
 TEMPLATES = [
     example
     for example in example_workflows()
-    if example.name in ("picture_to_maps", "relight_photo_with_moge", "compare_with_depth_anything")
+    if example.name in ("picture_to_maps", "relight_photo_with_moge", "compare_with_depth_anything", "export_maps")
 ]
 BOXES = """() => [...document.querySelectorAll('[data-node-id]')].map(node => {
     const box = node.getBoundingClientRect();
