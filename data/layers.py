@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy
 from torch import Tensor
 
+from ..methods.extras import extra
 from ..methods.formats import format_normals
 from ..methods.maps import linear_from_srgb, map_kind
 from ..methods.maps.bundle import PICTURE
-from .files import library
 
 # Primaries and white of sRGB and Rec. 709, as x and y: red, green, blue, white.
 REC_709 = (0.64, 0.33, 0.3, 0.6, 0.15, 0.06, 0.3127, 0.329)
@@ -33,7 +33,7 @@ def write_layers(path: Path, maps: Mapping[str, Tensor], convention: str, half: 
     convention: of the normals (`formats.NORMAL_CONVENTIONS`). half: 16-bit floats, save for depth, which always has 32.
     Raises ValueError where OpenEXR is not installed, OSError where the file cannot be written.
     """
-    openexr = library("OpenEXR")
+    openexr = extra("OpenEXR", "Writing EXR")
     planes = {}
     for name, values in maps.items():
         if map_kind(name).vector:

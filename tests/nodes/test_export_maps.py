@@ -227,6 +227,6 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(maps, output, mon
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         export(maps=maps)
     monkeypatch.setitem(sys.modules, "OpenEXR", None)
-    with pytest.raises(ValueError, match="OpenEXR is not installed"):
+    with pytest.raises(ValueError, match="Writing EXR needs openexr, which is not installed"):
         export(maps=maps)
     assert not list(output.rglob("*.exr"))
