@@ -150,5 +150,5 @@ if __name__ == "__main__":
     parser.add_argument("--step", type=int, default=1, help="a vertex at every so many pixels")
     given = parser.parse_args(sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else [])
     if not given.file:
-        parser.error("name the EXR file: after -- on the command line, or as FILE in this script.")
+        raise ValueError("there is no EXR file to load: name it after -- on the command line, or as FILE in this script.")
     build(given.file, given.edge, given.step)
