@@ -14,6 +14,7 @@ from .extract import contact_sheet, map_outputs, processing_inputs, resolution_f
 from .native.batch_rows import row_lora
 from .native.joint_sampling.multi_step import SamplingSettings, make_sampling_generator
 from .native.joint_sampling.single_step import interruptible, require_parts, rows_per_forward, unclamped
+from .native.node import Node
 from .native.schema import schema
 
 CATEGORY = "intrinsic lab/extract"
@@ -32,7 +33,7 @@ def _carried_recipes(model, only_in_steps: bool = False) -> dict[str, Recipe]:
     return {name: carried[name].recipe for name in MAPS if name in carried}
 
 
-class ExtractMapsInSteps(io.ComfyNode):
+class ExtractMapsInSteps(Node):
     """All applied maps of a batch of pictures, in one sampling."""
 
     @classmethod
@@ -137,7 +138,7 @@ class ExtractMapsInSteps(io.ComfyNode):
         return io.NodeOutput(*map_outputs(maps, recipes), ui=ui.PreviewImage(contact_sheet(image_bhw3, maps), cls=cls))
 
 
-class DecodeIntrinsicMap(io.ComfyNode):
+class DecodeIntrinsicMap(Node):
     """A sampled latent -> its map as data."""
 
     @classmethod

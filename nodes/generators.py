@@ -23,6 +23,7 @@ from .native.loading.generators import (
     pictures_per_forward,
 )
 from .native.lora_library.files import lora_names, lora_path
+from .native.node import Node
 from .native.schema import schema
 
 CATEGORY = "intrinsic lab/generators"
@@ -67,7 +68,7 @@ def _fingerprint(kind: str, shown: str, lora_names: dict[str, str]) -> tuple:
     return (path and generator_fingerprint(path), *states)
 
 
-class LoadVQGAN(io.ComfyNode):
+class LoadVQGAN(Node):
     """A diffusers VQModel or a published VQGAN, and a LoRA per map -> INTRINSIC_VQGAN."""
 
     @classmethod
@@ -102,7 +103,7 @@ class LoadVQGAN(io.ComfyNode):
         return io.NodeOutput(load_generator("vqgan", vqgan, _chosen(loras)))
 
 
-class ExtractMapsVQGAN(io.ComfyNode):
+class ExtractMapsVQGAN(Node):
     """All maps that a VQGAN has a LoRA for, of a batch of pictures."""
 
     @classmethod
@@ -186,7 +187,7 @@ def _outputs(generator: LoadedGenerator, maps: dict) -> list:
     return [image_from_map(maps[name]) if name in maps else ExecutionBlocker(message.format(name, has)) for name in MAPS]
 
 
-class LoadGAN(io.ComfyNode):
+class LoadGAN(Node):
     """A style-based generator, ours or a published one, and a LoRA per map -> INTRINSIC_GAN."""
 
     @classmethod
@@ -222,7 +223,7 @@ class LoadGAN(io.ComfyNode):
         return io.NodeOutput(load_generator("gan", gan, _chosen(loras)))
 
 
-class SampleGAN(io.ComfyNode):
+class SampleGAN(Node):
     """A seed -> pictures and their aligned maps."""
 
     @classmethod

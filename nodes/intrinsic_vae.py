@@ -8,6 +8,7 @@ from torch import Tensor
 from ..methods.ildm.intrinsic_vae import INTRINSICS, join_intrinsics, split_intrinsics
 from ..methods.maps import image_from_map, map_from_image, normal_picture
 from .native.loading.intrinsic_vae import intrinsic_vae_folder, intrinsic_vae_folders, load_intrinsic_vae
+from .native.node import Node
 from .native.paths import folder_fingerprint
 from .native.schema import schema
 
@@ -16,7 +17,7 @@ CATEGORY = "intrinsic lab/joint generation"
 PREVIEW_PICTURES = 4
 
 
-class LoadIntrinsicVAE(io.ComfyNode):
+class LoadIntrinsicVAE(Node):
     """A folder with a widened VAE -> INTRINSIC_VAE."""
 
     @classmethod
@@ -58,7 +59,7 @@ class LoadIntrinsicVAE(io.ComfyNode):
         return io.NodeOutput(load_intrinsic_vae(intrinsic_vae_folder(intrinsic_vae)))
 
 
-class EncodeIntrinsics(io.ComfyNode):
+class EncodeIntrinsics(Node):
     """Maps of a picture -> one latent."""
 
     @classmethod
@@ -91,7 +92,7 @@ class EncodeIntrinsics(io.ComfyNode):
         return io.NodeOutput({"samples": intrinsic_vae.encode(join_intrinsics(maps))})
 
 
-class DecodeIntrinsics(io.ComfyNode):
+class DecodeIntrinsics(Node):
     """One latent -> depth, normal, segmentation, line."""
 
     @classmethod

@@ -254,7 +254,7 @@ def _forget_large_files(config: IntrinsicLoraConfig) -> None:
     """A network that was trained whole is as large as its base, and its checkpoint three times that."""
     if config.kind == "full":
         shutil.rmtree(config.weights, ignore_errors=True)
-        config.loop.checkpoint().path.unlink(missing_ok=True)
+        config.loop.checkpoint().remove()
 
 
 def rows(config: ExperimentConfig, results: list[tuple[Cell, dict[str, Any]]]) -> Iterator[tuple[str, str, str, list[dict[str, Any]]]]:

@@ -5,6 +5,7 @@ the smallest; attention is written as 1 x 1 convolutions, diffusers' as matrices
 on, as `first_stage_model.*`: the faces' f16 is published in no other way. Everything else in a checkpoint is left alone, unread.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...plain_files import read_text
 from .weights import require_same_weights
 
 _TARGET, _FIRST_STAGE = "taming.models.vqgan.VQModel", "first_stage_model."
@@ -40,7 +42,7 @@ def settings_file(checkpoint: Path) -> Path | None:
     """The yaml that belongs to a checkpoint: of its name beside it, or in the `configs` folder of a published download; None without."""
     configs = checkpoint.parent.parent / "configs"
     beside = [checkpoint.with_suffix(".yaml"), checkpoint.with_suffix(".yml"), configs / "model.yaml"]
-    return next((path for path in (*beside, *sorted(configs.glob("*project.yaml"))) if path.is_file()), None)
+    return next((path for path in (*beside, *sorted(configs.glob("*project.yaml"))) if os.path.isfile(path)), None)
 
 
 def load_taming(checkpoint: Path, build: Callable[[dict], Any]) -> Any:
@@ -94,7 +96,7 @@ def _read_settings(path: Path) -> tuple[dict[str, Any], str]:
     try:
         if path.stat().st_size > _LONGEST_SETTINGS:
             raise ValueError("it is longer than a megabyte")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(path))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path.name} is no readable YAML ({' '.join(str(error).split())}): copy it again.") from None
     model, prefix = _entry(content, "model"), ""

@@ -1,6 +1,5 @@
 """Generators that are no diffusion models, with their LoRAs, in ComfyUI's memory management: found, loaded and run."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 
 from ....methods.intrinsic_lora.generator_kinds import CLASSES, KIND_NAMES, PUBLISHED
 from ....methods.maps import MAPS
+from ....methods.plain_files import read_json, visible
 from ..lora_library.files import BUNDLED_MARK, lora_path
 from ..paths import BUNDLED, bundled_file, folder_fingerprint
 from .folder_files import ModelFolderError, read_config, read_weights, rename, require_same_weights
@@ -68,11 +68,12 @@ def generator_paths(kind: str) -> dict[str, Path]:
     found = {shown: bundled_file(name) for shown, name in BUNDLED_FOLDERS[kind].items() if (BUNDLED / name / "config.json").is_file()}
     for category in ("diffusers", "vae"):
         for search_path in map(Path, folder_paths.get_folder_paths(category)):
-            for config in sorted([*search_path.glob("*/config.json"), *search_path.glob("*/*/config.json")]):
+            for config in sorted(visible([*search_path.glob("*/config.json"), *search_path.glob("*/*/config.json")], search_path)):
                 if _class_name(config) in CLASSES[kind]:
                     found.setdefault(f"{category}/{config.parent.relative_to(search_path).as_posix()}", config.parent)
     for search_path in map(Path, folder_paths.get_folder_paths("vae")):
-        for file in sorted(path for depth in ("*", "*/*", "*/*/*") for path in search_path.glob(depth) if path.suffix in PUBLISHED[kind]):
+        files = (path for depth in ("*", "*/*", "*/*/*") for path in search_path.glob(depth) if path.suffix in PUBLISHED[kind])
+        for file in sorted(visible(files, search_path)):
             if kind == "gan" or _settings_file(file):
                 found.setdefault(f"vae/{file.relative_to(search_path).as_posix()}", file)
     return found
@@ -93,8 +94,8 @@ def _settings_file(checkpoint: Path) -> Path | None:
 
 def _class_name(config: Path) -> str | None:
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(config)
+    except ValueError:
         # Not a config that anything could be loaded by.
         return None
     return content.get("_class_name") if isinstance(content, dict) else None

@@ -1,0 +1,122 @@
+"""What every node of the pack checks before and after it works: that what comes is of its kind, and that results are numbers."""
+
+import functools
+import inspect
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
+from torch import Tensor
+
+from .node_text import show_on_node
+from .paths import without_roots
+
+_NUMBERS = {"INT": "a whole number", "FLOAT": "a number"}
+_WRITTEN = {"STRING": str, "COMBO": str, "BOOLEAN": bool | int, "INT": int | float, "FLOAT": int | float}
+# What core hands over as plain containers and tensors; everything else is an object of its own.
+_TENSORS, _MAPPINGS, _LISTS = ("IMAGE", "MASK", "SIGMAS"), ("LATENT",), ("CONDITIONING",)
+
+
+class Node(io.ComfyNode):
+    """A node whose `execute` is only called with inputs of the kinds that it declares, and tells of results that are no numbers."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = vars(cls).get("execute")
+        # Core clones a node's class for every run, with all that it has.
+        if own is not None and not hasattr(own, "__wrapped__"):
+            cls.execute = classmethod(_checked(own.__func__))
+
+
+def _checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
+    signature = inspect.signature(execute)
+
+    @functools.wraps(execute)
+    def checked(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> io.NodeOutput:
+        schema = cls.SCHEMA or cls.GET_SCHEMA()
+        given = signature.bind(cls, *args, **kwargs).arguments
+        # Those that a node takes by `**`.
+        given |= next(
+            (given.pop(name) for name, kind in signature.parameters.items() if kind.kind is kind.VAR_KEYWORD and name in given), {}
+        )
+        for declared in schema.inputs:
+            values = given.get(declared.id)
+            for value in values if schema.is_input_list and isinstance(values, list) else [values]:
+                if value is not None:
+                    require_kind(declared.id, declared.get_io_type(), value)
+        try:
+            output = execute(cls, *args, **kwargs)
+        except Exception as error:
+            _shorten(error)
+            raise
+        _tell_of_broken(schema, output)
+        return output
+
+    return checked
+
+
+def require_kind(name: str, kind: str, value: Any) -> None:
+    """Raise ValueError unless an input's value can be of the kind that ComfyUI calls so. Numbers must be finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(
+            f"{name} is {value}: {_NUMBERS.get(kind, 'a number')} is wanted; mend the node or the workflow that it comes from."
+        )
+    if kind in _WRITTEN:
+        if not isinstance(value, _WRITTEN[kind]):
+            raise ValueError(
+                f"{name} came as {_in_words(value)}, {_NUMBERS.get(kind, 'a text')} is wanted: connect an output of that kind."
+            )
+    elif kind != "*":
+        fits = (
+            isinstance(value, Tensor)
+            if kind in _TENSORS
+            else isinstance(value, Mapping) and hasattr(value.get("samples"), "shape")
+            if kind in _MAPPINGS
+            else isinstance(value, list)
+            if kind in _LISTS
+            else not isinstance(value, str | bytes | int | float | list | tuple | dict | Tensor)
+        )
+        if not fits:
+            raise ValueError(f"{name} came as {_in_words(value)}: connect an output of the kind {kind} to it.")
+
+
+def _in_words(value: Any) -> str:
+    return (
+        f"the text {value[:40]!r}"
+        if isinstance(value, str)
+        else f"{value}"
+        if isinstance(value, int | float)
+        else f"a {type(value).__name__}"
+    )
+
+
+def _shorten(error: BaseException) -> None:
+    """Whoever looks at the graph need not learn where the server's folders lie."""
+    error.args = tuple(without_roots(part) if isinstance(part, str) else part for part in error.args)
+    for name in ("filename", "filename2"):
+        if isinstance(path := getattr(error, name, None), str):
+            setattr(error, name, without_roots(path))
+
+
+def _tell_of_broken(schema: io.Schema, output: Any) -> None:
+    """A warning, in the log and on the node, for outputs that hold NaN or infinity."""
+    if not isinstance(output, io.NodeOutput) or output.expand is not None:
+        return
+    for declared, value in zip(schema.outputs, output.args, strict=False):
+        for tensor in _tensors(value):
+            if broken := int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0:
+                name = declared.display_name or declared.id or declared.get_io_type()
+                told = f"{name} holds {broken} of {tensor.numel()} values that are NaN or infinite: its inputs, model or LoRA are broken."
+                logging.warning("%s: %s", schema.display_name, told)
+                context = get_executing_context()
+                show_on_node(told, context.node_id if context else None)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    samples = value.get("samples") if isinstance(value, Mapping) else value
+    if isinstance(samples, Tensor) and samples.layout == torch.strided:
+        yield samples
