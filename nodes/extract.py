@@ -273,7 +273,7 @@ def single_step(
     Raises ValueError for parts that do not belong together, for a MODEL without maps, and for LoRAs that need many steps.
     """
     require(model, SINGLE_STEP).check(model)
-    require_parts(model, clip, vae)
+    require_parts(model, vae)
     carried = row_lora.carried_maps(model)
     recipes = _recipes(carried, merged_map)
     if stepping := [name for name, recipe in recipes.items() if recipe.method != SINGLE]:

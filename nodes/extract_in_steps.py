@@ -11,6 +11,7 @@ from ..methods.intrinsic_lora.multi_step import SINGLE
 from ..methods.intrinsic_lora.recipe import Recipe
 from ..methods.maps import MAPS, image_from_map, map_from_image
 from .extract import contact_sheet, map_outputs, processing_inputs, resolution_for
+from .native import vaes
 from .native.batch_rows import row_lora
 from .native.joint_sampling.multi_step import SamplingSettings, make_sampling_generator
 from .native.joint_sampling.single_step import interruptible, require_parts, rows_per_forward, unclamped
@@ -127,7 +128,7 @@ class ExtractMapsInSteps(Node):
         mirrored_average: bool,
     ) -> io.NodeOutput:
         recipes = _carried_recipes(model, only_in_steps=True)
-        require_parts(model, clip, vae)
+        require_parts(model, vae)
         image_bhw3 = map_from_image(image, 3, "image", grey=True)
         settings = ExtractSettings(resolution_for(recipes, processing_resolution), tile_size, tile_overlap, mirrored_average)
         plan = plan_extraction(image_bhw3, list(recipes), settings, int(vae.downscale_ratio), partial(rows_per_forward, model))
@@ -168,7 +169,7 @@ class DecodeIntrinsicMap(Node):
         if len(recipes) > 1:
             raise ValueError(f"This MODEL carries LoRAs for several maps ({', '.join(recipes)}), a sampler makes one: apply a single one.")
         [recipe] = recipes.values()
-        picture = unclamped(vae).decode(latent["samples"])
+        picture = vaes.decode(unclamped(vae), latent["samples"])
         to_own = recipe.to_own
         return io.NodeOutput(image_from_map(MAPS[recipe.map].from_picture(to_own(picture) if to_own else picture)))
 

@@ -12,6 +12,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..methods.intrinsic_lora.extract import ExtractSettings, extract, plan_extraction
 from ..methods.maps import MAPS, image_from_map, map_from_image
 from .extract import contact_sheet
+from .native.interrupts import stopping_inside
 from .native.joint_sampling.single_step import interruptible
 from .native.loading.generators import (
     NO_LORA,
@@ -169,7 +170,8 @@ class ExtractMapsVQGAN(Node):
         module = vqgan.to_device(pixels * VQGAN_BYTES_PER_PIXEL)
         generator = vqgan_generator(module, vqgan.layers_of_map(), strength)
         progress = comfy.utils.ProgressBar(plan.forwards)
-        maps = extract(image_bhw3, list(vqgan.loras), generator, settings, plan, interruptible(lambda: progress.update(1))).maps
+        with stopping_inside(module):
+            maps = extract(image_bhw3, list(vqgan.loras), generator, settings, plan, interruptible(lambda: progress.update(1))).maps
         maps = {name: values.to(image.device) for name, values in maps.items()}
         preview = ui.PreviewImage(contact_sheet(image_bhw3, maps), cls=cls)
         return io.NodeOutput(*_outputs(vqgan, maps), ui=preview)
@@ -296,10 +298,11 @@ class SampleGAN(Node):
         progress = comfy.utils.ProgressBar(forwards)
         after_forward = interruptible(lambda: progress.update(1))
         made: dict[str | None, list[torch.Tensor]] = {name: [] for name in (None, *gan.loras)}
-        for part in draws.split(pictures):
-            for name, values in map_pictures(generator, part, gan.layers_of_map(), truncation, strength):
-                made[name].append(values.to(comfy.model_management.intermediate_device()))
-                after_forward()
+        with stopping_inside(generator):
+            for part in draws.split(pictures):
+                for name, values in map_pictures(generator, part, gan.layers_of_map(), truncation, strength):
+                    made[name].append(values.to(comfy.model_management.intermediate_device()))
+                    after_forward()
         image = torch.cat(made[None])
         maps = {name: torch.cat(made[name]) for name in gan.loras}
         return io.NodeOutput(image, *_outputs(gan, maps), ui=ui.PreviewImage(contact_sheet(image, maps), cls=cls))

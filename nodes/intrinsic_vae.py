@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..methods.ildm.intrinsic_vae import INTRINSICS, join_intrinsics, split_intrinsics
 from ..methods.maps import image_from_map, map_from_image, normal_picture
+from .native import vaes
 from .native.loading.intrinsic_vae import intrinsic_vae_folder, intrinsic_vae_folders, load_intrinsic_vae
 from .native.node import Node
 from .native.paths import folder_fingerprint
@@ -89,7 +90,7 @@ class EncodeIntrinsics(Node):
     @classmethod
     def execute(cls, intrinsic_vae: comfy.sd.VAE, **given: Tensor | None) -> io.NodeOutput:
         maps = {name: map_from_image(image, INTRINSICS[name].channels, name) for name, image in given.items() if image is not None}
-        return io.NodeOutput({"samples": intrinsic_vae.encode(join_intrinsics(maps))})
+        return io.NodeOutput({"samples": vaes.encode(intrinsic_vae, join_intrinsics(maps))})
 
 
 class DecodeIntrinsics(Node):
@@ -122,7 +123,7 @@ class DecodeIntrinsics(Node):
                 f"The latent is {list(samples.shape)}, this intrinsic VAE decodes [batch, {intrinsic_vae.latent_channels}, height, width]: "
                 "use the VAE that belongs to the model that made the latent."
             )
-        maps = {name: image_from_map(data.float()) for name, data in split_intrinsics(intrinsic_vae.decode(samples)).items()}
+        maps = {name: image_from_map(data.float()) for name, data in split_intrinsics(vaes.decode(intrinsic_vae, samples)).items()}
         return io.NodeOutput(*maps.values(), ui=ui.PreviewImage(_side_by_side(maps), cls=cls))
 
 

@@ -402,8 +402,16 @@ class BlendLoRAs(Node):
         for name, share in zip(names, shares, strict=True):
             lora = comfy.utils.load_torch_file(str(lora_path(name)), safe_load=True)
             own = strength[0] * share / sum(shares)
+            before = _changes(blended, text)
             blended, text = comfy.sd.load_lora_for_models(blended, text, lora, own, own)
+            if _changes(blended, text) == before:
+                raise ValueError(f"{name} fits no layer of this MODEL: it was made for another base model; load that, or leave it out.")
         return io.NodeOutput(blended, text)
+
+
+def _changes(model, clip) -> int:
+    """How many changes of layers a MODEL and its CLIP carry."""
+    return sum(len(changes) for part in (model, clip and clip.patcher) if part for changes in part.patches.values())
 
 
 NODES = [IndexLoRAs, FindSimilarLoRAs, LoRAMap, FindDuplicateLoRAs, BlendLoRAs]

@@ -11,6 +11,7 @@ from ..methods.lumix import schedule
 from ..methods.lumix.design import ATTENTIONS, KINDS, MAP_NAMES, QUERY_BROADCAST
 from ..methods.lumix.intrinsix import MATERIAL, MATERIAL_CHANNELS
 from ..methods.maps import image_from_map, map_kind
+from .native import vaes
 from .native.backbones.flux import image_tokens
 from .native.joint_sampling import lumix, lumix_prompts, lumix_sampling
 from .native.lora_library.files import lora_names, lora_path
@@ -306,7 +307,7 @@ class DecodeMaps(Node):
     @classmethod
     def execute(cls, maps: dict, vae) -> io.NodeOutput:
         latents = lumix_sampling.split_maps(maps)
-        pictures = {name: vae.decode(latent["samples"]) for name, latent in latents.items()}
+        pictures = {name: vaes.decode(vae, latent["samples"]) for name, latent in latents.items()}
         maps_of = {name: map_kind(KINDS[name]).from_picture(picture) for name, picture in pictures.items() if name != MATERIAL}
         if MATERIAL in pictures:
             maps_of |= {name: pictures[MATERIAL][..., [channel]] for name, channel in MATERIAL_CHANNELS.items()}

@@ -152,12 +152,12 @@ class Checkpoint:
                 "choose another output folder, or delete it to start again.",
                 changes,
             )
-        before = kept.get("base_weights")
-        if before is not None and self.base is not None and before != (now := weights_fingerprint(self.base)):
+        known = kept.get("base_weights")
+        if known is not None and self.base is not None and known != (found := weights_fingerprint(self.base)):
             raise CheckpointMismatch(
                 f"{self.path} was trained on other weights than {self.base.name} holds now: put the old model back to resume it, choose "
                 "another output folder, or delete it to start again.",
-                {"base_weights": (before[:12], now[:12])},
+                {"base_weights": (known[:12], found[:12])},
             )
         if kept["step"] > self.steps:
             raise CheckpointMismatch(

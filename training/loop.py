@@ -57,6 +57,9 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.accumulation < 1 or self.checkpoint_every < 1:
             raise ValueError("steps, accumulation and checkpoint_every must be at least 1.")
+        for name, value in asdict(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}: a number is wanted.")
         if self.learning_rate <= 0:
             raise ValueError(f"the learning rate is {self.learning_rate}, it must be above 0.")
         if self.schedule not in ("constant", "cosine"):

@@ -49,7 +49,8 @@ class ExtractSettings:
     """How a picture is processed.
 
     processing_resolution: short side in pixels at which the model sees the picture; 0 keeps the picture's own size.
-    tile_size, tile_overlap: pixels; 0 processes the picture whole, long thin ones in tiles along their long side. mirrored_average: also run the mirrored picture and average.
+    tile_size, tile_overlap: pixels; 0 processes the picture whole, long thin ones in tiles along their long side.
+    mirrored_average: also run the mirrored picture and average.
     """
 
     processing_resolution: int = 512

@@ -12,7 +12,6 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor
 
-
 # Up to this aspect a picture is seen whole. Cells of a tile's long side, at least.
 LONGEST_ASPECT, TILE_ASPECT, SHORTEST_TILE = 4, 2, 64
 

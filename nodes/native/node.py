@@ -18,6 +18,8 @@ from .paths import without_roots
 _NUMBERS = {"INT": "a whole number", "FLOAT": "a number"}
 _WRITTEN = {"STRING": str, "COMBO": str, "BOOLEAN": bool | int, "INT": int | float, "FLOAT": int | float}
 # What core hands over as plain containers and tensors; everything else is an object of its own.
+# Of which a checkpoint may hold none.
+_PARTS = ("MODEL", "CLIP", "VAE")
 _TENSORS, _MAPPINGS, _LISTS = ("IMAGE", "MASK", "SIGMAS"), ("LATENT",), ("CONDITIONING",)
 
 
@@ -28,7 +30,7 @@ class Node(io.ComfyNode):
         super().__init_subclass__(**options)
         own = vars(cls).get("execute")
         # Core clones a node's class for every run, with all that it has.
-        if own is not None and not hasattr(own, "__wrapped__"):
+        if own is not None and not hasattr(own.__func__, "__wrapped__"):
             cls.execute = classmethod(_checked(own.__func__))
 
 
@@ -45,6 +47,9 @@ def _checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutp
         )
         for declared in schema.inputs:
             values = given.get(declared.id)
+            if values is None and declared.id in given and declared.get_io_type() in _PARTS and not declared.optional:
+                kind = declared.get_io_type()
+                raise ValueError(f"There is no {kind}: the checkpoint it should come from holds none. Load one with a {kind} loader.")
             for value in values if schema.is_input_list and isinstance(values, list) else [values]:
                 if value is not None:
                     require_kind(declared.id, declared.get_io_type(), value)
@@ -97,7 +102,7 @@ def _in_words(value: Any) -> str:
 def _shorten(error: BaseException) -> None:
     """Whoever looks at the graph need not learn where the server's folders lie."""
     error.args = tuple(without_roots(part) if isinstance(part, str) else part for part in error.args)
-    for name in ("filename", "filename2"):
+    for name in ("strerror", "filename", "filename2"):
         if isinstance(path := getattr(error, name, None), str):
             setattr(error, name, without_roots(path))
 

@@ -205,7 +205,7 @@ def _result(config: ExperimentConfig, cell: Cell, cache: Path, report: Report | 
         scores = judge(predictions, config.judged, config.alignment)
     except (Diverged, NotFinite) as diverged:
         _LOG.warning("%s diverged: %s", cell.name, diverged)
-        reason = f"the loss became {diverged.loss} at step {diverged.step}" if isinstance(diverged, Diverged) else str(diverged)
+        reason = f"{diverged.told} at step {diverged.step}" if isinstance(diverged, Diverged) else str(diverged)
         return {"diverged": reason, "machine": machine_and_card()}
     return {"scores": scores, **spent, "machine": machine_and_card()}
 

@@ -47,7 +47,7 @@ SMALLEST_MEAN_SIDE = 33
 def pixart_config(config: dict) -> dict:
     """ComfyUI's `unet_config` for the config.json of a PixArtTransformer2DModel (or the older Transformer2DModel) of any width."""
     require_options(config, FIXED_OPTIONS, PART)
-    require_numbers(config, ("attention_head_dim", "num_attention_heads", "num_layers"), PART, MOST_LAYERS)
+    require_numbers(config, ("attention_head_dim", "num_attention_heads", "num_layers"), PART, MOST_LAYERS, least=0)
     require_numbers(config, ("patch_size", "in_channels", "out_channels", "sample_size", "caption_channels"), PART)
     hidden = config["num_attention_heads"] * config["attention_head_dim"]
     patch, channels, sample = config.get("patch_size") or 2, config["in_channels"], config.get("sample_size") or 128

@@ -61,8 +61,8 @@ def read_config(part: Path) -> PartConfig:
     )
 
 
-def require_numbers(config: Mapping, names: Iterable[str], part: str, most: int = WIDEST) -> None:
-    """Check that entries of a config, where it has them, are whole numbers from 1 to `most`, or lists of at most as many levels.
+def require_numbers(config: Mapping, names: Iterable[str], part: str, most: int = WIDEST, least: int = 1) -> None:
+    """Check that entries of a config, where it has them, are whole numbers from `least` to `most`, or lists of a few.
 
     A config is a stranger's: what is built by it must be bounded before it is built.
     """
@@ -71,9 +71,9 @@ def require_numbers(config: Mapping, names: Iterable[str], part: str, most: int 
         if values is None:
             continue
         numbers = values if isinstance(values, list) else [values]
-        if len(numbers) > MOST_LEVELS or not all(type(number) is int and 1 <= number <= most for number in numbers):
+        if len(numbers) > MOST_LEVELS or not all(type(number) is int and least <= number <= most for number in numbers):
             raise ModelFolderError(
-                f"The {part} has {name} = {str(values)[:80]}: whole numbers from 1 to {most} were expected; copy it again."
+                f"The {part} has {name} = {str(values)[:80]}: whole numbers from {least} to {most} were expected; copy it again."
             )
 
 

@@ -80,7 +80,7 @@ class TextFamily:
 
 def _require_sizes(config: dict, sizes: Sequence[str], layers: str, part: str) -> None:
     require_numbers(config, sizes, part)
-    require_numbers(config, (layers,), part, MOST_LAYERS)
+    require_numbers(config, (layers,), part, MOST_LAYERS, least=0)
 
 
 def _require_fit(native: dict, weights: dict[str, Tensor], part: TextPart) -> None:
@@ -214,11 +214,11 @@ def load_clip(
         native = clip_config(config, part.folder) if part.is_clip else t5_config(config, part.folder)
         configs[part] = {**native, "vocab_size": config.get("vocab_size", CLIP_VOCABULARY)}
         weights[part] = _native_weights(read_weights(folder / part.folder), part.is_clip)
-        _require_fit(configs[part], weights[part], part)
         if part.is_clip and configs[part]["vocab_size"] != CLIP_VOCABULARY:
             tokenizers[part] = own_tokenizer(folder, part, configs[part], embeddings)
         if not part.is_clip and configs[part]["vocab_size"] < T5_VOCABULARY:
             tokenizers[part] = own_t5_tokenizer(folder, part, configs[part], embeddings)
+        _require_fit(configs[part], weights[part], part)
     if text.fewest_layers > 1 and min(config["num_hidden_layers"] for config in configs.values()) < text.fewest_layers:
         raise ModelFolderError(f"{title} takes its text encoders' last layer but one: each must have {text.fewest_layers} layers or more.")
 

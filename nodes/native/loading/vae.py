@@ -70,7 +70,7 @@ def load_vae(part: Path, config: dict, dtype: torch.dtype | None = None, pixel_c
         )
     require_options(config, {**FIXED_OPTIONS, "in_channels": (pixel_channels,), "out_channels": (pixel_channels,)}, PART)
     require_numbers(config, ("block_out_channels", "latent_channels"), PART, MOST_CHANNELS)
-    require_numbers(config, ("layers_per_block",), PART, MOST_LAYERS)
+    require_numbers(config, ("layers_per_block",), PART, MOST_LAYERS, least=0)
     for block in (*config["down_block_types"], *config["up_block_types"]):
         if block not in ("DownEncoderBlock2D", "UpDecoderBlock2D"):
             raise ModelFolderError(f"The {PART} has a block {block}, only DownEncoderBlock2D and UpDecoderBlock2D are known to ComfyUI's.")

@@ -20,7 +20,7 @@ THETA = 10000
 def flux_config(config: dict) -> dict:
     """ComfyUI's `unet_config` for the config.json of a FluxTransformer2DModel of any width."""
     require_options(config, FIXED_OPTIONS, PART)
-    require_numbers(config, ("attention_head_dim", "num_attention_heads", "num_layers", "num_single_layers"), PART, MOST_LAYERS)
+    require_numbers(config, ("attention_head_dim", "num_attention_heads", "num_layers", "num_single_layers"), PART, MOST_LAYERS, least=0)
     require_numbers(config, ("axes_dims_rope", "in_channels", "out_channels", "joint_attention_dim", "pooled_projection_dim"), PART)
     head = config["attention_head_dim"]
     axes = list(config.get("axes_dims_rope", (16, 56, 56)))

@@ -131,7 +131,11 @@ def unet_config(config: dict) -> dict:
     require_options(config, FIXED_OPTIONS, PART)
     require_numbers(config, ("block_out_channels", "in_channels", "out_channels", "cross_attention_dim"), PART)
     require_numbers(
-        config, ("layers_per_block", "transformer_layers_per_block", "num_attention_heads", "attention_head_dim"), PART, MOST_LAYERS
+        config,
+        ("layers_per_block", "transformer_layers_per_block", "num_attention_heads", "attention_head_dim"),
+        PART,
+        MOST_LAYERS,
+        least=0,
     )
     widths = list(config["block_out_channels"])
     levels = len(widths)
