@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from intrinsic_lab.data.folder import matched
 from intrinsic_lab.methods.ildm.schedules import LAST_POSITION, parse_positions, parse_table, table_schedule
+from intrinsic_lab.methods.lora_space.scan import list_files
 from intrinsic_lab.methods.lumix.tensor_lora.file import config_of_state
 from intrinsic_lab.methods.plain_files import read_json, read_text
 from intrinsic_lab.nodes import IntrinsicLabExtension
@@ -111,14 +112,14 @@ def test_a_bad_model_folder_is_left_out_of_the_bases_and_said_once(folders, capl
     put(folders / "diffusers/hostile/transformer/config.json", "file", b'{"_class_name": []}')
     put(folders / "diffusers/.hidden/model_index.json", "file")
     with caplog.at_level(logging.WARNING):
-        assert [training_files.base_names("sd15") for _ in range(3)][0] == ["nano (bundled)"] or "hostile" not in training_files.base_names(
-            "sd15"
-        )
+        for _ in range(3):
+            assert "nano (bundled)" in (bases := training_files.base_names("sd15")) and "hostile" not in bases
     assert sum("hostile" in record.message for record in caplog.records) == 1
     assert "hostile" in model_folders() and ".hidden" not in model_folders()
 
 
 PARTS = {part: json.loads((BUNDLED / "nano" / part / "config.json").read_text()) for part in ("unet", "vae", "text_encoder")}
+PARTS["scheduler"] = json.loads((BUNDLED / "nano/scheduler/scheduler_config.json").read_text())
 
 
 @settings(max_examples=25)
@@ -129,9 +130,33 @@ def test_a_config_with_one_wrong_value_loads_or_is_refused_in_words(tmp_path_fac
     wrong = data.draw(VALUES | st.sampled_from([[10**9] * 3, [], 10**9, -1, 0, {"a": 1}]))
     folder = tmp_path_factory.mktemp("model") / "nano"
     shutil.copytree(BUNDLED / "nano", folder, copy_function=os.symlink)
-    config = folder / part / "config.json"
+    config = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
     config.unlink()
     config.write_text(json.dumps(PARTS[part] | {name: wrong}))
+    try:
+        load_pipeline(folder)
+        outcomes["loaded"] += 1
+    except ModelFolderError as error:
+        assert str(folder.parent) not in str(error)
+        outcomes["refused in words"] += 1
+
+
+NANO_FILES = sorted(
+    path.relative_to(BUNDLED / "nano") for path in (BUNDLED / "nano").rglob("*") if path.is_file() and path.name != "record.json"
+)
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_a_model_with_one_damaged_file_loads_or_is_refused_in_words(tmp_path_factory, outcomes, data):
+    file = data.draw(st.sampled_from(NANO_FILES))
+    folder = tmp_path_factory.mktemp("model") / "nano"
+    shutil.copytree(BUNDLED / "nano", folder, copy_function=os.symlink)
+    whole = (BUNDLED / "nano" / file).read_bytes()
+    flipped = bytearray(whole)
+    flipped[data.draw(st.integers(0, min(2000, len(whole) - 1)))] ^= 1 << data.draw(st.integers(0, 7))
+    (folder / file).unlink()
+    put(folder / file, data.draw(KINDS), data.draw(st.sampled_from([bytes(flipped), whole[: len(whole) // 2]]) | CONTENT))
     try:
         load_pipeline(folder)
         outcomes["loaded"] += 1
@@ -213,3 +238,16 @@ def test_a_batch_keeps_apart_names_that_only_differ_in_case_and_believes_no_dama
     (job.folder / RECORD_NAME).unlink()
     os.mkfifo(job.folder / RECORD_NAME)
     assert not is_done(job, "g")
+
+
+def test_names_of_one_file_are_one_lora_and_pipes_and_hidden_ones_are_none(tmp_path):
+    (tmp_path / "z.safetensors").write_bytes(b"x")
+    (tmp_path / "a.safetensors").symlink_to(tmp_path / "z.safetensors")
+    os.link(tmp_path / "z.safetensors", tmp_path / "zz.safetensors")
+    (tmp_path / "other.safetensors").write_bytes(b"x")
+    (tmp_path / "._z.safetensors").write_bytes(b"x")
+    put(tmp_path / ".hidden" / "b.safetensors", "file")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    listing = list_files([tmp_path, tmp_path])
+    assert sorted(file.name for file in listing.files) == ["other.safetensors", "z.safetensors"]
+    assert [(os.path.basename(path), "no regular file" in reason) for path, reason in listing.problems] == [("pipe.safetensors", True)]

@@ -144,10 +144,10 @@ def test_parts_of_other_families_meet_in_words(nano, tmp_path, monkeypatch):
     (tmp_path / "a.bin").write_bytes(b"\x80")
     with pytest.raises(ValueError, match="fits no layer of this MODEL"):
         BlendLoRAs.execute([nano.model], ["flux.safetensors"], [1.0])
-    with pytest.raises(FileNotFoundError, match="a.bin is a pickle: convert"):
+    with pytest.raises(FileNotFoundError, match=r"a\.bin is a pickle: convert"):
         BlendLoRAs.execute([nano.model], ["a.bin"], [1.0])
     monkeypatch.setattr("intrinsic_lab.nodes.native.lora_library.files.TORCH", (2, 5))
-    with pytest.raises(ValueError, match="a.bin is a pickle"):
+    with pytest.raises(ValueError, match=r"a\.bin is a pickle"):
         ApplyIntrinsicLoRA.execute(nano.model, "a.bin", "depth", 1.0)
 
 

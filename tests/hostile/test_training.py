@@ -86,7 +86,7 @@ def test_a_base_whose_weights_were_replaced_is_noticed(tmp_path):
     os.utime(base)
     train(Line(), LoopConfig(tmp_path / "run", 3), settings={"base": base})
     save_file({"w": torch.full((100_000,), 1e-3)}, base)
-    with pytest.raises(CheckpointMismatch, match="other weights than base.safetensors holds now"):
+    with pytest.raises(CheckpointMismatch, match=r"other weights than base\.safetensors holds now"):
         train(Line(), config, settings={"base": base})
 
 

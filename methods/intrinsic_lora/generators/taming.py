@@ -20,6 +20,7 @@ from .weights import require_same_weights
 _TARGET, _FIRST_STAGE = "taming.models.vqgan.VQModel", "first_stage_model."
 _PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 _LONGEST_SETTINGS = 1 << 20
+_MOST_BLOCKS = 512
 _RENAMED = tuple(
     (re.compile(old), new)
     for old, new in (
@@ -123,6 +124,8 @@ def _diffusers_config(params: Mapping) -> dict[str, Any]:
         raise ValueError(f"{len(multiples)} resolutions and double_z {network.get('double_z')}; 1 to 8 and false are possible")
     if (channels := (network.get("in_channels", 3), network.get("out_ch", 3))) != (3, 3):
         raise ValueError(f"it takes {channels[0]} channels and gives {channels[1]}; 3 are possible")
+    if blocks > _MOST_BLOCKS or max(multiples) > _MOST_BLOCKS:
+        raise ValueError(f"num_res_blocks is {blocks} and ch_mult {multiples}; up to {_MOST_BLOCKS} are possible")
     if width % 32:
         raise ValueError(f"ch is {width}; multiples of 32 are possible")
     attends = [side // 2**level in network["attn_resolutions"] for level in range(len(multiples))]

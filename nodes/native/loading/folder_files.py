@@ -1,10 +1,12 @@
 """Reading one part of a diffusers-format folder: its config and its safetensors weights, and nothing else."""
 
+import math
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
+import comfy.model_management
 import comfy.utils
 import safetensors
 from torch import Tensor
@@ -77,6 +79,14 @@ def require_numbers(config: Mapping, names: Iterable[str], part: str, most: int 
             )
 
 
+def require_finite(config: Mapping, names: Iterable[str], part: str) -> None:
+    """Check that entries of a config, where it has them, are numbers."""
+    for name in names:
+        value = config.get(name)
+        if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
+            raise ModelFolderError(f"The {part} has {name} = {str(value)[:80]}: a number was expected; copy it again.")
+
+
 def require_options(config: Mapping, allowed: Mapping[str, tuple], part: str) -> None:
     """Check options that ComfyUI's own layers fix.
 
@@ -129,6 +139,7 @@ def read_weights(part: Path) -> dict[str, Tensor]:
     """All weights of a part by their name in the files. Only safetensors are opened."""
     weights = {}
     for path in _weight_files(part):
+        comfy.model_management.throw_exception_if_processing_interrupted()
         try:
             # Reads the header alone: it must fit the file's size.
             with safetensors.safe_open(path, framework="pt"):

@@ -16,7 +16,7 @@ from ....methods.maps import MAPS
 from ....methods.plain_files import read_json, visible
 from ..lora_library.files import BUNDLED_MARK, lora_path
 from ..paths import BUNDLED, bundled_file, folder_fingerprint
-from .folder_files import ModelFolderError, read_config, read_weights, rename, require_same_weights
+from .folder_files import MOST_LAYERS, ModelFolderError, read_config, read_weights, rename, require_numbers, require_same_weights
 
 # What reads and runs generators is imported where it is used: the pack loads with ComfyUI.
 if TYPE_CHECKING:
@@ -144,8 +144,15 @@ def load_vqgan(folder: Path) -> nn.Module:
     config = read_config(folder)
     if (channels := (config.get("in_channels", 3), config.get("out_channels", 3))) != (3, 3):
         raise ModelFolderError(f"The VQGAN in {folder.name} takes {channels[0]} channels and gives {channels[1]}, 3 were expected.")
-    vqgan = VQModel.from_config(dict(config))
+    sizes = ("block_out_channels", "latent_channels", "num_vq_embeddings", "vq_embed_dim", "norm_num_groups")
+    require_numbers(config, sizes, "VQGAN")
+    require_numbers(config, ("layers_per_block",), "VQGAN", MOST_LAYERS, least=0)
     weights = read_weights(folder)
+    try:
+        with torch.device("meta"):
+            vqgan = VQModel.from_config(dict(config))
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise ModelFolderError(f"The config.json of {folder.name} describes no VQGAN ({error}): copy the folder again.") from error
     weights = rename(weights, {name: _new_name(name) for name in weights}, "VQGAN")
     expected = vqgan.state_dict()
     require_same_weights(expected, weights, "VQGAN")
@@ -154,7 +161,7 @@ def load_vqgan(folder: Path) -> nn.Module:
             f"The VQGAN holds {len(unknown)} weights that its config does not call for (first: {unknown[0]}): config.json and the weights "
             "do not belong together."
         )
-    vqgan.load_state_dict({name: weight.float() for name, weight in weights.items()})
+    vqgan.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
     return vqgan.requires_grad_(False).eval()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import folder_paths
 import torch
 
+from ....methods.plain_files import is_hidden
 from ..paths import bundled_file
 
 BUNDLED_MARK = " (bundled)"
@@ -18,8 +19,8 @@ def bundled_loras(files: Mapping[str, str]) -> dict[str, Path]:
 
 
 def lora_names(bundled: Mapping[str, str]) -> list[str]:
-    """Every LoRA that a node may offer: the pack's own (`files` of `bundled_loras`) first, then models/loras."""
-    return [*bundled_loras(bundled), *folder_paths.get_filename_list("loras")]
+    """Every LoRA that a node may offer: the pack's own (`files` of `bundled_loras`) first, then models/loras, less what is hidden."""
+    return [*bundled_loras(bundled), *(name for name in folder_paths.get_filename_list("loras") if not is_hidden(Path(name), Path()))]
 
 
 def lora_path(name: str, bundled: Mapping[str, str]) -> Path:

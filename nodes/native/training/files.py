@@ -10,7 +10,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ....methods.plain_files import open_regular, read_json
+from ....methods.plain_files import is_hidden, open_regular, read_json
 from ..loading.diffusers_folder import detect_family
 from ..loading.folder_files import ModelFolderError
 from ..paths import model_folder, model_folders
@@ -57,7 +57,11 @@ def _tell_once(name: str, problem: str) -> None:
 def checkpoint_files() -> dict[str, Path]:
     """The files of ComfyUI's `checkpoints` that trainers can read, by name; which model each holds shows when it is trained on."""
     names = folder_paths.get_filename_list("checkpoints")
-    files = {name: folder_paths.get_full_path("checkpoints", name) for name in names if name.endswith(CHECKPOINT_ENDINGS)}
+    files = {
+        name: folder_paths.get_full_path("checkpoints", name)
+        for name in names
+        if name.endswith(CHECKPOINT_ENDINGS) and not is_hidden(Path(name), Path())
+    }
     return {name: Path(path) for name, path in files.items() if path}
 
 
