@@ -16,6 +16,7 @@ from .node_text import show_on_node
 from .paths import without_roots
 
 _NUMBERS = {"INT": "a whole number", "FLOAT": "a number"}
+_NESTED = "COMFY_"
 _WRITTEN = {"STRING": str, "COMBO": str, "BOOLEAN": bool | int, "INT": int | float, "FLOAT": int | float}
 # What core hands over as plain containers and tensors; everything else is an object of its own.
 # Of which a checkpoint may hold none.
@@ -65,28 +66,35 @@ def _checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutp
 
 
 def require_kind(name: str, kind: str, value: Any) -> None:
-    """Raise ValueError unless an input's value can be of the kind that ComfyUI calls so. Numbers must be finite."""
-    if isinstance(value, float) and not math.isfinite(value):
+    """Raise ValueError unless an input's value can be of the kind, or of one of the kinds, that ComfyUI calls so. Numbers must be finite."""
+    if kind.startswith(_NESTED) and isinstance(value, Mapping):
+        # A choice with inputs of its own.
+        for inside, part in value.items():
+            if isinstance(part, float):
+                require_kind(inside, "FLOAT", part)
+    elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(
             f"{name} is {value}: {_NUMBERS.get(kind, 'a number')} is wanted; mend the node or the workflow that it comes from."
         )
-    if kind in _WRITTEN:
-        if not isinstance(value, _WRITTEN[kind]):
-            raise ValueError(
-                f"{name} came as {_in_words(value)}, {_NUMBERS.get(kind, 'a text')} is wanted: connect an output of that kind."
-            )
-    elif kind != "*":
-        fits = (
-            isinstance(value, Tensor)
-            if kind in _TENSORS
-            else isinstance(value, Mapping) and hasattr(value.get("samples"), "shape")
-            if kind in _MAPPINGS
-            else isinstance(value, list)
-            if kind in _LISTS
-            else not isinstance(value, str | bytes | int | float | list | tuple | dict | Tensor)
+    elif not any(_fits(one, value) for one in kind.split(",")):
+        wanted = f"{_NUMBERS.get(kind, 'a text')} is wanted: connect an output of that kind." if kind in _WRITTEN else ""
+        raise ValueError(
+            f"{name} came as {_in_words(value)}" + (f", {wanted}" if wanted else f": connect an output of the kind {kind} to it.")
         )
-        if not fits:
-            raise ValueError(f"{name} came as {_in_words(value)}: connect an output of the kind {kind} to it.")
+
+
+def _fits(kind: str, value: Any) -> bool:
+    if kind in _WRITTEN:
+        return isinstance(value, _WRITTEN[kind])
+    if kind in _TENSORS:
+        return isinstance(value, Tensor)
+    if kind in _MAPPINGS:
+        return isinstance(value, Mapping) and hasattr(value.get("samples"), "shape")
+    if kind in _LISTS:
+        return isinstance(value, list)
+    # What other packs hand over may be a container; a text or a number stands where a link belongs.
+    never = str | bytes | int | float | list | tuple | dict | Tensor if kind in _PARTS else str | bytes | int | float
+    return kind == "*" or not isinstance(value, never)
 
 
 def _in_words(value: Any) -> str:
