@@ -16,11 +16,12 @@ from .node_text import show_on_node
 from .paths import without_roots
 
 _NUMBERS = {"INT": "a whole number", "FLOAT": "a number"}
+# Choices with inputs of their own.
 _NESTED = "COMFY_"
-_WRITTEN = {"STRING": str, "COMBO": str, "BOOLEAN": bool | int, "INT": int | float, "FLOAT": int | float}
-# What core hands over as plain containers and tensors; everything else is an object of its own.
-# Of which a checkpoint may hold none.
+_WRITTEN = {"STRING": str, "COLOR": str, "COMBO": str, "BOOLEAN": bool | int, "INT": int | float, "FLOAT": int | float}
+# A checkpoint may hold none of them.
 _PARTS = ("MODEL", "CLIP", "VAE")
+# What core hands over as plain containers and tensors.
 _TENSORS, _MAPPINGS, _LISTS = ("IMAGE", "MASK", "SIGMAS"), ("LATENT",), ("CONDITIONING",)
 
 
@@ -66,16 +67,13 @@ def _checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutp
 
 
 def require_kind(name: str, kind: str, value: Any) -> None:
-    """Raise ValueError unless an input's value can be of the kind, or of one of the kinds, that ComfyUI calls so. Numbers must be finite."""
+    """Raise ValueError unless an input's value can be of one of the kinds that ComfyUI calls so. Numbers must be finite."""
     if kind.startswith(_NESTED) and isinstance(value, Mapping):
-        # A choice with inputs of its own.
         for inside, part in value.items():
             if isinstance(part, float):
                 require_kind(inside, "FLOAT", part)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(
-            f"{name} is {value}: {_NUMBERS.get(kind, 'a number')} is wanted; mend the node or the workflow that it comes from."
-        )
+        raise ValueError(f"{name} is {value}: {_NUMBERS.get(kind, 'a number')} is wanted; mend the node that it comes from.")
     elif not any(_fits(one, value) for one in kind.split(",")):
         wanted = f"{_NUMBERS.get(kind, 'a text')} is wanted: connect an output of that kind." if kind in _WRITTEN else ""
         raise ValueError(

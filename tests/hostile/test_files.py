@@ -118,6 +118,22 @@ def test_a_bad_model_folder_is_left_out_of_the_bases_and_said_once(folders, capl
     assert "hostile" in model_folders() and ".hidden" not in model_folders()
 
 
+def linked_nano(tmp_path_factory) -> Path:
+    """The bundled model, each file a link that can be replaced."""
+    folder = tmp_path_factory.mktemp("model") / "nano"
+    shutil.copytree(BUNDLED / "nano", folder, copy_function=os.symlink)
+    return folder
+
+
+def load_or_refuse(folder: Path, outcomes) -> None:
+    try:
+        load_pipeline(folder)
+        outcomes["loaded"] += 1
+    except ModelFolderError as error:
+        assert str(folder.parent) not in str(error)
+        outcomes["refused in words"] += 1
+
+
 PARTS = {part: json.loads((BUNDLED / "nano" / part / "config.json").read_text()) for part in ("unet", "vae", "text_encoder")}
 PARTS["scheduler"] = json.loads((BUNDLED / "nano/scheduler/scheduler_config.json").read_text())
 
@@ -128,17 +144,11 @@ def test_a_config_with_one_wrong_value_loads_or_is_refused_in_words(tmp_path_fac
     part = data.draw(st.sampled_from(sorted(PARTS)))
     name = data.draw(st.sampled_from(sorted(PARTS[part])))
     wrong = data.draw(VALUES | st.sampled_from([[10**9] * 3, [], 10**9, -1, 0, {"a": 1}]))
-    folder = tmp_path_factory.mktemp("model") / "nano"
-    shutil.copytree(BUNDLED / "nano", folder, copy_function=os.symlink)
+    folder = linked_nano(tmp_path_factory)
     config = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
     config.unlink()
     config.write_text(json.dumps(PARTS[part] | {name: wrong}))
-    try:
-        load_pipeline(folder)
-        outcomes["loaded"] += 1
-    except ModelFolderError as error:
-        assert str(folder.parent) not in str(error)
-        outcomes["refused in words"] += 1
+    load_or_refuse(folder, outcomes)
 
 
 NANO_FILES = sorted(
@@ -150,19 +160,13 @@ NANO_FILES = sorted(
 @given(data=st.data())
 def test_a_model_with_one_damaged_file_loads_or_is_refused_in_words(tmp_path_factory, outcomes, data):
     file = data.draw(st.sampled_from(NANO_FILES))
-    folder = tmp_path_factory.mktemp("model") / "nano"
-    shutil.copytree(BUNDLED / "nano", folder, copy_function=os.symlink)
+    folder = linked_nano(tmp_path_factory)
     whole = (BUNDLED / "nano" / file).read_bytes()
     flipped = bytearray(whole)
     flipped[data.draw(st.integers(0, min(2000, len(whole) - 1)))] ^= 1 << data.draw(st.integers(0, 7))
     (folder / file).unlink()
     put(folder / file, data.draw(KINDS), data.draw(st.sampled_from([bytes(flipped), whole[: len(whole) // 2]]) | CONTENT))
-    try:
-        load_pipeline(folder)
-        outcomes["loaded"] += 1
-    except ModelFolderError as error:
-        assert str(folder.parent) not in str(error)
-        outcomes["refused in words"] += 1
+    load_or_refuse(folder, outcomes)
 
 
 @settings(max_examples=150)

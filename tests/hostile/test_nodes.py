@@ -28,6 +28,7 @@ PLAIN = {
     "INT": 1,
     "FLOAT": 1.0,
     "STRING": "x",
+    "COLOR": "#ffffff",
     "COMBO": "x",
     "BOOLEAN": False,
     "IMAGE": torch.zeros(1, 8, 8, 3),
@@ -41,7 +42,7 @@ WRONG = ("a text", 3, math.nan, math.inf, [], ["1", 0], {"samples": 3}, torch.ze
 
 def fits(kind: str, value) -> bool:
     """Whether a node cannot know that this is wrong: containers of other packs, and numbers for numbers."""
-    own = {"INT": int, "FLOAT": int, "BOOLEAN": int, "STRING": str, "COMBO": str, "CONDITIONING": list}
+    own = {"INT": int, "FLOAT": int, "BOOLEAN": int, "STRING": str, "COLOR": str, "COMBO": str, "CONDITIONING": list}
     if kind in ("IMAGE", "MASK", "SIGMAS"):
         return isinstance(value, torch.Tensor)
     if kind in own:
