@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..methods.maps import srgb_from_linear
+from ..methods.plain_files import visible
 from .base import ALL, DataSet, MapData, Pair, map_data
 from .files import SUFFIXES, read_exr, read_pixels, read_radiance
 from .hypersim import tone_scale
@@ -28,7 +29,7 @@ _DARKEST = 1e-3
 
 
 def _find(folder: Path, split: str, map_name: str) -> list[Pair]:
-    files = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES | _HIGH_RANGE.keys()}
+    files = {path.stem: path for path in sorted(visible(folder.iterdir(), folder)) if path.suffix.lower() in SUFFIXES | _HIGH_RANGE.keys()}
     pictures = [path for stem, path in files.items() if not _MADE.search(stem)]
     pairs = []
     for path in pictures:

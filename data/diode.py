@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..methods.plain_files import visible
 from .base import DataSet, MapData, Pair, depth_data, normal_data, relative_name
 from .files import read_npy, read_pixels
 
@@ -14,7 +15,7 @@ from .files import read_npy, read_pixels
 def _find(folder: Path, split: str, map_name: str) -> list[Pair]:
     return [
         Pair(relative_name(path, folder, ".png"), path, path.with_name(f"{path.stem}_{map_name}.npy"))
-        for path in folder.glob(f"{split}/*/scene_*/scan_*/*.png")
+        for path in visible(folder.glob(f"{split}/*/scene_*/scan_*/*.png"), folder)
     ]
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..methods.extras import extra
+from ..methods.plain_files import open_regular
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -22,13 +23,13 @@ def read_picture(path: Path) -> Tensor:
     """A picture file as `[3, h, w]` float32 in 0..1, all 16 bits of a 16-bit PNG kept; alpha is dropped. Raises ValueError."""
     try:
         if _is_16_bit_png(path):
-            return _read_16_bit(path)
+            return _turned(_read_16_bit(path), _orientation(path))
         with Image.open(path) as opened:
             picture = ImageOps.exif_transpose(opened)
             if picture.mode.startswith(("I", "F")):
                 raise ValueError(f"{path} has pixels of kind {picture.mode}: save it as an 8- or 16-bit PNG.")
             pixels = numpy.asarray(picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as a picture ({error}): replace or remove it.") from None
     return torch.from_numpy(pixels.copy()).movedim(-1, 0).float() / 255
 
@@ -39,9 +40,22 @@ def read_pixels(path: Path) -> Tensor:
 
 
 def _is_16_bit_png(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(25)
     return head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:] == b"\x10"
+
+
+def _orientation(path: Path) -> int:
+    with Image.open(path) as picture:
+        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def _turned(picture_chw: Tensor, orientation: int) -> Tensor:
+    """As EXIF's orientation 1 to 8 asks for: a mirror image, upside down, on its side."""
+    if orientation in (5, 6, 7, 8):
+        picture_chw = picture_chw.transpose(1, 2)
+    flipped = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation, ())
+    return picture_chw.flip(flipped).contiguous()
 
 
 def _read_16_bit(path: Path) -> Tensor:

@@ -6,7 +6,6 @@
 Both may be missing: then every pixel counts, and depth is relative.
 """
 
-import json
 import logging
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy
 from torch import Tensor
 
 from ..methods.maps import MAPS, OTHER_MAPS, map_kind
+from ..methods.plain_files import read_json, visible
 from .base import ALL, DataSet, MapData, Pair, depth_data, map_data, normal_data
 from .files import SUFFIXES, read_pixels
 
@@ -48,7 +48,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder} does not exist: put the pictures there, under the same names as their maps.")
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(visible(folder.iterdir(), folder)):
         if path.suffix.lower() in SUFFIXES:
             if path.stem in files:
                 raise ValueError(f"{files[path.stem].name} and {path.name} in {folder} have the same name: keep one of them.")
@@ -69,7 +69,7 @@ def _read(pair: Pair, map_name: str) -> MapData:
         return normal_data(pair.map, (2 * pixels - 1).numpy(), mask)
     if map_name == "depth":
         # Relative depth gets a metre's distance: AbsRel needs positive depth, and scale and shift are fitted anyway.
-        nearest, farthest = json.loads(about.read_text(encoding="utf-8"))["depth_metres"] if about.is_file() else (1.0, 2.0)
+        nearest, farthest = read_json(about)["depth_metres"] if about.is_file() else (1.0, 2.0)
         grey = pixels.mean(-1).numpy()
         return depth_data(pair.map, nearest + (farthest - nearest) * grey.astype(numpy.float64), mask)
     return map_data(pair.map, map_kind(map_name).from_picture(pixels[None])[0].numpy(), mask)

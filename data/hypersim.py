@@ -13,6 +13,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..methods.plain_files import visible
 from .base import ALL, DataSet, MapData, Pair, depth_data, map_data, normal_data
 from .files import read_hdf5, read_pixels
 
@@ -36,7 +37,7 @@ def _find(folder: Path, split: str, map_name: str) -> list[Pair]:
     pairs = {}
     # The light itself is preferred to the preview.
     for pattern in ("scene_cam_*_final_preview/frame.*.tonemap.jpg", "scene_cam_*_final_hdf5/frame.*.color.hdf5"):
-        for path in folder.glob(f"ai_*/images/{pattern}"):
+        for path in visible(folder.glob(f"ai_*/images/{pattern}"), folder):
             scene, camera, frame = path.parents[2].name, path.parent.name.split("_final_")[0], path.name.split(".")[1]
             name = f"{scene}/{camera}/frame.{frame}"
             pairs[name] = Pair(name, path, path.parents[1] / f"{camera}_{kind}_hdf5" / f"frame.{frame}.{field}.hdf5")
@@ -51,7 +52,7 @@ def _frames_of(folder: Path, split: str) -> set[str]:
     table = folder / SPLITS
     if not table.is_file():
         raise ValueError(f"{table} is missing: copy it from the data set's repository, or take the split {ALL}.")
-    with table.open(encoding="utf-8", newline="") as file:
+    with table.open(encoding="utf-8-sig", newline="") as file:
         return {
             f"{row['scene_name']}/scene_{row['camera_name']}/frame.{int(row['frame_id']):04d}"
             for row in csv.DictReader(file)
@@ -91,7 +92,7 @@ def planar_depth(distance_hw: numpy.ndarray, uv_to_camera: numpy.ndarray | None 
 
 @lru_cache(maxsize=2)
 def _cameras(table: Path) -> dict[str, numpy.ndarray]:
-    with table.open(encoding="utf-8", newline="") as file:
+    with table.open(encoding="utf-8-sig", newline="") as file:
         return {
             row["scene_name"]: numpy.array([[float(row[f"M_cam_from_uv_{i}{j}"]) for j in range(3)] for i in range(3)])
             for row in csv.DictReader(file)

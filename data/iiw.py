@@ -3,17 +3,17 @@
 There are no maps to learn; albedo is judged by WHDR.
 """
 
-import json
 from pathlib import Path
 
 from torch import Tensor
 
+from ..methods.plain_files import read_json, visible
 from .base import ALL, DataSet, Judgement, Pair
 from .files import read_pixels
 
 
 def _find(folder: Path, split: str, map_name: str) -> list[Pair]:
-    return [Pair(path.stem, path, path.with_suffix(".json")) for path in folder.glob("*.png")]
+    return [Pair(path.stem, path, path.with_suffix(".json")) for path in visible(folder.glob("*.png"), folder)]
 
 
 def _picture(pair: Pair) -> Tensor:
@@ -23,7 +23,7 @@ def _picture(pair: Pair) -> Tensor:
 def _judgements(pair: Pair) -> tuple[Judgement, ...]:
     """Those of opaque points with an answer and a positive weight."""
     try:
-        content = json.loads(pair.map.read_text(encoding="utf-8"))
+        content = read_json(pair.map)
         points = {point["id"]: (float(point["x"]), float(point["y"])) for point in content["intrinsic_points"] if point["opaque"]}
         return tuple(
             Judgement(points[said["point1"]], points[said["point2"]], said["darker"], float(said["darker_score"]))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..methods.maps import srgb_from_linear
+from ..methods.plain_files import read_text, visible
 from .base import ALL, DataSet, MapData, Pair, depth_data, map_data, normal_data, relative_name, towards_viewer
 from .files import read_exr
 
@@ -25,12 +26,12 @@ _PICTURE = "_im.exr"
 
 
 def _find(folder: Path, split: str, map_name: str) -> list[Pair]:
-    pictures = folder.rglob(f"*{_PICTURE}")
+    pictures = visible(folder.rglob(f"*{_PICTURE}"), folder)
     if split != ALL:
         table = folder / f"{split}.txt"
         if not table.is_file():
             raise ValueError(f"{table} is missing: it lists the scenes of the split, one a line; or take the split {ALL}.")
-        scenes = set(table.read_text(encoding="utf-8").split())
+        scenes = set(read_text(table).split())
         pictures = (path for path in pictures if path.parent.name in scenes)
     return [
         Pair(relative_name(path, folder, _PICTURE), path, path.with_name(path.name.replace(_PICTURE, f"_{_FILES[map_name][0]}.exr")))

@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..methods.maps import srgb_from_linear
+from ..methods.plain_files import visible
 from .base import ALL, DataSet, MapData, Pair, map_data
 from .files import read_pixels
 
@@ -13,7 +14,8 @@ _FILES = {"albedo": "reflectance.png", "shading": "shading.png"}
 
 def _find(folder: Path, split: str, map_name: str) -> list[Pair]:
     return [
-        Pair(path.parent.relative_to(folder).as_posix(), path, path.with_name(_FILES[map_name])) for path in folder.glob("**/diffuse.png")
+        Pair(path.parent.relative_to(folder).as_posix(), path, path.with_name(_FILES[map_name]))
+        for path in visible(folder.glob("**/diffuse.png"), folder)
     ]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..methods.plain_files import visible
 from .base import ALL, DataSet, MapData, Pair, normal_data, relative_name, towards_viewer
 from .files import read_pixels
 
@@ -14,7 +15,7 @@ from .files import read_pixels
 def _find(folder: Path, split: str, map_name: str) -> list[Pair]:
     pairs = []
     for ending in ("-color.png", "-color.jpg"):
-        for path in folder.glob(f"**/scene*_*/frame-*{ending}"):
+        for path in visible(folder.glob(f"**/scene*_*/frame-*{ending}"), folder):
             pairs.append(Pair(relative_name(path, folder, ending), path, path.with_name(path.name.replace(ending, "-normal.png"))))
     return pairs
 

@@ -89,6 +89,17 @@ class Pickled:
                     raise ValueError(f"a tensor cannot be read ({error}): the file is truncated or damaged.") from None
         raise ValueError(f"{_called(value)} stands where a tensor was expected: it is damaged or of another kind.")
 
+    def plain(self, value: Any) -> Any:
+        """Containers of the file with tensors in the place of what stands for them. Raises ValueError as `tensor` does."""
+        match value:
+            case Made():
+                return self.tensor(value)
+            case dict():
+                return {key: self.plain(part) for key, part in value.items()}
+            case list() | tuple():
+                return type(value)(map(self.plain, value))
+        return value
+
     def tensors(self, state: Any) -> dict[str, Tensor]:
         """A state dict's tensors. Raises ValueError for what is none."""
         if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
@@ -127,6 +138,8 @@ class Pickled:
 def read_pickled(path: Path) -> Pickled:
     """A file of `torch.save` or `pickle.dump`; nothing in it is run. Raises ValueError, naming the file, what is wrong with it."""
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
         return _read_zip(path) if zipfile.is_zipfile(path) else _read(BytesIO(path.read_bytes()))
     except OSError as error:
         raise ValueError(f"{path.name} cannot be read ({error.strerror}): check that the file is there and readable.") from None

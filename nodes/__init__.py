@@ -1,5 +1,10 @@
 """The ComfyUI side of the pack: one module per stage of a workflow, each with a list `NODES`."""
 
+import inspect
+import logging
+import sys
+from pathlib import Path
+
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
@@ -25,6 +30,14 @@ from . import (
 from .native.lora_library.lora_routes import add_routes
 
 
+def earlier_copy() -> Path | None:
+    """The folder of another copy of the pack (a clone and the zip beside it), whose nodes ComfyUI has already."""
+    taken = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {}).get(load.LoadIntrinsicModel.GET_SCHEMA().node_id)
+    if taken is None or taken.__module__ == load.LoadIntrinsicModel.__module__:
+        return None
+    return Path(inspect.getfile(taken)).resolve().parents[1]
+
+
 class IntrinsicLabExtension(ComfyExtension):
     """Lists the pack's nodes, in the order in which a workflow meets them."""
 
@@ -32,6 +45,10 @@ class IntrinsicLabExtension(ComfyExtension):
         add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        if (earlier := earlier_copy()) is not None:
+            here = Path(__file__).resolve().parents[1]
+            logging.warning("Intrinsic Lab is installed twice: %s is used, %s is left alone. Delete one of them.", earlier, here)
+            return []
         stages = (
             picture,
             load,

@@ -10,13 +10,14 @@ from ..methods.formats import picture_of
 from ..methods.maps import MAPS, MapBundle, MapKind, bundle_names, image_from_map, map_from_image, map_kind
 from ..methods.maps.files import FileConvention
 from .native.map_sockets import Maps, data_of
+from .native.node import Node
 from .native.schema import schema
 
 CATEGORY = "intrinsic lab/maps"
 DATA = "data"
 
 
-class BundleMaps(io.ComfyNode):
+class BundleMaps(Node):
     """Single maps -> MAPS."""
 
     @classmethod
@@ -72,7 +73,7 @@ def _data(name: str, image: torch.Tensor, as_what: dict[str, str]) -> torch.Tens
     return data_of(name, image)
 
 
-class OpenMaps(io.ComfyNode):
+class OpenMaps(Node):
     """MAPS -> single maps."""
 
     @classmethod
@@ -104,7 +105,7 @@ def _each(
             yield ExecutionBlocker(f"These maps have no '{name}' (they have: {has}): disconnect this output, or add the map.")
 
 
-class PicturesOfMaps(io.ComfyNode):
+class PicturesOfMaps(Node):
     """MAPS -> pictures."""
 
     @classmethod
@@ -128,7 +129,7 @@ class PicturesOfMaps(io.ComfyNode):
         return io.NodeOutput(*_each(maps, list(MAPS), picture_of))
 
 
-class MapsFromGeometry(io.ComfyNode):
+class MapsFromGeometry(Node):
     """MOGE_GEOMETRY or DA3_GEOMETRY -> MAPS."""
 
     @classmethod

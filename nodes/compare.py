@@ -7,6 +7,7 @@ from ..methods import metrics
 from ..methods.formats import COLOR_MAPS, color_map
 from ..methods.maps import MAPS, MapKind, map_from_image, map_kind, require_normals
 from .native.map_sockets import image_of, map_input
+from .native.node import Node
 from .native.node_text import show_on_node
 from .native.schema import schema
 
@@ -15,7 +16,7 @@ LISTED_PICTURES = 8
 NOT_COMPARED = 0.35  # grey of masked-out pixels in the error picture
 
 
-class CompareMaps(io.ComfyNode):
+class CompareMaps(Node):
     """Prediction + reference (+ mask) -> metrics table and error picture."""
 
     @classmethod

@@ -12,6 +12,7 @@ from ..evaluate import measures, report
 from ..methods import metrics
 from ..methods.intrinsic_lora.recipe import conventions
 from ..methods.maps import MAPS, MapKind, image_from_map, map_from_image, map_kind
+from .native.node import Node
 from .native.node_text import show_on_node
 from .native.paths import bundled_file
 from .native.schema import schema
@@ -38,7 +39,7 @@ def _pairs(data_set: str, folder: str, map_name: str, split: str, first: int, co
     return chosen
 
 
-class LoadDataSet(io.ComfyNode):
+class LoadDataSet(Node):
     """A data set's folder -> lists of pictures, their true maps and masks."""
 
     @classmethod
@@ -113,7 +114,7 @@ class LoadDataSet(io.ComfyNode):
         return io.NodeOutput(images, references, masks, names)
 
 
-class EvaluateMaps(io.ComfyNode):
+class EvaluateMaps(Node):
     """Predictions + references + masks -> a table with intervals, every picture's numbers, the best, median and worst."""
 
     @classmethod

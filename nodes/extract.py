@@ -25,6 +25,7 @@ from .native.batch_rows import row_lora
 from .native.joint_sampling.multi_step import see_picture
 from .native.joint_sampling.single_step import interruptible, make_generator, require_parts, rows_per_forward
 from .native.lora_library.files import lora_names, lora_path
+from .native.node import Node
 from .native.node_text import show_on_node
 from .native.schema import schema
 
@@ -39,7 +40,7 @@ BUNDLED_LORAS = {f"nano/{name}": f"nano_{name}.safetensors" for name in MAPS} | 
 }
 
 
-class ApplyIntrinsicLoRA(io.ComfyNode):
+class ApplyIntrinsicLoRA(Node):
     """Adds one map's LoRA, unmerged, to a clone of a MODEL."""
 
     @classmethod
@@ -209,7 +210,7 @@ def merged_map_input() -> io.Input:
     )
 
 
-class ExtractIntrinsicMaps(io.ComfyNode):
+class ExtractIntrinsicMaps(Node):
     """All applied maps of a batch of pictures, in one forward pass."""
 
     @classmethod
@@ -272,7 +273,7 @@ def single_step(
     Raises ValueError for parts that do not belong together, for a MODEL without maps, and for LoRAs that need many steps.
     """
     require(model, SINGLE_STEP).check(model)
-    require_parts(model, clip, vae)
+    require_parts(model, vae)
     carried = row_lora.carried_maps(model)
     recipes = _recipes(carried, merged_map)
     if stepping := [name for name, recipe in recipes.items() if recipe.method != SINGLE]:

@@ -11,9 +11,11 @@ from ..methods.intrinsic_lora.multi_step import SINGLE
 from ..methods.intrinsic_lora.recipe import Recipe
 from ..methods.maps import MAPS, image_from_map, map_from_image
 from .extract import contact_sheet, map_outputs, processing_inputs, resolution_for
+from .native import vaes
 from .native.batch_rows import row_lora
 from .native.joint_sampling.multi_step import SamplingSettings, make_sampling_generator
 from .native.joint_sampling.single_step import interruptible, require_parts, rows_per_forward, unclamped
+from .native.node import Node
 from .native.schema import schema
 
 CATEGORY = "intrinsic lab/extract"
@@ -32,7 +34,7 @@ def _carried_recipes(model, only_in_steps: bool = False) -> dict[str, Recipe]:
     return {name: carried[name].recipe for name in MAPS if name in carried}
 
 
-class ExtractMapsInSteps(io.ComfyNode):
+class ExtractMapsInSteps(Node):
     """All applied maps of a batch of pictures, in one sampling."""
 
     @classmethod
@@ -126,7 +128,7 @@ class ExtractMapsInSteps(io.ComfyNode):
         mirrored_average: bool,
     ) -> io.NodeOutput:
         recipes = _carried_recipes(model, only_in_steps=True)
-        require_parts(model, clip, vae)
+        require_parts(model, vae)
         image_bhw3 = map_from_image(image, 3, "image", grey=True)
         settings = ExtractSettings(resolution_for(recipes, processing_resolution), tile_size, tile_overlap, mirrored_average)
         plan = plan_extraction(image_bhw3, list(recipes), settings, int(vae.downscale_ratio), partial(rows_per_forward, model))
@@ -137,7 +139,7 @@ class ExtractMapsInSteps(io.ComfyNode):
         return io.NodeOutput(*map_outputs(maps, recipes), ui=ui.PreviewImage(contact_sheet(image_bhw3, maps), cls=cls))
 
 
-class DecodeIntrinsicMap(io.ComfyNode):
+class DecodeIntrinsicMap(Node):
     """A sampled latent -> its map as data."""
 
     @classmethod
@@ -167,7 +169,7 @@ class DecodeIntrinsicMap(io.ComfyNode):
         if len(recipes) > 1:
             raise ValueError(f"This MODEL carries LoRAs for several maps ({', '.join(recipes)}), a sampler makes one: apply a single one.")
         [recipe] = recipes.values()
-        picture = unclamped(vae).decode(latent["samples"])
+        picture = vaes.decode(unclamped(vae), latent["samples"])
         to_own = recipe.to_own
         return io.NodeOutput(image_from_map(MAPS[recipe.map].from_picture(to_own(picture) if to_own else picture)))
 

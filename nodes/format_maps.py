@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..methods import formats
 from ..methods.maps import MAPS, image_from_map, linear_from_srgb, map_from_image, require_normals
 from .native.map_sockets import image_of, map_input
+from .native.node import Node
 from .native.schema import schema
 
 CATEGORY = "intrinsic lab/format"
@@ -35,7 +36,7 @@ def _normal_options(of_what: str, default_hint: str) -> list[io.Input]:
     ]
 
 
-class FormatNormals(io.ComfyNode):
+class FormatNormals(Node):
     """Normal data -> normal map of a convention."""
 
     @classmethod
@@ -84,7 +85,7 @@ class FormatNormals(io.ComfyNode):
         )
 
 
-class NormalsFromColor(io.ComfyNode):
+class NormalsFromColor(Node):
     """Normal map picture -> normal data."""
 
     @classmethod
@@ -118,7 +119,7 @@ class NormalsFromColor(io.ComfyNode):
         )
 
 
-class AlbedoFromPicture(io.ComfyNode):
+class AlbedoFromPicture(Node):
     """Albedo picture -> albedo data."""
 
     @classmethod
@@ -160,7 +161,7 @@ def _percentile_inputs() -> list[io.Input]:
     ]
 
 
-class FormatDepth(io.ComfyNode):
+class FormatDepth(Node):
     """Depth data -> normalised depth, and the range used."""
 
     @classmethod
@@ -271,7 +272,7 @@ def _taken_map(default: str) -> io.Input:
     )
 
 
-class FormatColor(io.ComfyNode):
+class FormatColor(Node):
     """Linear albedo or shading -> sRGB or linear, with exposure."""
 
     @classmethod
@@ -311,7 +312,7 @@ class FormatColor(io.ComfyNode):
         return io.NodeOutput(formats.format_color(linear, srgb=encoding == SRGB, exposure_stops=exposure, clamp=clamp))
 
 
-class ColorMap(io.ComfyNode):
+class ColorMap(Node):
     """One-channel data -> colours."""
 
     @classmethod

@@ -12,6 +12,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..methods.intrinsic_lora.extract import ExtractSettings, extract, plan_extraction
 from ..methods.maps import MAPS, image_from_map, map_from_image
 from .extract import contact_sheet
+from .native.interrupts import stopping_inside
 from .native.joint_sampling.single_step import interruptible
 from .native.loading.generators import (
     NO_LORA,
@@ -23,6 +24,7 @@ from .native.loading.generators import (
     pictures_per_forward,
 )
 from .native.lora_library.files import lora_names, lora_path
+from .native.node import Node
 from .native.schema import schema
 
 CATEGORY = "intrinsic lab/generators"
@@ -67,7 +69,7 @@ def _fingerprint(kind: str, shown: str, lora_names: dict[str, str]) -> tuple:
     return (path and generator_fingerprint(path), *states)
 
 
-class LoadVQGAN(io.ComfyNode):
+class LoadVQGAN(Node):
     """A diffusers VQModel or a published VQGAN, and a LoRA per map -> INTRINSIC_VQGAN."""
 
     @classmethod
@@ -102,7 +104,7 @@ class LoadVQGAN(io.ComfyNode):
         return io.NodeOutput(load_generator("vqgan", vqgan, _chosen(loras)))
 
 
-class ExtractMapsVQGAN(io.ComfyNode):
+class ExtractMapsVQGAN(Node):
     """All maps that a VQGAN has a LoRA for, of a batch of pictures."""
 
     @classmethod
@@ -168,7 +170,8 @@ class ExtractMapsVQGAN(io.ComfyNode):
         module = vqgan.to_device(pixels * VQGAN_BYTES_PER_PIXEL)
         generator = vqgan_generator(module, vqgan.layers_of_map(), strength)
         progress = comfy.utils.ProgressBar(plan.forwards)
-        maps = extract(image_bhw3, list(vqgan.loras), generator, settings, plan, interruptible(lambda: progress.update(1))).maps
+        with stopping_inside(module):
+            maps = extract(image_bhw3, list(vqgan.loras), generator, settings, plan, interruptible(lambda: progress.update(1))).maps
         maps = {name: values.to(image.device) for name, values in maps.items()}
         preview = ui.PreviewImage(contact_sheet(image_bhw3, maps), cls=cls)
         return io.NodeOutput(*_outputs(vqgan, maps), ui=preview)
@@ -186,7 +189,7 @@ def _outputs(generator: LoadedGenerator, maps: dict) -> list:
     return [image_from_map(maps[name]) if name in maps else ExecutionBlocker(message.format(name, has)) for name in MAPS]
 
 
-class LoadGAN(io.ComfyNode):
+class LoadGAN(Node):
     """A style-based generator, ours or a published one, and a LoRA per map -> INTRINSIC_GAN."""
 
     @classmethod
@@ -222,7 +225,7 @@ class LoadGAN(io.ComfyNode):
         return io.NodeOutput(load_generator("gan", gan, _chosen(loras)))
 
 
-class SampleGAN(io.ComfyNode):
+class SampleGAN(Node):
     """A seed -> pictures and their aligned maps."""
 
     @classmethod
@@ -295,10 +298,11 @@ class SampleGAN(io.ComfyNode):
         progress = comfy.utils.ProgressBar(forwards)
         after_forward = interruptible(lambda: progress.update(1))
         made: dict[str | None, list[torch.Tensor]] = {name: [] for name in (None, *gan.loras)}
-        for part in draws.split(pictures):
-            for name, values in map_pictures(generator, part, gan.layers_of_map(), truncation, strength):
-                made[name].append(values.to(comfy.model_management.intermediate_device()))
-                after_forward()
+        with stopping_inside(generator):
+            for part in draws.split(pictures):
+                for name, values in map_pictures(generator, part, gan.layers_of_map(), truncation, strength):
+                    made[name].append(values.to(comfy.model_management.intermediate_device()))
+                    after_forward()
         image = torch.cat(made[None])
         maps = {name: torch.cat(made[name]) for name in gan.loras}
         return io.NodeOutput(image, *_outputs(gan, maps), ui=ui.PreviewImage(contact_sheet(image, maps), cls=cls))

@@ -14,6 +14,7 @@ from ..methods.ildm.schedules import BlockFilter, WeightSchedule, stage_blocks
 from .native.backbones import LAYOUTS
 from .native.joint_sampling import cross_domain
 from .native.lora_library.files import lora_names, lora_path
+from .native.node import Node
 from .native.schema import schema
 
 Schedule = io.Custom("WEIGHT_SCHEDULE")
@@ -56,7 +57,7 @@ def _shown(cls, schedule: WeightSchedule, preview_model: str) -> io.NodeOutput:
     return io.NodeOutput(schedule, ui={"heat_map": picture.as_dict()["images"]})
 
 
-class DropSchedule(io.ComfyNode):
+class DropSchedule(Node):
     """I-LDM's Drop schedule."""
 
     @classmethod
@@ -93,7 +94,7 @@ class DropSchedule(io.ComfyNode):
         return _shown(cls, schedules.drop_schedule(_where(where, positions), tau), preview_model)
 
 
-class GaussianSchedule(io.ComfyNode):
+class GaussianSchedule(Node):
     """I-LDM's Gaussian schedule."""
 
     @classmethod
@@ -129,7 +130,7 @@ class GaussianSchedule(io.ComfyNode):
         return _shown(cls, schedules.gaussian_schedule(alpha, tau, sigma), preview_model)
 
 
-class CombineSchedules(io.ComfyNode):
+class CombineSchedules(Node):
     """Constant, product, maximum, restriction and table of schedules."""
 
     @classmethod
@@ -183,7 +184,7 @@ class CombineSchedules(io.ComfyNode):
         return _shown(cls, combined if inside is None else schedules.restricted(combined, inside), preview_model)
 
 
-class CrossDomainAttention(io.ComfyNode):
+class CrossDomainAttention(Node):
     """The MODEL that samples pictures and intrinsics together."""
 
     @classmethod
@@ -269,7 +270,7 @@ def _file_state(name: str | None) -> tuple | None:
     return state and (name, state.st_size, state.st_mtime_ns)
 
 
-class JointLatent(io.ComfyNode):
+class JointLatent(Node):
     """Latents in pairs that start from the same noise."""
 
     @classmethod
@@ -341,7 +342,7 @@ def _latent_samples(latent: dict, name: str) -> Tensor:
     return samples
 
 
-class SplitDomains(io.ComfyNode):
+class SplitDomains(Node):
     """A sampled joint latent into pictures and intrinsics."""
 
     @classmethod

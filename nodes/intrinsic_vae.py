@@ -7,7 +7,9 @@ from torch import Tensor
 
 from ..methods.ildm.intrinsic_vae import INTRINSICS, join_intrinsics, split_intrinsics
 from ..methods.maps import image_from_map, map_from_image, normal_picture
+from .native import vaes
 from .native.loading.intrinsic_vae import intrinsic_vae_folder, intrinsic_vae_folders, load_intrinsic_vae
+from .native.node import Node
 from .native.paths import folder_fingerprint
 from .native.schema import schema
 
@@ -16,7 +18,7 @@ CATEGORY = "intrinsic lab/joint generation"
 PREVIEW_PICTURES = 4
 
 
-class LoadIntrinsicVAE(io.ComfyNode):
+class LoadIntrinsicVAE(Node):
     """A folder with a widened VAE -> INTRINSIC_VAE."""
 
     @classmethod
@@ -58,7 +60,7 @@ class LoadIntrinsicVAE(io.ComfyNode):
         return io.NodeOutput(load_intrinsic_vae(intrinsic_vae_folder(intrinsic_vae)))
 
 
-class EncodeIntrinsics(io.ComfyNode):
+class EncodeIntrinsics(Node):
     """Maps of a picture -> one latent."""
 
     @classmethod
@@ -88,10 +90,10 @@ class EncodeIntrinsics(io.ComfyNode):
     @classmethod
     def execute(cls, intrinsic_vae: comfy.sd.VAE, **given: Tensor | None) -> io.NodeOutput:
         maps = {name: map_from_image(image, INTRINSICS[name].channels, name) for name, image in given.items() if image is not None}
-        return io.NodeOutput({"samples": intrinsic_vae.encode(join_intrinsics(maps))})
+        return io.NodeOutput({"samples": vaes.encode(intrinsic_vae, join_intrinsics(maps))})
 
 
-class DecodeIntrinsics(io.ComfyNode):
+class DecodeIntrinsics(Node):
     """One latent -> depth, normal, segmentation, line."""
 
     @classmethod
@@ -121,7 +123,7 @@ class DecodeIntrinsics(io.ComfyNode):
                 f"The latent is {list(samples.shape)}, this intrinsic VAE decodes [batch, {intrinsic_vae.latent_channels}, height, width]: "
                 "use the VAE that belongs to the model that made the latent."
             )
-        maps = {name: image_from_map(data.float()) for name, data in split_intrinsics(intrinsic_vae.decode(samples)).items()}
+        maps = {name: image_from_map(data.float()) for name, data in split_intrinsics(vaes.decode(intrinsic_vae, samples)).items()}
         return io.NodeOutput(*maps.values(), ui=ui.PreviewImage(_side_by_side(maps), cls=cls))
 
 

@@ -4,13 +4,14 @@ import torch
 from comfy_api.latest import io
 
 from .native.loading.diffusers_folder import FAMILY_NAMES, load_pipeline
+from .native.node import Node
 from .native.paths import folder_fingerprint, model_folder, model_folders
 from .native.schema import schema
 
 DTYPES = {"default": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8_e4m3fn": torch.float8_e4m3fn}
 
 
-class LoadIntrinsicModel(io.ComfyNode):
+class LoadIntrinsicModel(Node):
     """Diffusers-format folder -> native MODEL, CLIP, VAE."""
 
     @classmethod

@@ -15,6 +15,7 @@ from .native.lora_library import lora_collection
 from .native.lora_library.files import BUNDLED_MARK
 from .native.lora_library.lora_collection import LoraCollection, lora_path, shown_name
 from .native.lora_library.lora_pictures import Row, table_picture
+from .native.node import Node
 from .native.schema import schema
 
 Index = io.Custom("LORA_INDEX")
@@ -37,7 +38,7 @@ def _about(entry: Entry) -> str:
     return f"{entry.family}, {entry.format} of rank {facts['rank']}, {entry.dtype}{approximate}" + (f"; {tags}" if tags else "")
 
 
-class IndexLoRAs(io.ComfyNode):
+class IndexLoRAs(Node):
     """Brings the index of a LoRA collection in step with its files."""
 
     @classmethod
@@ -110,7 +111,7 @@ def _listed(text: str) -> list[str]:
     return [name.strip() for line in text.splitlines() for name in line.split("|") if name.strip()]
 
 
-class FindSimilarLoRAs(io.ComfyNode):
+class FindSimilarLoRAs(Node):
     """The nearest LoRAs of an index to one or several others."""
 
     @classmethod
@@ -222,7 +223,7 @@ class FindSimilarLoRAs(io.ComfyNode):
         )
 
 
-class LoRAMap(io.ComfyNode):
+class LoRAMap(Node):
     """The collection as a map on which similar LoRAs lie together."""
 
     @classmethod
@@ -288,7 +289,7 @@ class LoRAMap(io.ComfyNode):
         return io.NodeOutput(image, selected, json.dumps(places, ensure_ascii=False), ui={"lora_map": [places]})
 
 
-class FindDuplicateLoRAs(io.ComfyNode):
+class FindDuplicateLoRAs(Node):
     """LoRAs that are the same weights twice."""
 
     @classmethod
@@ -352,7 +353,7 @@ class FindDuplicateLoRAs(io.ComfyNode):
         return io.NodeOutput("\n".join(lines), names, table, ui=ui.PreviewImage(table, cls=cls))
 
 
-class BlendLoRAs(io.ComfyNode):
+class BlendLoRAs(Node):
     """Several LoRAs at once, their strengths summing to one."""
 
     @classmethod
@@ -401,8 +402,16 @@ class BlendLoRAs(io.ComfyNode):
         for name, share in zip(names, shares, strict=True):
             lora = comfy.utils.load_torch_file(str(lora_path(name)), safe_load=True)
             own = strength[0] * share / sum(shares)
+            before = _changes(blended, text)
             blended, text = comfy.sd.load_lora_for_models(blended, text, lora, own, own)
+            if _changes(blended, text) == before:
+                raise ValueError(f"{name} fits no layer of this MODEL: it was made for another base model; load that, or leave it out.")
         return io.NodeOutput(blended, text)
+
+
+def _changes(model, clip) -> int:
+    """How many changes of layers a MODEL and its CLIP carry."""
+    return sum(len(changes) for part in (model, clip and clip.patcher) if part for changes in part.patches.values())
 
 
 NODES = [IndexLoRAs, FindSimilarLoRAs, LoRAMap, FindDuplicateLoRAs, BlendLoRAs]

@@ -11,9 +11,11 @@ from ..methods.lumix import schedule
 from ..methods.lumix.design import ATTENTIONS, KINDS, MAP_NAMES, QUERY_BROADCAST
 from ..methods.lumix.intrinsix import MATERIAL, MATERIAL_CHANNELS
 from ..methods.maps import image_from_map, map_kind
+from .native import vaes
 from .native.backbones.flux import image_tokens
 from .native.joint_sampling import lumix, lumix_prompts, lumix_sampling
 from .native.lora_library.files import lora_names, lora_path
+from .native.node import Node
 from .native.schema import schema
 
 CATEGORY = "intrinsic lab/text to maps"
@@ -46,7 +48,7 @@ def _by_name(found: dict, names: Iterable[str] = MAP_NAMES) -> list:
     return [found.get(name, message) for name, message in missing.items()]
 
 
-class ApplyTensorLoRA(io.ComfyNode):
+class ApplyTensorLoRA(Node):
     """FLUX MODEL + LumiX file -> MODEL that samples the maps together."""
 
     @classmethod
@@ -127,7 +129,7 @@ class ApplyTensorLoRA(io.ComfyNode):
         return io.NodeOutput(lumix.apply_adapter(model, lora_path(lora_name, BUNDLED_LORAS), strength, chosen, *blocks))
 
 
-class JoinMaps(io.ComfyNode):
+class JoinMaps(Node):
     """Shared attention between rows, without weights."""
 
     @classmethod
@@ -160,7 +162,7 @@ class JoinMaps(io.ComfyNode):
         return io.NodeOutput(lumix.join_maps(model, names, attention))
 
 
-class MapLatents(io.ComfyNode):
+class MapLatents(Node):
     """Rows for all maps, with the same noise."""
 
     @classmethod
@@ -195,7 +197,7 @@ class MapLatents(io.ComfyNode):
         return io.NodeOutput(lumix_sampling.map_latents(model, width, height, batch_size, connected))
 
 
-class MapSigmas(io.ComfyNode):
+class MapSigmas(Node):
     """FLUX's noise levels with LumiX's time shift."""
 
     @classmethod
@@ -230,7 +232,7 @@ class MapSigmas(io.ComfyNode):
         return io.NodeOutput(schedule.shifted_sigmas(steps, found[shift]))
 
 
-class MapPrompts(io.ComfyNode):
+class MapPrompts(Node):
     """A prompt for each map -> one conditioning for all."""
 
     @classmethod
@@ -258,7 +260,7 @@ class MapPrompts(io.ComfyNode):
         return io.NodeOutput(lumix_prompts.prompts_of_maps(latent, prompt, connected))
 
 
-class SplitMaps(io.ComfyNode):
+class SplitMaps(Node):
     """A sampled batch -> one latent per map."""
 
     @classmethod
@@ -278,7 +280,7 @@ class SplitMaps(io.ComfyNode):
         return io.NodeOutput(*_by_name(lumix_sampling.split_maps(maps), (*MAP_NAMES, MATERIAL)))
 
 
-class DecodeMaps(io.ComfyNode):
+class DecodeMaps(Node):
     """A sampled batch -> every map as data."""
 
     @classmethod
@@ -305,7 +307,7 @@ class DecodeMaps(io.ComfyNode):
     @classmethod
     def execute(cls, maps: dict, vae) -> io.NodeOutput:
         latents = lumix_sampling.split_maps(maps)
-        pictures = {name: vae.decode(latent["samples"]) for name, latent in latents.items()}
+        pictures = {name: vaes.decode(vae, latent["samples"]) for name, latent in latents.items()}
         maps_of = {name: map_kind(KINDS[name]).from_picture(picture) for name, picture in pictures.items() if name != MATERIAL}
         if MATERIAL in pictures:
             maps_of |= {name: pictures[MATERIAL][..., [channel]] for name, channel in MATERIAL_CHANNELS.items()}
@@ -313,7 +315,7 @@ class DecodeMaps(io.ComfyNode):
         return io.NodeOutput(*_by_name(images, (*MAP_NAMES, *MATERIAL_CHANNELS)))
 
 
-class JointSampler(io.ComfyNode):
+class JointSampler(Node):
     """Prompt (and given maps) -> all maps."""
 
     @classmethod

@@ -18,6 +18,7 @@ from .load import LoadIntrinsicModel
 from .native.batch_rows import row_lora
 from .native.lora_library.files import BUNDLED_MARK
 from .native.map_sockets import Maps
+from .native.node import Node
 from .native.node_text import show_on_node
 from .native.paths import BUNDLED_NAMES
 from .native.schema import schema
@@ -30,7 +31,7 @@ BUNDLED_MODEL = next(iter(BUNDLED_NAMES))
 WARNING = "Bundled model: tiny, photos come out coarse. For photos: an SD 1.5 checkpoint and the published LoRAs (see this node's help)."
 
 
-class PictureToMaps(io.ComfyNode):
+class PictureToMaps(Node):
     """Picture -> normal, depth, albedo, shading as pictures, and all as MAPS."""
 
     @classmethod

@@ -11,6 +11,7 @@ from ..methods.maps import MAPS, MapBundle, map_from_image, require_normals, srg
 from ..methods.maps.bundle import of_one_size
 from .native.camera import camera_inputs, in_metres
 from .native.map_sockets import Maps, image_of
+from .native.node import Node
 from .native.schema import schema
 
 BY_HAND, DIRECTIONAL, POINT = "by hand", "directional", "point"
@@ -83,7 +84,7 @@ def _by_hand_inputs() -> list[io.Input]:
     ]
 
 
-class Relight(io.ComfyNode):
+class Relight(Node):
     """Albedo + normal (+ shading, depth) + a light -> picture."""
 
     @classmethod
@@ -286,7 +287,7 @@ def _light_and_places(
     return lamp, relight.camera_points(depth, choice["vertical_fov"])
 
 
-class PlaceLamp(io.ComfyNode):
+class PlaceLamp(Node):
     """One lamp, or its way through a sequence, for Relight from Maps."""
 
     @classmethod

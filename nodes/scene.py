@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ..methods.maps import image_from_map
 from ..scenes import KINDS, WORLD
+from .native.node import Node
 from .native.schema import schema
 
 LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
@@ -63,7 +64,7 @@ def _scene_inputs(seed: str, frames: io.Int.Input) -> list[io.Input]:
     ]
 
 
-class RenderScene(io.ComfyNode):
+class RenderScene(Node):
     """A procedural scene and its exact maps."""
 
     @classmethod
@@ -89,7 +90,7 @@ class RenderScene(io.ComfyNode):
         return _rendered([sample_scenes([(seed + offset) & LARGEST_SEED], kind=kind) for offset in range(batch_size)], width, height)
 
 
-class RenderCameraMove(io.ComfyNode):
+class RenderCameraMove(Node):
     """One procedural scene from a moving camera, and its exact maps."""
 
     @classmethod

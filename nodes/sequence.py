@@ -11,13 +11,14 @@ from ..methods.intrinsic_lora.sequence import extract_sequence, sequence_parts
 from ..methods.maps import MAPS, map_from_image
 from .extract import PREVIEW_PICTURES, contact_sheet, map_outputs, merged_map_input, model_inputs, processing_inputs, single_step
 from .native.joint_sampling.single_step import interruptible, rows_per_forward
+from .native.node import Node
 from .native.schema import schema
 
 # Frames that are looked through at once for NaN before the work begins.
 CHECKED_FRAMES = 16
 
 
-class ExtractSequence(io.ComfyNode):
+class ExtractSequence(Node):
     """All applied maps of the frames of one sequence, a few frames at a time."""
 
     @classmethod

@@ -14,6 +14,7 @@ from ..methods.maps.files import COLOR_FILES, DEPTH_FILES, NORMAL_FILES
 from .native.backbones import families_for
 from .native.backbones.backbone import INTRINSIC_LORA, JOINT_LORA, TENSOR_LORA
 from .native.loading.intrinsic_vae import intrinsic_vae_folder, intrinsic_vae_folders
+from .native.node import Node
 from .native.paths import folder_fingerprint, model_folders
 from .native.schema import schema
 from .native.training.files import (
@@ -135,7 +136,7 @@ def _outputs(result: str, label: str, tooltip: str) -> list[io.Output]:
     ]
 
 
-class _Training(io.ComfyNode):
+class _Training(Node):
     """What all training nodes share: when they run again, and how they answer."""
 
     destination: Callable[[str], Destination] = staticmethod(lora_destination)

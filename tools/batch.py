@@ -64,7 +64,9 @@ def collect_jobs(inputs: Sequence[Path], out: Path, suffixes: Collection[str] = 
     found: list[tuple[Path, Path]] = []
     for given in inputs:
         if given.is_dir():
-            below = sorted(path for path in given.rglob("*") if path.is_file() and path.suffix.lower() in suffixes)
+            below = sorted(path for path in given.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+            # Hidden ones are no pictures of their own: macOS keeps ._photo.jpg beside photo.jpg.
+            below = [path for path in below if not any(part.startswith(".") for part in path.relative_to(given).parts)]
             found += [(path, path.relative_to(given)) for path in below if out.resolve() not in path.resolve().parents]
         elif given.is_file():
             found.append((given, Path(given.name)))
@@ -72,12 +74,13 @@ def collect_jobs(inputs: Sequence[Path], out: Path, suffixes: Collection[str] = 
             raise BatchError(f"--input {given} does not exist.")
     if not found:
         raise BatchError(f"nothing to run on in {', '.join(map(str, inputs))}: looked for {', '.join(sorted(suffixes))}.")
-    jobs: dict[Path, Job] = {}
+    jobs: dict[str, Job] = {}
     for picture, name in found:
         # photo.jpg -> photo/; a second photo.png -> photo.png/, a third one -> photo.png_2/
         choices = [out / name.with_suffix(""), out / name, *(out / f"{name}_{number}" for number in range(2, len(found) + 2))]
-        folder = next(choice for choice in choices if choice not in jobs)
-        jobs[folder] = Job(picture, folder)
+        # Where case does not count, Photo/ and photo/ are one folder.
+        folder = next(choice for choice in choices if str(choice).casefold() not in jobs)
+        jobs[str(folder).casefold()] = Job(picture, folder)
     return list(jobs.values())
 
 
@@ -90,13 +93,19 @@ def _record_of(job: Job, graph: str) -> dict:
 
 def is_done(job: Job, graph: str) -> bool:
     """Whether the job's record says that this graph ran on this picture, and its files are still there."""
+    kept = job.folder / RECORD_NAME
     try:
-        record = json.loads((job.folder / RECORD_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else None
+    except (OSError, ValueError, RecursionError):
         return False
-    files = record.pop("files", [])
+    if not isinstance(record, dict):
+        return False
+    files = record.pop("files", None)
+    if not isinstance(files, list) or not files or not all(isinstance(name, str) for name in files):
+        return False
     record.pop("seconds", None)
-    return record == _record_of(job, graph) and bool(files) and all((job.folder / name).is_file() for name in files)
+    # A result that was cut to nothing is none.
+    return record == _record_of(job, graph) and all((path := job.folder / name).is_file() and path.stat().st_size for name in files)
 
 
 async def run_job(server: Server, prompt: Prompt, target: tuple[str, str] | None, job: Job, progress: Callable[[str], None]) -> list[Path]:

@@ -14,8 +14,9 @@ class BatchError(Exception):
 def load_prompt(path: Path) -> Prompt:
     """Reads a graph in API form: node id -> {"class_type", "inputs"}. Raises BatchError if the file is something else."""
     try:
-        prompt = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        # Editors on Windows put a byte order mark before it.
+        prompt = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise BatchError(f"{path} cannot be read as a graph: {error}") from error
     if isinstance(prompt, dict) and isinstance(prompt.get("nodes"), list):
         raise BatchError(f"{path} is a graph for the editor; wanted is its API form: in ComfyUI, Workflow > Export (API).")

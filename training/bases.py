@@ -1,12 +1,12 @@
 """The model that a trainer starts from: a diffusers folder, or a checkpoint in one file. Both give the same parts."""
 
-import json
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from diffusers import DiffusionPipeline
 
+from ..methods.plain_files import read_json
 from .single_file import SingleFile
 
 
@@ -41,7 +41,7 @@ class DiffusersFolder:
 
     def network_class(self, part: str) -> str | None:
         config = self.path / part / "config.json"
-        return json.loads(config.read_text(encoding="utf-8")).get("_class_name") if config.is_file() else None
+        return read_json(config).get("_class_name") if config.is_file() else None
 
     def module(self, kind: Any, part: str, dtype: torch.dtype = torch.float32) -> Any:
         self._require(part)

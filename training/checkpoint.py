@@ -1,6 +1,13 @@
-"""What a run goes on from: weights, their average, the optimiser and the losses so far, in `<output>/checkpoint.pt`."""
+"""What a run goes on from: weights, their average, the optimiser and the losses so far, in `<output>/checkpoint.pt`.
 
-from collections.abc import Mapping
+The file is a zip archive with a checksum for every tensor, which reading compares. The one before it is kept beside it: a damaged one is
+told of, and the run goes on from there. Files are read as data that runs nothing (`methods.pickled_weights`).
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..methods.pickled_weights import Pickled, read_pickled
+from ..methods.plain_files import open_regular
 from .atomic import write_atomically
 from .history import History
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+# Of a base's file so much is compared: what another training changes, it changes everywhere.
+_SAMPLES, _SAMPLE_BYTES = 64, 4096
 
 
 class CheckpointMismatch(ValueError):
@@ -40,6 +51,10 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
         }
 
+    def is_finite(self) -> bool:
+        """Whether all weights, and their averages, are numbers."""
+        return all(bool(torch.isfinite(p.detach()).all()) for p in [*self.parameters, *(self.average or ())])
+
     def load_state_dict(self, kept: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         for parameter, value in zip(self.parameters, kept["parameters"], strict=True):
@@ -54,38 +69,78 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The file, and the run that it must belong to. settings: what the weights of step n depend on, in JSON's types; steps: asked for."""
+    """The file, and the run that it must belong to.
+
+    settings: what the weights of step n depend on, in JSON's types. steps: asked for. base: the model that is learnt on, if there is one.
+    """
 
     path: Path
     settings: Mapping[str, Any]
     steps: int
+    base: Path | None = None
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before."""
+        return self.path.with_name(PREVIOUS)
 
     def history(self) -> History:
         """What the run has done so far, without its weights; empty where there is no checkpoint. Raises as `restore` for other settings."""
-        if not self.path.exists():
-            return History()
-        # The weights stay on the disk.
-        kept = torch.load(str(self.path), map_location="cpu", weights_only=True, mmap=True)
-        self._require_same_run(kept)
-        return _history(kept)
+
+        def without_weights(kept: Pickled) -> History:
+            self._require_same_run(kept.content)
+            return _history(kept.content)
+
+        return self._read(without_weights)
 
     def restore(self, state: TrainingState) -> History:
         """Put `state` where the run was, if there is a checkpoint. Raises CheckpointMismatch for one of another run."""
-        if not self.path.exists():
-            return History()
-        kept = torch.load(self.path, map_location="cpu", weights_only=True)
-        self._require_same_run(kept)
-        if [p.shape for p in kept["parameters"]] != [p.shape for p in state.parameters]:
-            raise CheckpointMismatch(
-                f"{self.path} holds other parameters than this model has: choose another output folder, or delete it to start again.", {}
-            )
-        state.load_state_dict(kept)
-        return _history(kept)
+
+        def with_weights(pickled: Pickled) -> History:
+            self._require_same_run(pickled.content)
+            kept = pickled.plain(pickled.content)
+            if [p.shape for p in kept["parameters"]] != [p.shape for p in state.parameters]:
+                raise CheckpointMismatch(
+                    f"{self.path} holds other parameters than this model has: choose another output folder, or delete it to start again.",
+                    {},
+                )
+            state.load_state_dict(kept)
+            return _history(kept)
+
+        return self._read(with_weights)
+
+    def _read(self, read: Callable[[Pickled], History]) -> History:
+        """What `read` makes of the checkpoint, or of the one before where it is damaged; nothing done where there is none."""
+        problems = []
+        for path in filter(os.path.lexists, (self.path, self.previous)):
+            try:
+                return read(read_pickled(path))
+            except CheckpointMismatch:
+                raise
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                problems.append(f"{path.name}: {error}")
+                logging.warning("%s is damaged (%s)", path, error)
+        if problems:
+            raise ValueError(f"No checkpoint in {self.path.parent} can be read ({'; '.join(problems)}): delete them to start again.")
+        return History()
 
     def keep(self, state: TrainingState, history: History) -> None:
-        """Write the file. Raises OSError where it cannot be written; the earlier one is left then."""
+        """Write the file; the earlier one becomes the previous one. Raises OSError where it cannot be written: the earlier one is left."""
         kept = {"step": history.steps, "settings": dict(self.settings)} | state.state_dict() | asdict(history)
-        write_atomically(self.path, lambda path: torch.save(kept, path))
+        if self.base is not None:
+            kept["base_weights"] = weights_fingerprint(self.base)
+
+        def write(partial: Path) -> None:
+            torch.save(kept, partial)
+            if self.path.is_file():
+                os.replace(self.path, self.previous)
+
+        write_atomically(self.path, write)
+
+    def remove(self) -> None:
+        """Delete it and the one before."""
+        for path in (self.path, self.previous):
+            path.unlink(missing_ok=True)
 
     def _require_same_run(self, kept: Mapping[str, Any]) -> None:
         # A checkpoint written before settings were kept has none to compare.
@@ -97,11 +152,32 @@ class Checkpoint:
                 "choose another output folder, or delete it to start again.",
                 changes,
             )
+        known = kept.get("base_weights")
+        if known is not None and self.base is not None and known != (found := weights_fingerprint(self.base)):
+            raise CheckpointMismatch(
+                f"{self.path} was trained on other weights than {self.base.name} holds now: put the old model back to resume it, choose "
+                "another output folder, or delete it to start again.",
+                {"base_weights": (known[:12], found[:12])},
+            )
         if kept["step"] > self.steps:
             raise CheckpointMismatch(
                 f"{self.path} is at step {kept['step']}, {self.steps} were asked for: ask for more steps or choose another output folder.",
                 {"steps": (kept["step"], self.steps)},
             )
+
+
+def weights_fingerprint(model: Path) -> str:
+    """Of the safetensors files of a model, or of its one file: names, sizes, and samples from all over them."""
+    digest = hashlib.sha256()
+    files = sorted(model.rglob("*.safetensors")) if model.is_dir() else [model]
+    for path in filter(os.path.isfile, files):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(model).as_posix()} {size}".encode())
+        with open_regular(path) as file:
+            for place in sorted({max(0, size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1) for sample in range(_SAMPLES)}):
+                file.seek(place)
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def _history(kept: Mapping[str, Any]) -> History:

@@ -24,9 +24,12 @@ from ..data.files import read_picture
 from ..data.folder import matched
 from ..methods.maps import MAPS, map_kind
 from ..methods.maps.files import FileConvention
+from ..methods.plain_files import read_text
 from .pairs import IMAGE, Aligned
 
 _LOG = logging.getLogger(__name__)
+# A map's side is at least 1 / so much of its picture's.
+_SMALLEST_SHARE = 8
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,11 @@ class FolderPairs:
         with Image.open(self.pictures[row]) as picture:
             # Only the header is read; a turned photograph shows its sides the other way round.
             width, height = ImageOps.exif_transpose(picture).size
-        if abs(width * values.shape[1] - height * values.shape[2]) > max(width, height):
+        too_small = _SMALLEST_SHARE * min(values.shape[1:]) < min(width, height)
+        if too_small or abs(width * values.shape[1] - height * values.shape[2]) > max(width, height):
             raise ValueError(
-                f"{path} is {values.shape[2]} x {values.shape[1]}, its picture {width} x {height}: a pair must show the same view."
+                f"{path} is {values.shape[2]} x {values.shape[1]}, its picture {width} x {height}: a pair must show the same view, at a "
+                "similar size."
             )
         files = map_kind(self.map_name).files
         pixels_bhw3 = rearrange(square(values, self.data.size), "c h w -> 1 h w c")
@@ -132,7 +137,7 @@ class AlignedPairs(Aligned[FolderPairs]):
     def captions(self) -> tuple[str, ...]:
         """The text in NAME.txt beside each picture, on one line; empty where there is none, which is logged."""
         texts = [path.with_suffix(".txt") for path in self.pictures]
-        captions = tuple(" ".join(path.read_text(encoding="utf-8").split()) if path.is_file() else "" for path in texts)
+        captions = tuple(" ".join(read_text(path).split()) if path.is_file() else "" for path in texts)
         if empty := captions.count(""):
             _LOG.warning("%d of %d pictures in %s have no caption (NAME.txt)", empty, len(captions), self.pictures[0].parent)
         return captions

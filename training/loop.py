@@ -6,6 +6,7 @@ all that a checkpoint has to hold: a run that is killed and resumed ends with th
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -56,6 +57,9 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.accumulation < 1 or self.checkpoint_every < 1:
             raise ValueError("steps, accumulation and checkpoint_every must be at least 1.")
+        for name, value in asdict(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}: a number is wanted.")
         if self.learning_rate <= 0:
             raise ValueError(f"the learning rate is {self.learning_rate}, it must be above 0.")
         if self.schedule not in ("constant", "cosine"):
@@ -79,7 +83,9 @@ class LoopConfig:
         if self.schedule == "constant":
             # More steps only continue such a run.
             del own["steps"]
-        return Checkpoint(self.output / CHECKPOINT, json.loads(json.dumps(own | dict(settings or {}), default=str)), self.steps)
+        every = json.loads(json.dumps(own | dict(settings or {}), default=str))
+        base = Path(every["base"]) if isinstance(every.get("base"), str) and os.path.exists(every["base"]) else None
+        return Checkpoint(self.output / CHECKPOINT, every, self.steps, base)
 
 
 class Task(Protocol):
@@ -101,11 +107,14 @@ class Interrupted(Exception):
 
 
 class Diverged(RuntimeError):
-    """The loss of a step is not a number any more; the last checkpoint, in `output`, is from before."""
+    """The loss of a step, or the weights after it, are no numbers any more; the last checkpoint, in `output`, is from before.
 
-    def __init__(self, loss: float, step: int, output: Path):
-        super().__init__(f"the loss became {loss} at step {step}: lower the learning rate; the last checkpoint is in {output}.")
-        self.loss, self.step, self.output = loss, step, output
+    told: which of the two, in words.
+    """
+
+    def __init__(self, told: str, step: int, output: Path):
+        super().__init__(f"{told} at step {step}: lower the learning rate; the last checkpoint is in {output}.")
+        self.told, self.step, self.output = told, step, output
 
 
 def learning_rate_at(config: LoopConfig, step: int) -> float:
@@ -136,7 +145,7 @@ def train(
     `Interrupted`, a checkpoint is saved, and it is raised again. settings: the task's own settings (of JSON's types), kept in config.json
     beside the loop's. Writes config.json, loss.json, loss.png and whatever the task saves. Returns the history. Raises
     CheckpointMismatch, before anything is written, if the checkpoint's settings differ in what the weights depend on; Diverged if the
-    loss is not finite; OSError where a file cannot be written.
+    loss or a weight is not finite; OSError where a file cannot be written.
     """
     deadline = math.inf if config.minutes is None else time.perf_counter() + 60 * config.minutes
     accelerator = _accelerator(config)
@@ -156,6 +165,9 @@ def train(
         write_json(config.output / "config.json", asdict(config) | {"task": dict(settings or {}), "machine": machine_and_card()})
 
     def keep() -> None:
+        # A loss may still be a number when the step that it led to has broken the weights.
+        if not state.is_finite():
+            raise Diverged("the weights became NaN or infinite", history.steps, config.output)
         if main_process:
             checkpoint.keep(state, history)
 
@@ -167,7 +179,7 @@ def train(
             group["lr"] = rate * learning_rate_at(config, step) / config.learning_rate
         loss = _optimiser_step(task, module, state, accelerator, config, step)
         if not math.isfinite(loss):
-            raise Diverged(loss, step, config.output)
+            raise Diverged(f"the loss became {loss}", step, config.output)
         if average is not None:
             # A young average follows the weights closely, so that the random start is forgotten.
             decay = min(config.ema_decay, (1 + step) / (10 + step))

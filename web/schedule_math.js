@@ -3,6 +3,7 @@
 export const COLUMNS = 250;
 const PICTURE_ROWS = 160;
 const LAST_TIMESTEP = 999;
+const LAST_POSITION = 9999;
 const RAMP = [[13, 17, 35], [45, 52, 120], [32, 128, 141], [94, 201, 97], [253, 231, 36]];
 const STAGE_GAP = [96, 96, 96];
 
@@ -19,7 +20,7 @@ export function parsePositions(text) {
         if (!match) return null;
         const first = Number(match[1]);
         const last = Number(match[2] ?? match[1]);
-        if (last < first) return null;
+        if (last < first || last > LAST_POSITION) return null;
         for (let number = first; number <= last; number++) positions.add(number);
     }
     return positions.size ? positions : null;

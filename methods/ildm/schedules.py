@@ -16,6 +16,8 @@ from itertools import pairwise
 
 LAST_TIMESTEP = 999
 TRANSFORMER_STAGES = 9
+# What people and workflows write is bounded before it becomes a list.
+LAST_POSITION = 9999
 PAPER_STAGES = (3, 4, 5, 6, 7)
 
 
@@ -135,6 +137,8 @@ def parse_positions(text: str) -> tuple[int, ...]:
         first, dash, last = (side.strip() for side in part.partition("-"))
         if not (first.isdecimal() and (last.isdecimal() or not dash)):
             raise ValueError(f"{part!r} is not a block or stage: write numbers and ranges from 0 on, such as '3-7, 9'.")
+        if max(len(first), len(last)) > 9 or int(last or first) > LAST_POSITION:
+            raise ValueError(f"{part[:40]!r} goes beyond {LAST_POSITION}: no network has so many blocks or stages.")
         if dash and int(last) < int(first):
             raise ValueError(f"the range {part!r} runs backwards: write the smaller number first.")
         positions += range(int(first), int(last or first) + 1)

@@ -18,6 +18,8 @@ from .tiles import Tile, TileGrid, fit_scale_and_shift, join_tiles, tile_grid
 
 # A picture of this many pixels and its maps still fit an ordinary machine; beyond it something is wrong with the aspect ratio.
 MAX_PROCESSED_PIXELS = 2**27
+# Squares of the processing resolution that a picture is enlarged to at most; longer ones are processed thinner.
+LARGEST_ENLARGED = 64
 # Smaller latents leave a UNet's deepest layers with a single cell, which group normalisation refuses.
 MIN_LATENT_CELLS = 4
 
@@ -47,7 +49,8 @@ class ExtractSettings:
     """How a picture is processed.
 
     processing_resolution: short side in pixels at which the model sees the picture; 0 keeps the picture's own size.
-    tile_size, tile_overlap: pixels; 0 processes the picture whole. mirrored_average: also run the mirrored picture and average.
+    tile_size, tile_overlap: pixels; 0 processes the picture whole, long thin ones in tiles along their long side.
+    mirrored_average: also run the mirrored picture and average.
     """
 
     processing_resolution: int = 512
@@ -74,7 +77,9 @@ class Extraction:
 def processed_size(height: int, width: int, processing_resolution: int) -> tuple[int, int]:
     """Height and width at which the model sees a picture, the aspect kept. Raises ValueError where that would be absurdly large."""
     if processing_resolution:
-        factor = processing_resolution / min(height, width)
+        # A thin line is not blown up to a wide band: enlarged pictures have at most so many pixels.
+        most = max(height * width, LARGEST_ENLARGED * processing_resolution**2)
+        factor = min(processing_resolution / min(height, width), math.sqrt(most / (height * width)))
         height, width = max(1, round(height * factor)), max(1, round(width * factor))
     if height * width > MAX_PROCESSED_PIXELS:
         raise ValueError(

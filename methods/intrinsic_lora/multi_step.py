@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 METHODS = SINGLE, MULTI, AUGMENTED = ("single", "multi", "augmented")
 PREDICTIONS = ("epsilon", "v_prediction")
+MOST_TIMESTEPS = 10_000
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 # The weight in a LoRA file by which the picture's latent comes in: [width, channels, kernel, kernel], added to the first convolution's
 # output. No loader takes it for a LoRA layer, so that core's LoraLoader loads all the rest and only names this key in its log.
@@ -36,7 +37,7 @@ class Noise:
             raise ValueError(
                 f"{self.betas} betas and the prediction {self.prediction} came: {', '.join(BETAS)}; {' or '.join(PREDICTIONS)} are known."
             )
-        if not (0 < self.first_beta <= self.last_beta < 1 and self.timesteps > 1):
+        if not (0 < self.first_beta <= self.last_beta < 1 and 1 < int(self.timesteps) <= MOST_TIMESTEPS):
             raise ValueError(f"betas from {self.first_beta} to {self.last_beta} in {self.timesteps} timesteps came: 0 < first <= last < 1.")
 
     def header(self) -> str:
@@ -50,5 +51,5 @@ def noise_of(header: Mapping[str, str], source: str) -> Noise:
         return Noise()
     try:
         return Noise(**json.loads(header["noise"]))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{source} has '{header['noise']}' as intrinsic_lab.noise in its header ({error}): export it again.") from None

@@ -132,9 +132,9 @@ def _header_number(header: Mapping[str, str], key: str, source: str) -> int | No
         return None
     try:
         number = int(json.loads(header[key]))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise ValueError(
-            f"{source} has '{header[key]}' as intrinsic_lab.{key} in its header, a whole number was expected: export it again."
+            f"{source} has '{header[key][:40]}' as intrinsic_lab.{key} in its header, a whole number was expected: export it again."
         ) from None
     highest = 999 if key == "timestep" else 8192
     if not 0 <= number <= highest:

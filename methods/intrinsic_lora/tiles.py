@@ -12,6 +12,9 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor
 
+# Up to this aspect a picture is seen whole. Cells of a tile's long side, at least.
+LONGEST_ASPECT, TILE_ASPECT, SHORTEST_TILE = 4, 2, 64
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -54,14 +57,20 @@ class TileGrid:
 
 
 def tile_grid(height: int, width: int, tile_size: int, overlap: int, multiple: int = 8) -> TileGrid:
-    """Tiles of about `tile_size` pixels a side that overlap by at least `overlap`; `tile_size` 0 means one tile.
+    """Tiles of about `tile_size` pixels a side that overlap by at least `overlap`.
 
+    `tile_size` 0 means one tile, but for a long thin picture: attention grows with the square of its length, so it is cut along its long
+    side into tiles of the aspect that models know, TILE_ASPECT to 1.
     height and width must be multiples of `multiple`. Raises ValueError when they are not, or the overlap leaves no progress.
     """
     if height % multiple or width % multiple:
         raise ValueError(f"A {width} x {height} picture cannot be tiled on a grid of {multiple}: pad it first.")
     if tile_size <= 0:
-        return TileGrid((0,), (0,), height, width)
+        short, long = sorted((height, width))
+        if long <= max(LONGEST_ASPECT * short, SHORTEST_TILE * multiple):
+            return TileGrid((0,), (0,), height, width)
+        tile_size = max(TILE_ASPECT * short, SHORTEST_TILE * multiple)
+        overlap = min(overlap, tile_size // 2)
     tile_size = max(multiple, tile_size // multiple * multiple)
     if not 0 <= overlap < tile_size:
         raise ValueError(f"Tiles of {tile_size} pixels cannot overlap by {overlap}: choose an overlap from 0 to {tile_size - multiple}.")

@@ -1,6 +1,7 @@
 """What lies in the folders, and what a single file holds. Nothing here knows the database."""
 
 import os
+import stat
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,10 +38,13 @@ class Listing:
 
 
 def list_files(roots: Iterable[str | Path]) -> Listing:
-    """Every weight file below the roots: one stat each, links followed, every folder entered once."""
+    """Every weight file below the roots: one stat each, links followed, every folder entered once, what is hidden passed over.
+
+    Names of one file are one LoRA: a file itself counts, not a link to it; of hard links the first by name.
+    """
     listing = Listing()
     entered: set[tuple[int, int]] = set()
-    listed: set[str] = set()
+    listed: dict[tuple, tuple[bool, str]] = {}
     for root in map(os.path.abspath, roots):
         pending = [root]
         while pending:
@@ -53,11 +57,14 @@ def list_files(roots: Iterable[str | Path]) -> Listing:
                 entered.add((state.st_dev, state.st_ino))
                 with os.scandir(folder) as entries:
                     for entry in entries:
-                        if not _add_file(entry, root, listing, listed) and _is_folder(entry):
+                        hidden = entry.name.startswith(".")
+                        if not hidden and not _add_file(entry, root, listing, listed) and _is_folder(entry):
                             pending.append(entry.path)
             except OSError as error:
                 listing.problems.append((folder, f"the folder cannot be listed ({error.strerror}): check that it is there and readable."))
                 listing.closed.append(folder)
+    kept = {path for _, path in listed.values()}
+    listing.files = list({file.path: file for file in listing.files if file.path in kept}.values())
     return listing
 
 
@@ -68,8 +75,8 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _add_file(entry: os.DirEntry, root: str, listing: Listing, listed: set[str]) -> bool:
-    """True if the entry has the name of a weight file."""
+def _add_file(entry: os.DirEntry, root: str, listing: Listing, listed: dict[tuple, tuple[bool, str]]) -> bool:
+    """True if the entry has the name of a weight file. listed: by device and inode, (whether it is a link, the path that counts)."""
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix not in SUFFIXES and suffix not in PICKLES:
         return False
@@ -88,9 +95,13 @@ def _add_file(entry: os.DirEntry, root: str, listing: Listing, listed: set[str])
     except OSError as error:
         listing.problems.append((entry.path, f"it cannot be found ({error.strerror}): the link leads nowhere, delete it."))
         return True
-    if entry.path not in listed:
-        listed.add(entry.path)
-        listing.files.append(Found(entry.path, root, os.path.relpath(entry.path, root), state.st_size, state.st_mtime_ns))
+    if not stat.S_ISREG(state.st_mode):
+        listing.problems.append((entry.path, "it is no regular file, so it was not opened: delete it."))
+        return True
+    # Windows gives no inode here.
+    identity = (state.st_dev, state.st_ino) if state.st_ino else (entry.path,)
+    listed[identity] = min(listed.get(identity, (True, entry.path)), (entry.is_symlink(), entry.path))
+    listing.files.append(Found(entry.path, root, os.path.relpath(entry.path, root), state.st_size, state.st_mtime_ns))
     return True
 
 

@@ -23,7 +23,7 @@ def model_folders() -> dict[str, Path]:
 
     As elsewhere in ComfyUI, of two folders with one name that of the earlier search path counts.
     """
-    found = {shown: path for shown, name in BUNDLED_NAMES.items() if ((path := bundled_file(name)) / MODEL_INDEX).is_file()}
+    found = {shown: path for shown, name in BUNDLED_NAMES.items() if os.path.isfile((path := bundled_file(name)) / MODEL_INDEX)}
     for search_path in folder_paths.get_folder_paths("diffusers"):
         for folder in _folders_below(Path(search_path)):
             found.setdefault(folder.relative_to(search_path).as_posix(), folder)
@@ -33,7 +33,7 @@ def model_folders() -> dict[str, Path]:
 def _folders_below(search_path: Path) -> list[Path]:
     folders, seen = [], set()
     for root, subfolders, files in os.walk(search_path, followlinks=True):
-        subfolders.sort()
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         real = os.path.realpath(root)
         if real in seen:
             # A link that leads back up would never end.
@@ -57,14 +57,32 @@ def model_folder(name: str) -> Path:
     return folders[name]
 
 
+def without_roots(text: str) -> str:
+    """A message without the places of ComfyUI's folders and the pack's on this machine: paths begin with the last folder's name."""
+    models = (path for paths, _ in folder_paths.folder_names_and_paths.values() for path in paths)
+    named = (
+        folder_paths.get_input_directory,
+        folder_paths.get_output_directory,
+        folder_paths.get_temp_directory,
+        folder_paths.get_user_directory,
+    )
+    roots = {
+        os.path.abspath(root) for root in (*models, *(get() for get in named), folder_paths.models_dir, folder_paths.base_path, BUNDLED)
+    }
+    for root in sorted(roots, key=len, reverse=True):
+        if len(root) > 1:
+            text = text.replace(f"{root}{os.sep}", f"{os.path.basename(root)}/").replace(root, os.path.basename(root))
+    return text
+
+
 def folder_fingerprint(folder: Path) -> tuple:
     """Changes whenever a file of the folder is added, replaced or removed: names, sizes and times, without reading the files.
 
     Also of a single file.
     """
     states = []
-    for path in [folder] if folder.is_file() else sorted(folder.rglob("*")):
-        if path.is_file():
+    for path in [folder] if os.path.isfile(folder) else sorted(folder.rglob("*")):
+        if os.path.isfile(path):
             state = path.stat()
             states.append((path.relative_to(folder).as_posix(), state.st_size, state.st_mtime_ns))
     return tuple(states)

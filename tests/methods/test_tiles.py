@@ -50,6 +50,15 @@ def test_disagreeing_tiles_fade_into_each_other_without_a_step():
     assert 0 < line.diff().max() <= 1 / 16 + 1e-6 and line.diff().min() >= 0
 
 
+@pytest.mark.parametrize(("height", "width"), [(128, 6920), (6920, 128), (32, 904)])
+def test_a_long_thin_picture_is_seen_in_tiles_along_its_long_side_and_an_ordinary_one_whole(height, width):
+    grid = tile_grid(height, width, 0, 64)
+    assert len(grid) > 1 and {grid.tile_height, grid.tile_width} == {min(height, width), max(2 * min(height, width), 512)}
+    assert all(len(tile_grid(128, side, 0, 64)) == 1 for side in (128, 256, 512))
+    plan = plan_extraction(torch.rand(1, 37, 2000, 3), ["normal"], ExtractSettings(128), 8)
+    assert plan.grid.tile_width == 512 and plan.forwards == len(plan.grid) > 10
+
+
 def test_settings_and_grids_that_cannot_work_are_refused():
     with pytest.raises(ValueError, match="cannot overlap by 64"):
         tile_grid(128, 128, 64, 64)
@@ -173,4 +182,7 @@ def test_processing_resolution_is_the_short_side_and_absurd_sizes_are_refused():
     assert processed_size(300, 600, 0) == (300, 600)
     assert processed_size(8193, 8193, 512) == (512, 512)
     with pytest.raises(ValueError, match="lower processing_resolution"):
-        processed_size(1, 8193, 512)
+        processed_size(30, 1920, 8192)
+    # A line of pixels is not blown up to a band of 512: 64 squares of it are the most.
+    height, width = processed_size(1, 900, 512)
+    assert height * width == pytest.approx(64 * 512**2, rel=0.01) and width / height == pytest.approx(900, rel=0.01)

@@ -1,6 +1,5 @@
 """What training nodes promise beside the training itself: names, places, and a process left as it was."""
 
-import math
 import sys
 from pathlib import Path
 
@@ -155,9 +154,9 @@ def test_an_interrupt_reaches_the_loop_in_its_own_words_and_comfyui_in_comfyuis(
 
 def test_a_diverging_run_is_told_in_the_nodes_words():
     def diverges(settings):
-        raise Diverged(math.nan, 7, Path("/some/where"))
+        raise Diverged("the loss became nan", 7, Path("/some/where"))
 
-    with pytest.raises(ValueError, match=r"^The loss became nan at step 7: lower learning_rate, and choose another name\.$"):
+    with pytest.raises(ValueError, match=r"^The loss became nan at step 7: lower learning_rate, and choose another name\. The last"):
         train_in_graph(SETTINGS, lora_destination("run"), diverges)
 
 

@@ -205,7 +205,7 @@ def _result(config: ExperimentConfig, cell: Cell, cache: Path, report: Report | 
         scores = judge(predictions, config.judged, config.alignment)
     except (Diverged, NotFinite) as diverged:
         _LOG.warning("%s diverged: %s", cell.name, diverged)
-        reason = f"the loss became {diverged.loss} at step {diverged.step}" if isinstance(diverged, Diverged) else str(diverged)
+        reason = f"{diverged.told} at step {diverged.step}" if isinstance(diverged, Diverged) else str(diverged)
         return {"diverged": reason, "machine": machine_and_card()}
     return {"scores": scores, **spent, "machine": machine_and_card()}
 
@@ -254,7 +254,7 @@ def _forget_large_files(config: IntrinsicLoraConfig) -> None:
     """A network that was trained whole is as large as its base, and its checkpoint three times that."""
     if config.kind == "full":
         shutil.rmtree(config.weights, ignore_errors=True)
-        config.loop.checkpoint().path.unlink(missing_ok=True)
+        config.loop.checkpoint().remove()
 
 
 def rows(config: ExperimentConfig, results: list[tuple[Cell, dict[str, Any]]]) -> Iterator[tuple[str, str, str, list[dict[str, Any]]]]:

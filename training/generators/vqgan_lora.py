@@ -1,6 +1,5 @@
 """An Intrinsic LoRA on a VQGAN: picture -> codes -> the map, by the same decoder with a LoRA."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from ...methods.intrinsic_lora.generators.adapter import TARGETS, target_names
 from ...methods.intrinsic_lora.generators.taming import load_taming
 from ...methods.intrinsic_lora.generators.vqgan import downscale, quantised, run_decoder
 from ...methods.maps import MAPS
+from ...methods.plain_files import read_json
 from ..config import TrainerConfig, require_size
 from ..folder_data import FolderData
 from ..loop import History, LoopConfig, Report, train
@@ -61,8 +61,8 @@ def load_vqgan(folder: Path, init: str = "trained", seed: int = 0):
         vqgan = load_taming(folder, VQModel.from_config)
         return vqgan if init == "trained" else _fresh(vqgan.config, seed)
     try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = read_json(folder / "config.json")
+    except ValueError as error:
         raise ValueError(f"{folder} has no readable config.json ({error}): give the folder of a diffusers VQModel.") from None
     if not isinstance(content, dict) or content.get("_class_name") != "VQModel":
         raise ValueError(f"{folder} is not the folder of a diffusers VQModel: its config.json must say so.")

@@ -45,6 +45,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ...plain_files import read_json
 from ..generator_kinds import CLASSES
 from .alias_free_gan import AliasFreeConfig, AliasFreeGenerator
 from .published_gan import read_published_gan
@@ -112,8 +113,8 @@ def _generator(config: StyleGanConfig | AliasFreeConfig, weights: Mapping[str, T
 def _read_config(folder: Path) -> StyleGanConfig | AliasFreeConfig:
     path = folder / CONFIG_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = read_json(path)
+    except ValueError as error:
         raise ValueError(f"{folder.name}/{CONFIG_FILE} cannot be read ({error}): copy the folder again.") from None
     settings: dict[str, Any] = dict(content) if isinstance(content, dict) else {}
     class_name = settings.pop("_class_name", None)

@@ -5,6 +5,7 @@ the smallest; attention is written as 1 x 1 convolutions, diffusers' as matrices
 on, as `first_stage_model.*`: the faces' f16 is published in no other way. Everything else in a checkpoint is left alone, unread.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...plain_files import read_text
 from .weights import require_same_weights
 
 _TARGET, _FIRST_STAGE = "taming.models.vqgan.VQModel", "first_stage_model."
 _PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 _LONGEST_SETTINGS = 1 << 20
+_MOST_BLOCKS = 512
 _RENAMED = tuple(
     (re.compile(old), new)
     for old, new in (
@@ -40,7 +43,7 @@ def settings_file(checkpoint: Path) -> Path | None:
     """The yaml that belongs to a checkpoint: of its name beside it, or in the `configs` folder of a published download; None without."""
     configs = checkpoint.parent.parent / "configs"
     beside = [checkpoint.with_suffix(".yaml"), checkpoint.with_suffix(".yml"), configs / "model.yaml"]
-    return next((path for path in (*beside, *sorted(configs.glob("*project.yaml"))) if path.is_file()), None)
+    return next((path for path in (*beside, *sorted(configs.glob("*project.yaml"))) if os.path.isfile(path)), None)
 
 
 def load_taming(checkpoint: Path, build: Callable[[dict], Any]) -> Any:
@@ -94,7 +97,7 @@ def _read_settings(path: Path) -> tuple[dict[str, Any], str]:
     try:
         if path.stat().st_size > _LONGEST_SETTINGS:
             raise ValueError("it is longer than a megabyte")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(path))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path.name} is no readable YAML ({' '.join(str(error).split())}): copy it again.") from None
     model, prefix = _entry(content, "model"), ""
@@ -121,6 +124,8 @@ def _diffusers_config(params: Mapping) -> dict[str, Any]:
         raise ValueError(f"{len(multiples)} resolutions and double_z {network.get('double_z')}; 1 to 8 and false are possible")
     if (channels := (network.get("in_channels", 3), network.get("out_ch", 3))) != (3, 3):
         raise ValueError(f"it takes {channels[0]} channels and gives {channels[1]}; 3 are possible")
+    if blocks > _MOST_BLOCKS or max(multiples) > _MOST_BLOCKS:
+        raise ValueError(f"num_res_blocks is {blocks} and ch_mult {multiples}; up to {_MOST_BLOCKS} are possible")
     if width % 32:
         raise ValueError(f"ch is {width}; multiples of 32 are possible")
     attends = [side // 2**level in network["attn_resolutions"] for level in range(len(multiples))]

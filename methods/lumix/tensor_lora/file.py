@@ -95,6 +95,8 @@ def config_of_state(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) 
     other = shapes["other_down"][-1] if lora == HYBRID and "other_down" in shapes else 0
     design = Design(metadata.get(ATTENTION_ENTRY, QUERY_BROADCAST), lora, _maps(metadata, sizes[at_maps]), inputs == {"qkv"})
     counts = {part: max((int(match[2]) for match in known if match[1] == part), default=-1) + 1 for part in ("double", "single")}
+    if max(counts.values()) > len(known):
+        raise ValueError(f"it names block {max(counts.values()) - 1} and holds {len(known)} weights: it is damaged, export it again.")
     return AdapterConfig(design, sizes[at_width], counts["double"], counts["single"], sizes[at_rank], other)
 
 

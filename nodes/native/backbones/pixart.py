@@ -20,7 +20,7 @@ from ....methods.ildm.joint_forward import CURRENT, exchange
 from ....methods.ildm.schedules import Block, transformer_blocks
 from ....methods.lora.layers import LoraLayer
 from ..batch_rows.row_lora import MapAdapter
-from ..loading.folder_files import ModelFolderError, read_config, read_weights, rename, require_options
+from ..loading.folder_files import MOST_LAYERS, ModelFolderError, read_config, read_weights, rename, require_numbers, require_options
 from ..loading.patcher import build_patcher, configure, require_channels
 from ..loading.sampling import read_diffusion_schedule
 from ..loading.text_encoder import TextFamily, TextPart
@@ -47,6 +47,8 @@ SMALLEST_MEAN_SIDE = 33
 def pixart_config(config: dict) -> dict:
     """ComfyUI's `unet_config` for the config.json of a PixArtTransformer2DModel (or the older Transformer2DModel) of any width."""
     require_options(config, FIXED_OPTIONS, PART)
+    require_numbers(config, ("attention_head_dim", "num_attention_heads", "num_layers"), PART, MOST_LAYERS, least=0)
+    require_numbers(config, ("patch_size", "in_channels", "out_channels", "sample_size", "caption_channels"), PART)
     hidden = config["num_attention_heads"] * config["attention_head_dim"]
     patch, channels, sample = config.get("patch_size") or 2, config["in_channels"], config.get("sample_size") or 128
     uses_size = config.get("use_additional_conditions")

@@ -7,6 +7,7 @@ and they reach every Linear and Conv2d, not only attention.
 """
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,10 @@ class MapAdapter(nn.Module):
         self.picture_in: PictureIn | None = None
         unknown, misfits = [], []
         for name, layer in layers.items():
+            if not (layer.rank and math.isfinite(layer.scale)):
+                raise ValueError(
+                    f"{source} has a layer of rank {layer.rank} at the factor {layer.scale} ({name}): it is damaged, export it again."
+                )
             native = native_names.get(name, name)
             target = _submodule(unet, native)
             if not (_is_linear(target) or _is_conv2d(target)):

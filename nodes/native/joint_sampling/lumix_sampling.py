@@ -87,6 +87,8 @@ def sample_jointly(
     """What SamplerCustomAdvanced makes of CFGGuider, FluxGuidance, RandomNoise and `joint_sigmas`, with previews of all maps."""
     maps = maps_of(model)
     require_map_batch(latent["samples"].shape[0], len(maps))
+    for name, condition in (("positive", positive), ("negative", negative)):
+        _require_text(model, condition, name)
     conditions = [node_helpers.conditioning_set_values(condition, {"guidance": guidance}) for condition in (positive, negative)]
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(*conditions)
@@ -103,6 +105,18 @@ def sample_jointly(
         seed=seed,
     )
     return {**latent, "samples": samples.to(comfy.model_management.intermediate_device()), MAPS_ENTRY: maps}
+
+
+def _require_text(model: ModelPatcher, conditioning: list, name: str) -> None:
+    """Raises ValueError for texts of another model's CLIP."""
+    settings = model.model.model_config.unet_config
+    width, pooled_width = settings.get("context_in_dim") or settings.get("context_dim"), settings.get("vec_in_dim")
+    for text, extra in conditioning:
+        pooled = extra.get("pooled_output")
+        if (width and text.shape[-1] != width) or (pooled_width and pooled is not None and pooled.shape[-1] != pooled_width):
+            raise ValueError(
+                f"{name} gives {text.shape[-1]} numbers a token, the MODEL takes {width}: encode the text with the CLIP that belongs to it."
+            )
 
 
 def side_by_side(callback: Callable, maps: int) -> Callable:

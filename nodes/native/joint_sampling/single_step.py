@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import comfy.model_management
 import comfy.samplers
@@ -17,9 +18,11 @@ from torch import Tensor
 from ....methods.intrinsic_lora.anchor import AnchoredForward
 from ....methods.intrinsic_lora.extract import Generator
 from ....methods.intrinsic_lora.recipe import Recipe
+from .. import vaes
 from ..backbones import SINGLE_STEP, require
 from ..backbones.backbone import ANCHOR
 from ..batch_rows import row_lora
+from ..interrupts import stopping_inside_model
 
 # Share of a device's memory that activations of one forward may take beside the weights.
 ACTIVATION_SHARE = 0.6
@@ -35,11 +38,8 @@ class RawOutput(comfy.samplers.Sampler):
         return model_wrap(latent_image, self.sigma_of_row.to(latent_image.device), **extra_args)
 
 
-def require_parts(model: ModelPatcher, clip, vae) -> None:
-    """Raises ValueError where CLIP or VAE is missing or cannot belong to the MODEL, in words instead of a size mismatch inside it."""
-    for kind, part in (("CLIP", clip), ("VAE", vae)):
-        if part is None:
-            raise ValueError(f"There is no {kind}: the checkpoint it should come from holds none. Load one with a {kind} loader.")
+def require_parts(model: ModelPatcher, vae) -> None:
+    """Raises ValueError where the VAE cannot belong to the MODEL, in words instead of a size mismatch inside it."""
     wanted = model.get_model_object("latent_format").latent_channels
     if vae.latent_channels != wanted:
         raise ValueError(
@@ -106,7 +106,8 @@ class RowForward(RowPrediction):
         guider.inner_set_conds({"positive": join_rows(self.embeddings, rows)})
         sigma_of_row = self.model.get_model_object("model_sampling").sigma(self.timesteps[rows])
         sigmas = torch.stack([sigma_of_row.max(), torch.zeros(())])
-        output = guider.sample(torch.zeros_like(latent_bchw), latent_bchw, RawOutput(sigma_of_row), sigmas, disable_pbar=True)
+        with stopping_inside_model(self.model):
+            output = guider.sample(torch.zeros_like(latent_bchw), latent_bchw, RawOutput(sigma_of_row), sigmas, disable_pbar=True)
         return output.to(comfy.model_management.intermediate_device())
 
 
@@ -135,7 +136,8 @@ def make_generator(model: ModelPatcher, clip, vae, recipes: Mapping[str, Recipe]
 def generator_of(predict: RowPrediction, vae, recipes: Mapping[str, Recipe], anchored: bool = False) -> Generator:
     """Around a prediction the VAE's both ends, which clamp nothing. anchored: whether rows read an anchor's keys."""
     to_own = {name: recipe.to_own for name, recipe in recipes.items() if recipe.to_own is not None}
-    return Generator(vae.encode, predict, unclamped(vae).decode, int(vae.downscale_ratio), to_own, predict if anchored else None)
+    encode, decode = partial(vaes.encode, vae), partial(vaes.decode, unclamped(vae))
+    return Generator(encode, predict, decode, int(vae.downscale_ratio), to_own, predict if anchored else None)
 
 
 def encode_prompt(clip, prompt: str, context_width: int | None) -> tuple[Tensor, dict]:

@@ -1,5 +1,8 @@
 """A diffusers-format model folder -> native MODEL, CLIP and VAE, of any width (ComfyUI's own loaders know the published widths only)."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +12,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..backbones import BACKBONES, FAMILIES
-from ..backbones.backbone import LoadRequest
+from ..backbones.backbone import Family, LoadRequest
 from ..paths import MODEL_INDEX
-from .folder_files import ModelFolderError, describe, read_config, read_json
+from .folder_files import ModelFolderError, PartConfig, describe, read_config, read_json
 from .latent_format import latent_format_of
 from .text_encoder import load_clip
 from .vae import load_vae
@@ -31,12 +34,30 @@ class LoadedPipeline:
 
 def detect_family(folder: Path) -> str:
     """The model family (a key of FAMILY_NAMES) of a diffusers-format folder. Raises ModelFolderError for an unknown one."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ModelFolderError(f"There is no folder {describe(folder)}: put the model there, or choose another one.")
     index = read_json(folder / MODEL_INDEX)
+    with _damage_in_words(folder):
+        return _family_of(folder, index)
+
+
+@contextmanager
+def _damage_in_words(folder: Path) -> Iterator[None]:
+    """A config is anybody's: what a value of a wrong type comes to is said as what it is."""
+    try:
+        yield
+    except (ModelFolderError, NotImplementedError):
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, OSError) as error:
+        raise ModelFolderError(
+            f"{folder.name} is damaged ({type(error).__name__}: {error}): a config holds a value of a wrong kind; copy the folder again."
+        ) from error
+
+
+def _family_of(folder: Path, index: PartConfig) -> str:
     kind = "without a unet or transformer folder"
     for part in dict.fromkeys(backbone.part for backbone in BACKBONES):
-        if (folder / part).is_dir():
+        if os.path.isdir(folder / part):
             config = read_config(folder / part)
             families = (backbone.family_of(config) for backbone in BACKBONES if backbone.part == part)
             if (family := next(filter(None, families), None)) is not None:
@@ -60,6 +81,11 @@ def load_pipeline(
     """
     folder = Path(folder)
     family = FAMILIES[detect_family(folder)]
+    with _damage_in_words(folder):
+        return _load(folder, family, dtype, text_dtype, disable_dynamic)
+
+
+def _load(folder: Path, family: Family, dtype: torch.dtype | None, text_dtype: torch.dtype | None, disable_dynamic: bool) -> LoadedPipeline:
     backbone = next(backbone for backbone in BACKBONES if family in backbone.families)
     embeddings = folder_paths.get_folder_paths("embeddings")
     clip = load_clip(folder, family.title, family.text, embeddings, text_dtype, disable_dynamic)

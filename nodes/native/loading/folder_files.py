@@ -1,16 +1,23 @@
 """Reading one part of a diffusers-format folder: its config and its safetensors weights, and nothing else."""
 
-import json
+import math
+import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
+import comfy.model_management
 import comfy.utils
 import safetensors
 from torch import Tensor
 
+from ....methods import plain_files
+from ....methods.plain_files import describe
+
 CONFIG_NAMES = ("config.json", "scheduler_config.json")
 WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
+# Beyond the largest published models.
+MOST_LEVELS, MOST_LAYERS, WIDEST = 16, 512, 1 << 18
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 # Where a weight goes: a name, or (name, slice along a dimension or None[, function of the weight]), as in comfy.utils.*_to_diffusers.
@@ -33,19 +40,14 @@ class PartConfig(dict):
         raise ModelFolderError(f"{self.name} has no entry {key!r}: it is not the config this part was saved with; copy it again.")
 
 
-def describe(path: Path) -> str:
-    """The last parts of a path: enough to find the file, without telling a remote user how the machine is laid out."""
-    return "/".join(path.parts[-3:])
-
-
 def read_json(path: Path) -> PartConfig:
     """The JSON object in `path`. Raises ModelFolderError when it is missing or not a JSON object."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelFolderError(f"{describe(path)} is missing: the folder must be a complete diffusers-format model; copy it again.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = plain_files.read_json(path)
     except ValueError as error:
-        raise ModelFolderError(f"{describe(path)} is not readable JSON ({error}): copy the file again.") from error
+        raise ModelFolderError(str(error)) from None
     if not isinstance(content, dict):
         raise ModelFolderError(f"{describe(path)} holds a {type(content).__name__}, a JSON object was expected: copy the file again.")
     return PartConfig(content, describe(path))
@@ -54,11 +56,35 @@ def read_json(path: Path) -> PartConfig:
 def read_config(part: Path) -> PartConfig:
     """The config of a part (unet, vae, text_encoder, scheduler, ...) of a model folder."""
     for name in CONFIG_NAMES:
-        if (part / name).is_file():
+        if os.path.isfile(part / name):
             return read_json(part / name)
     raise ModelFolderError(
         f"{describe(part)} has no {' or '.join(CONFIG_NAMES)}: this part of the model is missing; copy the folder again."
     )
+
+
+def require_numbers(config: Mapping, names: Iterable[str], part: str, most: int = WIDEST, least: int = 1) -> None:
+    """Check that entries of a config, where it has them, are whole numbers from `least` to `most`, or lists of a few.
+
+    A config is a stranger's: what is built by it must be bounded before it is built.
+    """
+    for name in names:
+        values = config.get(name)
+        if values is None:
+            continue
+        numbers = values if isinstance(values, list) else [values]
+        if len(numbers) > MOST_LEVELS or not all(type(number) is int and least <= number <= most for number in numbers):
+            raise ModelFolderError(
+                f"The {part} has {name} = {str(values)[:80]}: whole numbers from {least} to {most} were expected; copy it again."
+            )
+
+
+def require_finite(config: Mapping, names: Iterable[str], part: str) -> None:
+    """Check that entries of a config, where it has them, are numbers."""
+    for name in names:
+        value = config.get(name)
+        if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
+            raise ModelFolderError(f"The {part} has {name} = {str(value)[:80]}: a number was expected; copy it again.")
 
 
 def require_options(config: Mapping, allowed: Mapping[str, tuple], part: str) -> None:
@@ -68,7 +94,7 @@ def require_options(config: Mapping, allowed: Mapping[str, tuple], part: str) ->
     """
     for name, values in allowed.items():
         value = config.get(name, values[0])
-        if value not in values:
+        if not any(value == known for known in values):
             wanted = " or ".join(repr(choice) for choice in values)
             raise ModelFolderError(
                 f"The {part} has {name} = {value!r}, ComfyUI's native layers need {wanted}: this model cannot be loaded natively."
@@ -79,9 +105,9 @@ def _weight_files(part: Path) -> list[Path]:
     """The safetensors files of a part, full precision before fp16, whole before sharded."""
     for variant in ("", ".fp16"):
         for stem in WEIGHT_STEMS:
-            if (whole := part / f"{stem}{variant}.safetensors").is_file():
+            if os.path.isfile(whole := part / f"{stem}{variant}.safetensors"):
                 return [whole]
-            if (index := part / f"{stem}.safetensors.index{variant}.json").is_file():
+            if os.path.isfile(index := part / f"{stem}.safetensors.index{variant}.json"):
                 return _shards(index)
     pickles = sorted(path.name for pattern in PICKLE_PATTERNS for path in part.glob(pattern))
     if pickles:
@@ -96,7 +122,8 @@ def _weight_files(part: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    places = read_json(index).get("weight_map")
+    names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
     if not names:
         raise ModelFolderError(f"{describe(index)} names no files: copy it again.")
     for name in names:
@@ -112,6 +139,7 @@ def read_weights(part: Path) -> dict[str, Tensor]:
     """All weights of a part by their name in the files. Only safetensors are opened."""
     weights = {}
     for path in _weight_files(part):
+        comfy.model_management.throw_exception_if_processing_interrupted()
         try:
             # Reads the header alone: it must fit the file's size.
             with safetensors.safe_open(path, framework="pt"):

@@ -1,6 +1,5 @@
 """Generators that are no diffusion models, with their LoRAs, in ComfyUI's memory management: found, loaded and run."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ from torch import nn
 from ....methods.extras import extra
 from ....methods.intrinsic_lora.generator_kinds import CLASSES, KIND_NAMES, PUBLISHED
 from ....methods.maps import MAPS
+from ....methods.plain_files import read_json, visible
 from ..lora_library.files import BUNDLED_MARK, lora_path
 from ..paths import BUNDLED, bundled_file, folder_fingerprint
-from .folder_files import ModelFolderError, read_config, read_weights, rename, require_same_weights
+from .folder_files import MOST_LAYERS, ModelFolderError, read_config, read_weights, rename, require_numbers, require_same_weights
 
 # What reads and runs generators is imported where it is used: the pack loads with ComfyUI.
 if TYPE_CHECKING:
@@ -69,11 +69,12 @@ def generator_paths(kind: str) -> dict[str, Path]:
     found = {shown: bundled_file(name) for shown, name in BUNDLED_FOLDERS[kind].items() if (BUNDLED / name / "config.json").is_file()}
     for category in ("diffusers", "vae"):
         for search_path in map(Path, folder_paths.get_folder_paths(category)):
-            for config in sorted([*search_path.glob("*/config.json"), *search_path.glob("*/*/config.json")]):
+            for config in sorted(visible([*search_path.glob("*/config.json"), *search_path.glob("*/*/config.json")], search_path)):
                 if _class_name(config) in CLASSES[kind]:
                     found.setdefault(f"{category}/{config.parent.relative_to(search_path).as_posix()}", config.parent)
     for search_path in map(Path, folder_paths.get_folder_paths("vae")):
-        for file in sorted(path for depth in ("*", "*/*", "*/*/*") for path in search_path.glob(depth) if path.suffix in PUBLISHED[kind]):
+        files = (path for depth in ("*", "*/*", "*/*/*") for path in search_path.glob(depth) if path.suffix in PUBLISHED[kind])
+        for file in sorted(visible(files, search_path)):
             if kind == "gan" or _settings_file(file):
                 found.setdefault(f"vae/{file.relative_to(search_path).as_posix()}", file)
     return found
@@ -94,8 +95,8 @@ def _settings_file(checkpoint: Path) -> Path | None:
 
 def _class_name(config: Path) -> str | None:
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(config)
+    except ValueError:
         # Not a config that anything could be loaded by.
         return None
     return content.get("_class_name") if isinstance(content, dict) else None
@@ -143,8 +144,15 @@ def load_vqgan(folder: Path) -> nn.Module:
     config = read_config(folder)
     if (channels := (config.get("in_channels", 3), config.get("out_channels", 3))) != (3, 3):
         raise ModelFolderError(f"The VQGAN in {folder.name} takes {channels[0]} channels and gives {channels[1]}, 3 were expected.")
-    vqgan = VQModel.from_config(dict(config))
+    sizes = ("block_out_channels", "latent_channels", "num_vq_embeddings", "vq_embed_dim", "norm_num_groups")
+    require_numbers(config, sizes, "VQGAN")
+    require_numbers(config, ("layers_per_block",), "VQGAN", MOST_LAYERS, least=0)
     weights = read_weights(folder)
+    try:
+        with torch.device("meta"):
+            vqgan = VQModel.from_config(dict(config))
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise ModelFolderError(f"The config.json of {folder.name} describes no VQGAN ({error}): copy the folder again.") from error
     weights = rename(weights, {name: _new_name(name) for name in weights}, "VQGAN")
     expected = vqgan.state_dict()
     require_same_weights(expected, weights, "VQGAN")
@@ -153,7 +161,7 @@ def load_vqgan(folder: Path) -> nn.Module:
             f"The VQGAN holds {len(unknown)} weights that its config does not call for (first: {unknown[0]}): config.json and the weights "
             "do not belong together."
         )
-    vqgan.load_state_dict({name: weight.float() for name, weight in weights.items()})
+    vqgan.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
     return vqgan.requires_grad_(False).eval()
 
 

@@ -1,5 +1,6 @@
 """Intrinsic VAEs as native VAE objects: core manages their memory, tiles them and batches them like any other."""
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ....methods.ildm.intrinsic_vae import INTRINSICS, TOTAL_CHANNELS
+from ....methods.plain_files import visible
 from ..paths import model_folders
 from .folder_files import ModelFolderError, read_config
 from .vae import load_vae
@@ -19,9 +21,9 @@ SUBFOLDER = "intrinsic_vae"
 
 def intrinsic_vae_folders() -> dict[str, Path]:
     """Every folder a node may offer, by the name it shows: `intrinsic_vae` in a model folder, then folders in models/vae."""
-    found = {name: folder / SUBFOLDER for name, folder in model_folders().items() if (folder / SUBFOLDER / "config.json").is_file()}
+    found = {name: folder / SUBFOLDER for name, folder in model_folders().items() if os.path.isfile(folder / SUBFOLDER / "config.json")}
     for search_path in folder_paths.get_folder_paths("vae"):
-        for config in sorted(Path(search_path).glob("*/config.json")):
+        for config in sorted(visible(Path(search_path).glob("*/config.json"), Path(search_path))):
             found.setdefault(f"vae/{config.parent.name}", config.parent)
     return found
 

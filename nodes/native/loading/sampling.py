@@ -5,10 +5,11 @@ from pathlib import Path
 
 from comfy.model_base import ModelType
 
-from .folder_files import ModelFolderError, read_config, require_options
+from .folder_files import ModelFolderError, read_config, require_finite, require_numbers, require_options
 
 # diffusers' name -> ComfyUI's: both mean sqrt(beta) linear in t by the first, beta linear in t by the second.
 BETA_SCHEDULES = {"scaled_linear": "linear", "linear": "sqrt_linear", "squaredcos_cap_v2": "squaredcos_cap_v2"}
+MOST_TIMESTEPS = 10_000
 PREDICTIONS = {"epsilon": ModelType.EPS, "v_prediction": ModelType.V_PREDICTION}
 
 
@@ -33,6 +34,8 @@ def read_diffusion_schedule(scheduler: Path) -> NoiseSchedule:
         raise ModelFolderError(
             f"The scheduler is {name}, a schedule of betas was expected (DDIM, PNDM, Euler, ...): this model cannot be loaded natively."
         )
+    require_numbers(config, ("num_train_timesteps",), "scheduler", MOST_TIMESTEPS)
+    require_finite(config, ("beta_start", "beta_end"), "scheduler")
     require_options(config, {"trained_betas": (None,), "beta_schedule": ("linear", *BETA_SCHEDULES)}, "scheduler")
     return NoiseSchedule(
         PREDICTIONS[prediction],
@@ -49,6 +52,7 @@ def read_diffusion_schedule(scheduler: Path) -> NoiseSchedule:
 def read_flow_schedule(scheduler: Path) -> NoiseSchedule:
     """Schedule of FLUX: shifted by the picture's size as FLUX dev (`ModelType.FLUX`), or by a fixed factor as FLUX schnell (`FLOW`)."""
     config = read_config(scheduler)
+    require_finite(config, ("max_shift", "shift"), "scheduler")
     if config.get("use_dynamic_shifting", False):
         return NoiseSchedule(ModelType.FLUX, {"shift": config.get("max_shift", 1.15)})
     return NoiseSchedule(ModelType.FLOW, {"shift": config.get("shift", 1.0), "multiplier": 1.0})

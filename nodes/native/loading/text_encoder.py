@@ -1,6 +1,6 @@
 """The text encoders of a diffusers folder (CLIP-L, CLIP-H, CLIP-L + G, T5) as a native CLIP, with their own vocabulary if they have one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,16 @@ import torch
 from comfy.supported_models_base import ClipTarget
 from torch import Tensor, nn
 
-from .folder_files import ModelFolderError, read_config, read_json, read_weights, require_options, require_same_weights
+from .folder_files import (
+    MOST_LAYERS,
+    ModelFolderError,
+    read_config,
+    read_json,
+    read_weights,
+    require_numbers,
+    require_options,
+    require_same_weights,
+)
 
 CLIP_VOCABULARY = 49408
 T5_VOCABULARY = 32100
@@ -69,15 +78,41 @@ class TextFamily:
     fewest_layers: int = 1
 
 
+def _require_sizes(config: dict, sizes: Sequence[str], layers: str, part: str) -> None:
+    require_numbers(config, sizes, part)
+    require_numbers(config, (layers,), part, MOST_LAYERS, least=0)
+
+
+def _require_fit(native: dict, weights: dict[str, Tensor], part: TextPart) -> None:
+    """Check the sizes of a config against the weights, before memory is taken by what the config says."""
+    if part.is_clip:
+        wide, positions = native["hidden_size"], native["max_position_embeddings"]
+        told = {
+            "text_model.embeddings.token_embedding.weight": (native["vocab_size"], wide),
+            "text_model.embeddings.position_embedding.weight": (positions, wide),
+            "text_model.encoder.layers.0.mlp.fc1.weight": (native["intermediate_size"], wide),
+        }
+    else:
+        wide = native["d_model"]
+        told = {
+            "shared.weight": (native["vocab_size"], wide),
+            "encoder.block.0.layer.0.SelfAttention.q.weight": (native["num_heads"] * native["d_kv"], wide),
+            "encoder.block.0.layer.1.DenseReluDense.wo.weight": (wide, native["d_ff"]),
+        }
+    require_same_weights({name: torch.empty(shape, device="meta") for name, shape in told.items()}, weights, part.folder)
+
+
 def clip_config(config: dict, part: str) -> dict:
     """The entries of a CLIP text encoder's config.json that ComfyUI reads."""
     require_options(config, CLIP_OPTIONS, part)
+    _require_sizes(config, (*CLIP_SIZES, "vocab_size"), "num_hidden_layers", part)
     return {"hidden_act": config.get("hidden_act", "quick_gelu"), **{name: config[name] for name in CLIP_SIZES}}
 
 
 def t5_config(config: dict, part: str) -> dict:
     """The entries of a T5 encoder's config.json that ComfyUI reads."""
     require_options(config, T5_OPTIONS, part)
+    _require_sizes(config, T5_SIZES, "num_layers", part)
     projection = config.get("feed_forward_proj", "relu")
     gated = config.get("is_gated_act", projection.startswith("gated"))
     activation = config.get("dense_act_fn") or ("gelu_new" if projection == "gated-gelu" else projection.split("-")[-1])
@@ -183,6 +218,7 @@ def load_clip(
             tokenizers[part] = own_tokenizer(folder, part, configs[part], embeddings)
         if not part.is_clip and configs[part]["vocab_size"] < T5_VOCABULARY:
             tokenizers[part] = own_t5_tokenizer(folder, part, configs[part], embeddings)
+        _require_fit(configs[part], weights[part], part)
     if text.fewest_layers > 1 and min(config["num_hidden_layers"] for config in configs.values()) < text.fewest_layers:
         raise ModelFolderError(f"{title} takes its text encoders' last layer but one: each must have {text.fewest_layers} layers or more.")
 

@@ -8,9 +8,19 @@ import torch
 from torch import Tensor
 
 from .channel_multipliers import channel_multipliers
-from .folder_files import ModelFolderError, read_weights, rename, require_options, require_same_weights
+from .folder_files import (
+    MOST_LAYERS,
+    ModelFolderError,
+    read_weights,
+    rename,
+    require_finite,
+    require_numbers,
+    require_options,
+    require_same_weights,
+)
 
 PART = "VAE"
+MOST_CHANNELS = 1 << 14
 FIXED_OPTIONS = {
     "norm_num_groups": (32,),
     "act_fn": ("silu", "swish"),
@@ -68,6 +78,9 @@ def load_vae(part: Path, config: dict, dtype: torch.dtype | None = None, pixel_c
             f"The {PART} is a {config['_class_name']}, AutoencoderKL was expected: this model cannot be loaded natively."
         )
     require_options(config, {**FIXED_OPTIONS, "in_channels": (pixel_channels,), "out_channels": (pixel_channels,)}, PART)
+    require_numbers(config, ("block_out_channels", "latent_channels"), PART, MOST_CHANNELS)
+    require_numbers(config, ("layers_per_block",), PART, MOST_LAYERS, least=0)
+    require_finite(config, ("scaling_factor", "shift_factor"), PART)
     for block in (*config["down_block_types"], *config["up_block_types"]):
         if block not in ("DownEncoderBlock2D", "UpDecoderBlock2D"):
             raise ModelFolderError(f"The {PART} has a block {block}, only DownEncoderBlock2D and UpDecoderBlock2D are known to ComfyUI's.")

@@ -87,8 +87,11 @@ def lora_names() -> list[str]:
 
 
 def lora_path(name: str) -> Path:
-    """The file behind a name that nodes show. Raises FileNotFoundError for any other text, such as a path."""
-    return files.lora_path(name, _bundled_styles())
+    """The file behind a name that nodes show. Raises FileNotFoundError for any other text, such as a path or a pickle's name."""
+    path = files.lora_path(name, _bundled_styles())
+    if not path.name.lower().endswith(SUFFIXES):
+        raise FileNotFoundError(f"{name} is a pickle: convert it to safetensors where you trust it, and take the result.")
+    return path
 
 
 def shown_name(entry: Entry, collection: str) -> str:

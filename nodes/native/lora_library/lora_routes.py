@@ -17,6 +17,9 @@ def add_routes() -> None:
 
     if getattr(PromptServer, "instance", None) is None:
         return
+    if any(getattr(route, "path", None) == PREVIEW_ROUTE for route in PromptServer.instance.routes):
+        # Another copy of the pack serves it; twice the same address would stop the server.
+        return
 
     @PromptServer.instance.routes.get(PREVIEW_ROUTE)
     async def lora_preview(request: web.Request) -> web.Response:

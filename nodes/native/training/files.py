@@ -1,13 +1,16 @@
 """Where trainings started from a graph read and write: data folders, run folders, and the places where loader nodes find the results."""
 
 import hashlib
-import json
+import logging
+import os
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import folder_paths
 
+from ....methods.plain_files import is_hidden, open_regular, read_json
 from ..loading.diffusers_folder import detect_family
 from ..loading.folder_files import ModelFolderError
 from ..paths import model_folder, model_folders
@@ -38,18 +41,27 @@ def base_names(*families: str) -> list[str]:
     for name, folder in model_folders().items():
         try:
             family = detect_family(folder)
-        except ModelFolderError:
-            # Load Intrinsic Model says what is wrong with it.
+        except ModelFolderError as error:
+            _tell_once(name, str(error))
             continue
         if family in families:
             found.append(name)
     return [*found, *checkpoint_files()]
 
 
+@cache
+def _tell_once(name: str, problem: str) -> None:
+    logging.warning("The model folder %s is left out of the lists of bases: %s", name, problem)
+
+
 def checkpoint_files() -> dict[str, Path]:
     """The files of ComfyUI's `checkpoints` that trainers can read, by name; which model each holds shows when it is trained on."""
     names = folder_paths.get_filename_list("checkpoints")
-    files = {name: folder_paths.get_full_path("checkpoints", name) for name in names if name.endswith(CHECKPOINT_ENDINGS)}
+    files = {
+        name: folder_paths.get_full_path("checkpoints", name)
+        for name in names
+        if name.endswith(CHECKPOINT_ENDINGS) and not is_hidden(Path(name), Path())
+    }
     return {name: Path(path) for name, path in files.items() if path}
 
 
@@ -61,9 +73,11 @@ def base_path(name: str) -> Path:
 def data_folders() -> dict[str, Path]:
     """The folders in ComfyUI's input directory, by name."""
     root = Path(folder_paths.get_input_directory())
-    if not root.is_dir():
+    try:
+        names = sorted(os.listdir(root))
+    except OSError:
         return {}
-    return {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")}
+    return {name: root / name for name in names if not name.startswith(".") and os.path.isdir(root / name)}
 
 
 def data_folder(name: str) -> Path:
@@ -149,8 +163,8 @@ def publish(run: Path, result: Path, destination: Destination) -> None:
 
 def _record(run: Path) -> set[str]:
     try:
-        return set(json.loads((run / RECORD).read_text()))
-    except (OSError, ValueError):
+        return set(read_json(run / RECORD))
+    except (TypeError, ValueError):
         return set()
 
 
@@ -163,7 +177,7 @@ def _files(path: Path) -> list[Path]:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while part := file.read(2**20):
             digest.update(part)
     return digest.hexdigest()

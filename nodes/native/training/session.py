@@ -162,7 +162,10 @@ def train_in_graph(settings: Settings, destination: Destination, trainer: Traine
         except CheckpointMismatch as error:
             raise ValueError(_other_settings(settings.name, error.changes)) from error
         except Diverged as error:
-            raise ValueError(f"The loss became {error.loss} at step {error.step}: lower learning_rate, and choose another name.") from error
+            raise ValueError(
+                f"{error.told[0].upper()}{error.told[1:]} at step {error.step}: lower learning_rate, and choose another name. The last "
+                "good checkpoint is kept."
+            ) from error
         publish(run, config.weights, destination)
     return Trained(destination.name, _curve(history), _report(settings, destination, done, history))
 

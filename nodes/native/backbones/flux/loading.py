@@ -5,7 +5,7 @@ import comfy.supported_models
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
 
-from ...loading.folder_files import ModelFolderError, read_config, read_weights, rename, require_options
+from ...loading.folder_files import MOST_LAYERS, ModelFolderError, read_config, read_weights, rename, require_numbers, require_options
 from ...loading.patcher import build_patcher, configure, require_channels
 from ...loading.sampling import read_flow_schedule
 from ..backbone import LoadRequest
@@ -20,6 +20,8 @@ THETA = 10000
 def flux_config(config: dict) -> dict:
     """ComfyUI's `unet_config` for the config.json of a FluxTransformer2DModel of any width."""
     require_options(config, FIXED_OPTIONS, PART)
+    require_numbers(config, ("attention_head_dim", "num_attention_heads", "num_layers", "num_single_layers"), PART, MOST_LAYERS, least=0)
+    require_numbers(config, ("axes_dims_rope", "in_channels", "out_channels", "joint_attention_dim", "pooled_projection_dim"), PART)
     head = config["attention_head_dim"]
     axes = list(config.get("axes_dims_rope", (16, 56, 56)))
     if sum(axes) != head or any(axis % 2 for axis in axes):

@@ -1,5 +1,6 @@
 """UNet2DConditionModel of any width (SD 1.5, SD 2.1, SDXL) as a native MODEL."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import comfy.model_base
@@ -7,9 +8,19 @@ import comfy.supported_models
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
 from ...loading.channel_multipliers import channel_multipliers
-from ...loading.folder_files import ModelFolderError, read_config, read_weights, rename, require_options
+from ...loading.folder_files import (
+    MOST_LAYERS,
+    ModelFolderError,
+    read_config,
+    read_weights,
+    rename,
+    require_numbers,
+    require_options,
+    require_same_weights,
+)
 from ...loading.patcher import build_patcher, configure
 from ...loading.sampling import read_diffusion_schedule
 from ..backbone import LoadRequest
@@ -118,6 +129,14 @@ def _heads(widths: list[int], heads: list[int], attention: list[bool]) -> dict[s
 def unet_config(config: dict) -> dict:
     """ComfyUI's `unet_config` for the config.json of a UNet2DConditionModel of any width."""
     require_options(config, FIXED_OPTIONS, PART)
+    require_numbers(config, ("block_out_channels", "in_channels", "out_channels", "cross_attention_dim"), PART)
+    require_numbers(
+        config,
+        ("layers_per_block", "transformer_layers_per_block", "num_attention_heads", "attention_head_dim"),
+        PART,
+        MOST_LAYERS,
+        least=0,
+    )
     widths = list(config["block_out_channels"])
     levels = len(widths)
     multipliers = channel_multipliers(widths, PART)
@@ -153,6 +172,17 @@ def unet_config(config: dict) -> dict:
     }
 
 
+def _require_fit(native: dict, widths: list[int], weights: Mapping[str, Tensor]) -> None:
+    """Check what a config says against the weights, before memory is taken by it."""
+    told = {f"down_blocks.{level}.resnets.0.conv1.weight": (width, widths[max(0, level - 1)], 3, 3) for level, width in enumerate(widths)}
+    require_same_weights({name: torch.empty(shape, device="meta") for name, shape in told.items()}, weights, PART)
+    layers = sum(native["num_res_blocks"]) + sum(native["transformer_depth"] + native["transformer_depth_output"])
+    if layers + native["transformer_depth_middle"] > len(weights):
+        raise ModelFolderError(
+            f"The {PART}'s config.json tells of more layers than its {len(weights)} weights: they do not belong together."
+        )
+
+
 def load_unet(request: LoadRequest) -> ModelPatcher:
     """MODEL from the `unet` and `scheduler` of a diffusers folder. Raises ModelFolderError for what ComfyUI cannot hold."""
     part = request.folder / "unet"
@@ -170,5 +200,7 @@ def load_unet(request: LoadRequest) -> ModelPatcher:
     model_config = configure(CONFIGS[request.family.name](native), schedule, request.latent_format)
     if config.get("upcast_attention"):
         model_config.unet_config["attn_precision"] = torch.float32
-    weights = rename(read_weights(part), comfy.utils.unet_to_diffusers(native), PART)
+    weights = read_weights(part)
+    _require_fit(native, config["block_out_channels"], weights)
+    weights = rename(weights, comfy.utils.unet_to_diffusers(native), PART)
     return build_patcher(model_config, weights, PART, request.dtype, request.disable_dynamic)
