@@ -44,6 +44,7 @@ class CompareMaps(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "sizes",
+                    display_name="if sizes differ",
                     options=[REFUSE, RESIZE],
                     default=REFUSE,
                     tooltip="When the sizes differ: stop with an error, or resize the prediction (bilinear, antialiased) to the "
@@ -51,6 +52,7 @@ class CompareMaps(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "error_top",
+                    display_name="strongest colour at",
                     default=0.0,
                     min=0.0,
                     max=1e6,

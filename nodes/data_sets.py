@@ -15,7 +15,7 @@ from ..methods.maps import MAPS, MapKind, image_from_map, map_from_image, map_ki
 from .native.node_text import show_on_node
 from .native.paths import bundled_file
 from .native.schema import schema
-from .native.training.files import data_folder, data_folders, name_problem, output_folder
+from .native.training.files import data_folder, data_set_folders, name_problem, output_folder
 
 BUNDLED, BUNDLED_FOLDER = "made-up DIODE (bundled)", "diode"
 USUAL, DATA = "usual", "data"
@@ -58,7 +58,7 @@ class LoadDataSet(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "folder",
-                    options=[BUNDLED, *data_folders()],
+                    options=[BUNDLED, *data_set_folders()],
                     default=BUNDLED,
                     tooltip="A folder in ComfyUI's input that holds the unpacked data set (a link will do), or four rendered rooms in "
                     "DIODE's layout that come with the pack.",
@@ -71,10 +71,20 @@ class LoadDataSet(io.ComfyNode):
                     tooltip="Part of the data set; usual: the one that results are given for.",
                 ),
                 io.Int.Input(
-                    "first", default=0, min=0, max=10_000_000, tooltip="Pictures to leave out at the start, in order of their names."
+                    "first",
+                    display_name="leave out first",
+                    default=0,
+                    min=0,
+                    max=10_000_000,
+                    tooltip="Pictures to leave out at the start, in order of their names.",
                 ),
                 io.Int.Input(
-                    "count", default=8, min=0, max=10_000_000, tooltip="How many pictures; 0: all. They are held in memory together."
+                    "count",
+                    display_name="how many",
+                    default=8,
+                    min=0,
+                    max=10_000_000,
+                    tooltip="How many pictures; 0: all. They are held in memory together.",
                 ),
             ],
             outputs=[

@@ -202,6 +202,7 @@ def merged_map_input() -> io.Input:
     """Which map a merged LoRA makes, for a node that extracts in one step."""
     return io.Combo.Input(
         "merged_map",
+        display_name="map of a merged LoRA",
         options=[NO_MERGED_MAP, *MAPS],
         default=NO_MERGED_MAP,
         tooltip="If the LoRA of one map was merged by core's LoraLoader instead: which map that is. Otherwise 'none'. A merged "

@@ -263,6 +263,7 @@ def _taken_map(default: str) -> io.Input:
     """Which map of a bundle a node takes that serves several."""
     return io.Combo.Input(
         "taken_map",
+        display_name="map to take",
         options=list(MAPS),
         default=default,
         optional=True,  # graphs saved before there were bundles have none

@@ -276,11 +276,11 @@ class JointLatent(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="IntrinsicLabJointLatent",
-            display_name="Make Joint Latent",
+            display_name="Make Joint Latent (I-LDM)",
             category=CATEGORY,
             description=(
                 "Doubles a latent batch for a MODEL from Apply Cross-Domain Attention: first all pictures, then the intrinsics of each, "
-                "every pair with the same starting noise. Split Domains takes them apart after sampling."
+                "every pair with the same starting noise. Split Joint Latent takes them apart after sampling."
             ),
             search_aliases=["i-ldm", "pair latents", "double batch", "joint generation"],
             inputs=[
@@ -348,7 +348,7 @@ class SplitDomains(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="IntrinsicLabSplitDomains",
-            display_name="Split Domains",
+            display_name="Split Joint Latent (I-LDM)",
             category=CATEGORY,
             description="Takes a sampled Joint Latent apart: the pictures for VAE Decode, the intrinsics for Decode Intrinsics.",
             search_aliases=["i-ldm", "unpair latents", "joint generation"],

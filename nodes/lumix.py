@@ -22,10 +22,12 @@ PUBLISHED, BY_SIZE, FIXED = "LumiX", "by size (FLUX)", "fixed"
 MAP_TOOLTIPS = {name: map_kind(kind).meaning for name, kind in KINDS.items()}
 # Of IntrinsiX; outputs that came later.
 MATERIAL_OUTPUT = io.Latent.Output(
-    MATERIAL.upper(), display_name=MATERIAL, tooltip="Roughness (red) and metallic (green) of IntrinsiX, as a latent: for Decode Maps."
+    MATERIAL.upper(),
+    display_name=MATERIAL,
+    tooltip="Roughness (red) and metallic (green) of IntrinsiX, as a latent: for Decode Map Latents.",
 )
 BUNDLED_LORAS = {"nano/lumix": "nano_lumix.safetensors"}
-BATCH_TOOLTIP = "All maps in one batch, map by map: for Split Maps, Decode Maps, or another sampling."
+BATCH_TOOLTIP = "All maps in one batch, map by map: for Split Map Latents, Decode Map Latents, or another sampling."
 ATTENTION_TOOLTIP = (
     "How maps meet. query-broadcast: every map reads with the colour map's queries (LumiX). cross-intrinsic: every map reads all maps "
     "(IntrinsiX; five times the attention). separate: they meet only through noise and prompt."
@@ -167,7 +169,7 @@ class MapLatents(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="IntrinsicLabMapLatents",
-            display_name="Make Map Latents",
+            display_name="Make Map Latents (LumiX)",
             category=CATEGORY,
             description=(
                 "One latent for all maps of a scene, every map with the same starting noise. Connect maps you have, and they are kept "
@@ -202,7 +204,7 @@ class MapSigmas(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="IntrinsicLabMapSigmas",
-            display_name="Make Map Sigmas",
+            display_name="Make Map Sigmas (LumiX)",
             category=CATEGORY,
             description="Noise levels for a FLUX that makes maps: LumiX was published with another time shift than ComfyUI gives FLUX.",
             search_aliases=["lumix", "scheduler", "time shift", "flux sigmas"],
@@ -217,7 +219,13 @@ class MapSigmas(io.ComfyNode):
                     f"1024. {FIXED}: the number below.",
                 ),
                 io.Float.Input(
-                    "mu", default=1.15, min=-2.0, max=5.0, step=0.01, tooltip=f"The time shift where `shift` is '{FIXED}': 0 is none."
+                    "mu",
+                    display_name="fixed shift (mu)",
+                    default=1.15,
+                    min=-2.0,
+                    max=5.0,
+                    step=0.01,
+                    tooltip=f"The time shift where `shift` is '{FIXED}': 0 is none.",
                 ),
             ],
             outputs=[io.Sigmas.Output("SIGMAS", display_name="sigmas", tooltip="For SamplerCustomAdvanced.")],
@@ -265,7 +273,7 @@ class SplitMaps(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="IntrinsicLabSplitMaps",
-            display_name="Split Maps",
+            display_name="Split Map Latents (LumiX)",
             category=CATEGORY,
             description="Takes sampled maps apart: a latent for each map, for VAE Decode or to be given to another sampling.",
             search_aliases=["lumix", "unbatch maps"],
@@ -285,7 +293,7 @@ class DecodeMaps(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="IntrinsicLabDecodeMaps",
-            display_name="Decode Maps",
+            display_name="Decode Map Latents (LumiX)",
             category=CATEGORY,
             description=(
                 "Sampled maps as data, like those of Extract Intrinsic Maps: normals -1 to 1, depth larger is farther, albedo and "

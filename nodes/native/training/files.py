@@ -8,6 +8,8 @@ from pathlib import Path
 
 import folder_paths
 
+from ....data.files import SUFFIXES
+from ....methods.maps import MAPS, OTHER_MAPS
 from ..loading.diffusers_folder import detect_family
 from ..loading.folder_files import ModelFolderError
 from ..paths import model_folder, model_folders
@@ -19,6 +21,8 @@ RECORD = "published.json"
 FINISHED = "loss.json"
 # As `training.single_file` reads them; that room imports diffusers.
 CHECKPOINT_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth")
+# What lies at the top of a public data set, beside folders (NYUv2 is one .mat file).
+DATA_SET_FILES = {*SUFFIXES, ".mat", ".h5", ".npy", ".hdr", ".exr"}
 _LONGEST_NAME = 100
 _FORBIDDEN = re.compile(r'[\\/:*?"<>|\x00-\x1f\x7f]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -64,6 +68,27 @@ def data_folders() -> dict[str, Path]:
     if not root.is_dir():
         return {}
     return {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")}
+
+
+def pair_folders() -> list[str]:
+    """Those of `data_folders` that hold a map in either layout of `training.folder_data`, and so not what ComfyUI itself keeps there."""
+    kinds = tuple(MAPS | OTHER_MAPS)
+    endings = tuple(f"_{name}" for name in kinds)
+
+    def holds_a_map(folder: Path) -> bool:
+        # Looked at whenever the lists of nodes are asked for: one listing of the folder, up to the first map.
+        return any((folder / name).is_dir() for name in kinds) or any(path.stem.endswith(endings) for path in folder.iterdir())
+
+    return [name for name, folder in data_folders().items() if holds_a_map(folder)]
+
+
+def data_set_folders() -> list[str]:
+    """Those of `data_folders` in which a public data set can lie: they hold folders, pictures or arrays."""
+
+    def may_be_one(folder: Path) -> bool:
+        return any(path.suffix.lower() in DATA_SET_FILES or path.is_dir() for path in folder.iterdir())
+
+    return [name for name, folder in data_folders().items() if may_be_one(folder)]
 
 
 def data_folder(name: str) -> Path:
