@@ -140,7 +140,8 @@ class CombineSchedules(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Combines schedules: the product or the maximum of two, times a factor, times a table over the timestep, kept to some "
-                "blocks. With nothing connected it is the constant `factor`: 1 is how the network was trained, 0 exchanges nothing."
+                "blocks. With nothing connected it is the constant `factor`: 1 is how the network was trained, at 0 the "
+                "picture does not see its intrinsics."
             ),
             search_aliases=["i-ldm", "weight schedule", "constant schedule", "multiply schedules", "cross-domain"],
             inputs=[
