@@ -196,7 +196,7 @@ def strips(graph: Graph) -> Strips:
     index = [ours("IndexLoRAs", collection="nano styles (bundled)"), 0]
     query = "ember/ember_0.safetensors (bundled)"
     similar = ours("FindSimilarLoRAs", lora_index=index, query=query, k=3)
-    lora_map = ours("LoRAMap", lora_index=index, clusters=6, size=640, selected=query)
+    lora_map = ours("LoRAMap", lora_index=index, clusters=6, size=440, selected=query)
     duplicates = ours("FindDuplicateLoRAs", lora_index=index)
     blend = [ours("BlendLoRAs", model=model, lora_names=[similar, 1]), 0]
     data = ours("LoadDataSet", count=2)
@@ -218,7 +218,7 @@ def strips(graph: Graph) -> Strips:
 
     shown_strips: Strips = {
         "PictureToMaps": [picture, ("", ARROW), *((name, [one, number]) for number, name in enumerate(kinds))],
-        "LoadModel": [("a picture that the bundled model makes", decoded(sampled(model))), ("and maps that it reads", extracted[0][1])],
+        "LoadModel": [("a picture that the bundled model makes", decoded(sampled(model))), ("and a map that it reads", extracted[0][1])],
         "ApplyLoRA": [picture, ("", ARROW), ("strength 0.3", weak[0]), ("0.6", weak[1]), ("1", extracted[0][1])],
         "ExtractMaps": [picture, ("", ARROW), *extracted],
         "ExtractSequence": [

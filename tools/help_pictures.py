@@ -23,41 +23,42 @@ from .help_graph import Graph, strips
 FOLDER = ROOT / "web" / "docs" / "pictures"
 # Twice the help panel's usual width, for fine screens; dark like the front end, readable on its light one.
 WIDTH, GAP, TITLE, GROUND, TEXT = 640, 8, 24, "#16181d", "#c8ccd4"
-MOST_IN_A_ROW, LARGEST_HEIGHT, ARROW_WIDTH = 4, 300, 34
+MOST_IN_A_ROW, LARGEST_HEIGHT, ARROW_WIDTH = 4, 440, 26
 # A page's picture loads with it, and all of them come with the pack.
 LARGEST_BYTES, QUALITIES = 27_000, (88, 80, 70, 60, 50, 40)
 
 
 def strip(pictures: list[tuple[str, Image.Image | None]]) -> Image.Image:
-    """Pictures in rows, each under its name; None: an arrow between what goes in and what comes out."""
+    """Pictures in rows of one height, each under its name; None: an arrow between what goes in and what comes out."""
     rows = -(-sum(picture is not None for _, picture in pictures) // MOST_IN_A_ROW)
     length = -(-len(pictures) // rows)
-    drawn = [_row(pictures[first : first + length]) for first in range(0, len(pictures), length)]
-    sheet = Image.new("RGB", (WIDTH, sum(row.height for row in drawn) + GAP), GROUND)
-    for number, row in enumerate(drawn):
-        sheet.paste(row, (0, sum(above.height for above in drawn[:number])))
+    split = [pictures[first : first + length] for first in range(0, len(pictures), length)]
+    height = min(LARGEST_HEIGHT, *(_height(row) for row in split))
+    sheet = Image.new("RGB", (WIDTH, (height + TITLE) * rows + GAP), GROUND)
+    for number, row in enumerate(split):
+        _draw(sheet, row, number * (height + TITLE), height)
     return sheet
 
 
-def _row(pictures: list[tuple[str, Image.Image | None]]) -> Image.Image:
-    shown = [picture for _, picture in pictures if picture is not None]
-    arrows = (len(pictures) - len(shown)) * ARROW_WIDTH
-    room = WIDTH - GAP * (len(shown) + 1) - arrows
-    height = round(min(LARGEST_HEIGHT, room / sum(picture.width / picture.height for picture in shown)))
-    widths = [ARROW_WIDTH - GAP if picture is None else round(height * picture.width / picture.height) for _, picture in pictures]
-    sheet = Image.new("RGB", (WIDTH, height + TITLE), GROUND)
+def _height(row: list[tuple[str, Image.Image | None]]) -> int:
+    """At which the row fills the width."""
+    ratios = [picture.width / picture.height for _, picture in row if picture is not None]
+    return int((WIDTH - GAP * (len(row) + 1) - (len(row) - len(ratios)) * ARROW_WIDTH) / sum(ratios))
+
+
+def _draw(sheet: Image.Image, row: list[tuple[str, Image.Image | None]], top: int, height: int) -> None:
+    widths = [ARROW_WIDTH if picture is None else round(height * picture.width / picture.height) for _, picture in row]
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
     x = (WIDTH - sum(widths) - GAP * (len(widths) - 1)) // 2
-    for (name, picture), width in zip(pictures, widths, strict=True):
+    for (name, picture), width in zip(row, widths, strict=True):
         if picture is None:
-            middle = TITLE + height // 2
-            pen.line([(x, middle), (x + width, middle)], TEXT, 2)
-            pen.polygon([(x + width, middle - 5), (x + width, middle + 5), (x + width + 7, middle)], TEXT)
+            middle = top + TITLE + height // 2
+            pen.line([(x, middle), (x + width - 7, middle)], TEXT, 2)
+            pen.polygon([(x + width - 7, middle - 5), (x + width - 7, middle + 5), (x + width, middle)], TEXT)
         else:
-            sheet.paste(picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), (x, TITLE))
-            pen.text((x + width / 2, 4), name, TEXT, font, anchor="ma")
+            sheet.paste(picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), (x, top + TITLE))
+            pen.text((x + width / 2, top + 4), name, TEXT, font, anchor="ma")
         x += width + GAP
-    return sheet
 
 
 def jpeg(picture: Image.Image) -> bytes:
