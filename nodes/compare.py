@@ -25,7 +25,7 @@ class CompareMaps(io.ComfyNode):
             display_name="Compare Maps",
             category="intrinsic lab/judge",
             description="Measures a predicted map against a reference with the metrics of the field, and shows where the error lies.",
-            search_aliases=["metrics", "evaluate", "ground truth", "error map", "angular error", "AbsRel", "SSIM", "LMSE"],
+            search_aliases=["metrics", "evaluate", "compare with ground truth", "error map", "angular error", "AbsRel", "SSIM", "LMSE"],
             is_output_node=True,
             inputs=[
                 map_input(

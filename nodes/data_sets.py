@@ -136,7 +136,17 @@ class EvaluateMaps(io.ComfyNode):
                 "Measures maps against a data set, picture by picture, as `python -m intrinsic_lab.evaluate` does: means with 95 % "
                 "intervals, a CSV file, and a sheet of the best, the median and the worst picture."
             ),
-            search_aliases=["benchmark", "metrics", "angular error", "AbsRel", "delta1", "confidence interval", "CSV", "MoGe", "Marigold"],
+            search_aliases=[
+                "benchmark",
+                "metrics",
+                "angular error",
+                "AbsRel",
+                "delta1",
+                "confidence interval",
+                "CSV",
+                "evaluate MoGe",
+                "evaluate Marigold",
+            ],
             is_output_node=True,
             is_input_list=True,
             inputs=[

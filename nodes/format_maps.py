@@ -172,7 +172,7 @@ class FormatDepth(io.ComfyNode):
             category=CATEGORY,
             description="Chooses the range of depth data (per picture, per sequence, fixed, raw) and whether near is bright or "
             "dark; gives the range as numbers.",
-            search_aliases=["normalize depth", "depth map", "invert depth", "depth range", "depth flicker", "remap depth"],
+            search_aliases=["normalize depth", "depth to picture", "invert depth", "depth range", "depth flicker", "remap depth"],
             inputs=[
                 map_input("depth", "Depth data, larger is farther: relative (0 to 1) or metric. The mean of its channels is taken."),
                 io.DynamicCombo.Input(
@@ -282,7 +282,7 @@ class FormatColor(io.ComfyNode):
             display_name="Format Albedo or Shading",
             category=CATEGORY,
             description="Turns linear albedo or shading into sRGB for the eye, or keeps it linear for calculation, with exposure in stops.",
-            search_aliases=["linear to srgb", "gamma", "exposure", "washed out albedo", "tone"],
+            search_aliases=["linear to srgb", "gamma", "exposure", "washed out albedo", "tone", "exr", "linear exr"],
             inputs=[
                 map_input("map", "Albedo, shading or specular data: LINEAR (not sRGB), nominally 0 to 1, as this pack gives it."),
                 io.Combo.Input(

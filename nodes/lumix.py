@@ -68,6 +68,8 @@ class ApplyTensorLoRA(io.ComfyNode):
                 "text to intrinsic",
                 "intrinsic decomposition",
                 "text to pbr",
+                "flux maps",
+                "flux material",
                 "text to albedo depth normal",
             ],
             inputs=[

@@ -18,7 +18,6 @@ FIRST = {
     "base color": "PictureToMaps",
     "delight": "PictureToMaps",
     "material": "PictureToMaps",
-    "albedo": "PictureToMaps",
     "pbr": "PictureToMaps",
     "roughness": "ExtractMaps",
     "metallic": "ExtractMaps",
@@ -42,10 +41,8 @@ FIRST = {
     "moge": "MapsFromGeometry",
     "stylegan": "LoadGAN",
     "vqgan": "LoadVQGAN",
-    "lumix": "ApplyTensorLoRA",
-    "i-ldm": "CrossDomainAttention",
     "ground truth": "RenderScene",
-    "benchmark": "EvaluateMaps",
+    "benchmark": "LoadDataSet",
     "diode": "LoadDataSet",
 }
 
