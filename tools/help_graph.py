@@ -230,7 +230,7 @@ def strips(graph: Graph) -> Strips:
         ],
         "ExtractMapsInSteps": [picture, ("", ARROW), ("in steps", look("normal", [steps, 0])), ("in one step", extracted[0][1])],
         "DecodeMap": [picture, ("", ARROW), ("normal, decoded", look("normal", [steps, 0]))],
-        "LoadVQGAN": [picture, ("", ARROW), ("without a LoRA", look("normal", [plain, 0])), ("normal LoRA", of_vqgan[0][1])],
+        "LoadVQGAN": [picture, ("", ARROW), ("without a LoRA", look("albedo", [plain, 2])), ("normal LoRA", of_vqgan[0][1])],
         "ExtractMapsVQGAN": [picture, ("", ARROW), *of_vqgan],
         "LoadGAN": [("drawn: a scene", [table, 0]), *((name, link) for name, link in of_table[:4])],
         "SampleGAN": [("drawn: a scene", [table, 0]), *((name, link) for name, link in of_table[:4])],
