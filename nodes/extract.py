@@ -58,7 +58,7 @@ class ApplyIntrinsicLoRA(io.ComfyNode):
                 "ilora",
                 "intrinsic lora",
                 "normal map lora",
-                *(f"{name} lora" for name in MAPS),
+                *(f"lora for {name}" for name in MAPS),
                 "load intrinsic lora",
             ],
             # Says again what was taken when the model comes from the cache.
