@@ -1,6 +1,7 @@
 """What the help pages show: one graph of real runs, and for each node what goes in and what comes out of it."""
 
 import time
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..methods.ildm.heat_map import heat_map
 ARROW = None
 # By node id: a name and what is shown under it, an output [node, number], what a node shows itself [node], or a picture; ARROW between in
 # and out.
-Strips = dict[str, list[tuple[str, list | Image.Image | None]]]
+Strips = dict[str, Sequence[tuple[str, Any]]]
 NANO = "nano (bundled)"
 # Of SD 1.5: self-attentions by stage.
 LAYOUT = schedules.stage_blocks((2, 2, 2, 0, 1, 0, 3, 3, 3))
@@ -25,7 +26,8 @@ class Graph:
 
     def __init__(self, nodes: dict[str, dict]):
         """nodes: the server's /object_info."""
-        self.nodes, self.prompt, self._ids = nodes, {}, count(1)
+        self.nodes, self._ids = nodes, count(1)
+        self.prompt: dict[str, dict] = {}
 
     def node(self, kind: str, /, **given: Any) -> str:
         """Adds a node; returns its id. Values of choices inside a choice are given as range__near."""

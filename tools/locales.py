@@ -87,7 +87,8 @@ def run() -> int:
     """Writes the files; 1 if texts are not translated."""
     with started_server() as server, urllib.request.urlopen(f"{server.url}/object_info", timeout=60) as answer:
         english = texts(json.load(answer))
-    known, missing = translations(), {}
+    known = translations()
+    missing: dict[str, str] = {}
     for name, tree in english.items():
         for language in LANGUAGES:
             (FOLDER / language).mkdir(exist_ok=True)
