@@ -28,7 +28,7 @@ class BundleMaps(Node):
             category=CATEGORY,
             description="Makes one bundle of maps that belong to one picture, as data of this pack or as pictures of other nodes, read "
             "in their convention. Relight from Maps, Compare Maps and the Format nodes take it whole.",
-            search_aliases=["combine maps", "merge maps", "pack maps", "marigold", "lotus", "depth anything", "pbr material"],
+            search_aliases=["combine maps", "merge maps", "pack maps", "marigold", "lotus", "depth anything", "bundle of material maps"],
             inputs=[
                 Maps.Input("maps", optional=True, tooltip="Maps to start from; a map that is connected by itself takes its place."),
                 io.Image.Input("image", optional=True, tooltip="The picture that the maps belong to, sRGB, 0 to 1."),

@@ -26,7 +26,7 @@ class CompareMaps(Node):
             display_name="Compare Maps",
             category="intrinsic lab/judge",
             description="Measures a predicted map against a reference with the metrics of the field, and shows where the error lies.",
-            search_aliases=["metrics", "evaluate", "ground truth", "error map", "angular error", "AbsRel", "SSIM", "LMSE"],
+            search_aliases=["metrics", "evaluate", "compare with ground truth", "error map", "angular error", "AbsRel", "SSIM", "LMSE"],
             is_output_node=True,
             inputs=[
                 map_input(
@@ -45,6 +45,7 @@ class CompareMaps(Node):
                 ),
                 io.Combo.Input(
                     "sizes",
+                    display_name="if sizes differ",
                     options=[REFUSE, RESIZE],
                     default=REFUSE,
                     tooltip="When the sizes differ: stop with an error, or resize the prediction (bilinear, antialiased) to the "
@@ -52,6 +53,7 @@ class CompareMaps(Node):
                 ),
                 io.Float.Input(
                     "error_top",
+                    display_name="strongest colour at",
                     default=0.0,
                     min=0.0,
                     max=1e6,

@@ -16,7 +16,7 @@ from .native.node import Node
 from .native.node_text import show_on_node
 from .native.paths import bundled_file
 from .native.schema import schema
-from .native.training.files import data_folder, data_folders, name_problem, output_folder
+from .native.training.files import data_folder, data_set_folders, name_problem, output_folder
 
 BUNDLED, BUNDLED_FOLDER = "made-up DIODE (bundled)", "diode"
 USUAL, DATA = "usual", "data"
@@ -59,7 +59,7 @@ class LoadDataSet(Node):
                 ),
                 io.Combo.Input(
                     "folder",
-                    options=[BUNDLED, *data_folders()],
+                    options=[BUNDLED, *data_set_folders()],
                     default=BUNDLED,
                     tooltip="A folder in ComfyUI's input that holds the unpacked data set (a link will do), or four rendered rooms in "
                     "DIODE's layout that come with the pack.",
@@ -72,10 +72,20 @@ class LoadDataSet(Node):
                     tooltip="Part of the data set; usual: the one that results are given for.",
                 ),
                 io.Int.Input(
-                    "first", default=0, min=0, max=10_000_000, tooltip="Pictures to leave out at the start, in order of their names."
+                    "first",
+                    display_name="leave out first",
+                    default=0,
+                    min=0,
+                    max=10_000_000,
+                    tooltip="Pictures to leave out at the start, in order of their names.",
                 ),
                 io.Int.Input(
-                    "count", default=8, min=0, max=10_000_000, tooltip="How many pictures; 0: all. They are held in memory together."
+                    "count",
+                    display_name="how many",
+                    default=8,
+                    min=0,
+                    max=10_000_000,
+                    tooltip="How many pictures; 0: all. They are held in memory together.",
                 ),
             ],
             outputs=[
@@ -127,7 +137,17 @@ class EvaluateMaps(Node):
                 "Measures maps against a data set, picture by picture, as `python -m intrinsic_lab.evaluate` does: means with 95 % "
                 "intervals, a CSV file, and a sheet of the best, the median and the worst picture."
             ),
-            search_aliases=["benchmark", "metrics", "angular error", "AbsRel", "delta1", "confidence interval", "CSV", "MoGe", "Marigold"],
+            search_aliases=[
+                "benchmark",
+                "metrics",
+                "angular error",
+                "AbsRel",
+                "delta1",
+                "confidence interval",
+                "CSV",
+                "evaluate MoGe",
+                "evaluate Marigold",
+            ],
             is_output_node=True,
             is_input_list=True,
             inputs=[

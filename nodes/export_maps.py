@@ -20,6 +20,7 @@ from ..training.atomic import write_json
 from .native.camera import camera_inputs, in_metres
 from .native.map_files import About, write_exr, write_mesh, write_textures
 from .native.map_sockets import Maps, data_of
+from .native.node import Node
 from .native.node_text import show_on_node
 from .native.schema import schema
 
@@ -61,7 +62,7 @@ def _mesh_inputs() -> list[io.Input]:
     ]
 
 
-class ExportMaps(io.ComfyNode):
+class ExportMaps(Node):
     """MAPS or single maps -> files in the output folder."""
 
     @classmethod

@@ -59,8 +59,7 @@ class ApplyIntrinsicLoRA(Node):
                 "ilora",
                 "intrinsic lora",
                 "normal map lora",
-                "depth lora",
-                *MAPS,
+                *(f"lora for {name}" for name in MAPS),
                 "load intrinsic lora",
             ],
             # Says again what was taken when the model comes from the cache.
@@ -203,6 +202,7 @@ def merged_map_input() -> io.Input:
     """Which map a merged LoRA makes, for a node that extracts in one step."""
     return io.Combo.Input(
         "merged_map",
+        display_name="map of a merged LoRA",
         options=[NO_MERGED_MAP, *MAPS],
         default=NO_MERGED_MAP,
         tooltip="If the LoRA of one map was merged by core's LoraLoader instead: which map that is. Otherwise 'none'. A merged "
@@ -228,6 +228,9 @@ class ExtractIntrinsicMaps(Node):
                 "normal map",
                 "depth map",
                 *MAPS,
+                "roughness map",
+                "metallic map",
+                "roughness metallic",
                 "delight",
                 "intrinsic decomposition",
                 "i-lora",

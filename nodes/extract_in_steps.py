@@ -146,7 +146,7 @@ class DecodeIntrinsicMap(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="IntrinsicLabDecodeMap",
-            display_name="Decode Intrinsic Map",
+            display_name="Decode Sampled Map (I-LoRA)",
             category=CATEGORY,
             description=(
                 "What a sampler made with one intrinsic LoRA, as the map's data: unclamped, in this pack's convention, like the outputs of "

@@ -173,7 +173,7 @@ class FormatDepth(Node):
             category=CATEGORY,
             description="Chooses the range of depth data (per picture, per sequence, fixed, raw) and whether near is bright or "
             "dark; gives the range as numbers.",
-            search_aliases=["normalize depth", "depth map", "invert depth", "depth range", "depth flicker", "remap depth"],
+            search_aliases=["normalize depth", "depth to picture", "invert depth", "depth range", "depth flicker", "remap depth"],
             inputs=[
                 map_input("depth", "Depth data, larger is farther: relative (0 to 1) or metric. The mean of its channels is taken."),
                 io.DynamicCombo.Input(
@@ -264,6 +264,7 @@ def _taken_map(default: str) -> io.Input:
     """Which map of a bundle a node takes that serves several."""
     return io.Combo.Input(
         "taken_map",
+        display_name="map to take",
         options=list(MAPS),
         default=default,
         optional=True,  # graphs saved before there were bundles have none
@@ -282,7 +283,7 @@ class FormatColor(Node):
             display_name="Format Albedo or Shading",
             category=CATEGORY,
             description="Turns linear albedo or shading into sRGB for the eye, or keeps it linear for calculation, with exposure in stops.",
-            search_aliases=["linear to srgb", "gamma", "exposure", "washed out albedo", "tone"],
+            search_aliases=["linear to srgb", "gamma", "exposure", "washed out albedo", "tone", "exr", "linear exr"],
             inputs=[
                 map_input("map", "Albedo, shading or specular data: LINEAR (not sRGB), nominally 0 to 1, as this pack gives it."),
                 io.Combo.Input(

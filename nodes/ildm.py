@@ -141,7 +141,8 @@ class CombineSchedules(Node):
             category=CATEGORY,
             description=(
                 "Combines schedules: the product or the maximum of two, times a factor, times a table over the timestep, kept to some "
-                "blocks. With nothing connected it is the constant `factor`: 1 is how the network was trained, 0 exchanges nothing."
+                "blocks. With nothing connected it is the constant `factor`: 1 is how the network was trained, at 0 the "
+                "picture does not see its intrinsics."
             ),
             search_aliases=["i-ldm", "weight schedule", "constant schedule", "multiply schedules", "cross-domain"],
             inputs=[
@@ -277,11 +278,11 @@ class JointLatent(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="IntrinsicLabJointLatent",
-            display_name="Make Joint Latent",
+            display_name="Make Joint Latent (I-LDM)",
             category=CATEGORY,
             description=(
                 "Doubles a latent batch for a MODEL from Apply Cross-Domain Attention: first all pictures, then the intrinsics of each, "
-                "every pair with the same starting noise. Split Domains takes them apart after sampling."
+                "every pair with the same starting noise. Split Joint Latent takes them apart after sampling."
             ),
             search_aliases=["i-ldm", "pair latents", "double batch", "joint generation"],
             inputs=[
@@ -349,7 +350,7 @@ class SplitDomains(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="IntrinsicLabSplitDomains",
-            display_name="Split Domains",
+            display_name="Split Joint Latent (I-LDM)",
             category=CATEGORY,
             description="Takes a sampled Joint Latent apart: the pictures for VAE Decode, the intrinsics for Decode Intrinsics.",
             search_aliases=["i-ldm", "unpair latents", "joint generation"],

@@ -25,7 +25,7 @@ class LoadIntrinsicVAE(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="IntrinsicLabLoadIntrinsicVAE",
-            display_name="Load Intrinsic VAE",
+            display_name="Load Intrinsic VAE (I-LDM)",
             category=CATEGORY,
             description=(
                 "Loads the VAE of the intrinsic maps, which puts depth, normals, segmentation and lines of a picture into one latent "
@@ -73,7 +73,7 @@ class EncodeIntrinsics(Node):
         }
         return schema(
             node_id="IntrinsicLabEncodeIntrinsics",
-            display_name="Encode Intrinsics",
+            display_name="Encode Intrinsics (I-LDM)",
             category=CATEGORY,
             description=(
                 "Puts depth, normals, segmentation and lines into one latent, of the size the base model's own VAE would give. Maps that "
@@ -100,7 +100,7 @@ class DecodeIntrinsics(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="IntrinsicLabDecodeIntrinsics",
-            display_name="Decode Intrinsics",
+            display_name="Decode Intrinsics (I-LDM)",
             category=CATEGORY,
             description=(
                 "Takes depth, normals, segmentation and lines out of an intrinsic latent. The maps are float data, never clamped; the "
@@ -109,7 +109,7 @@ class DecodeIntrinsics(Node):
             search_aliases=["i-ldm", "vae decode", "decode maps", "depth", "normals", "segmentation", "line drawing"],
             inputs=[
                 IntrinsicVae.Input("intrinsic_vae", tooltip="From Load Intrinsic VAE."),
-                io.Latent.Input("intrinsic_latent", tooltip="The intrinsics from Split Domains, or from Encode Intrinsics."),
+                io.Latent.Input("intrinsic_latent", tooltip="The intrinsics from Split Joint Latent, or from Encode Intrinsics."),
             ],
             outputs=[io.Image.Output(name.upper(), display_name=name, tooltip=kind.tooltip) for name, kind in INTRINSICS.items()],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],

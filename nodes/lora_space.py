@@ -28,7 +28,7 @@ NAME_TOOLTIP = "Connect it to lora_name of Load LoRA."
 
 
 def _parts_input() -> io.Combo.Input:
-    return io.Combo.Input("subnetwork", options=list(SUBNETWORKS), default="all", tooltip=PARTS_TOOLTIP)
+    return io.Combo.Input("subnetwork", display_name="weights that count", options=list(SUBNETWORKS), default="all", tooltip=PARTS_TOOLTIP)
 
 
 def _about(entry: Entry) -> str:
@@ -74,7 +74,9 @@ class IndexLoRAs(Node):
                 ),
             ],
             outputs=[
-                Index.Output("LORA_INDEX", display_name="lora_index", tooltip="For Find Similar LoRAs, Map LoRAs, Find Duplicate LoRAs."),
+                Index.Output(
+                    "LORA_INDEX", display_name="lora_index", tooltip="For Find Similar LoRAs, Draw LoRA Map, Find Duplicate LoRAs."
+                ),
                 io.String.Output("STATISTICS", display_name="statistics", tooltip="What was found, and every file that could not be read."),
             ],
         )
@@ -128,23 +130,31 @@ class FindSimilarLoRAs(Node):
             is_output_node=True,
             inputs=[
                 Index.Input("lora_index", tooltip=INDEX_TOOLTIP),
-                io.Combo.Input("query", options=lora_collection.lora_names(), tooltip="The LoRA that others shall resemble."),
-                io.Int.Input("k", default=5, min=1, max=100, tooltip="How many to find."),
+                io.Combo.Input(
+                    "query",
+                    display_name="like this LoRA",
+                    options=lora_collection.lora_names(),
+                    tooltip="The LoRA that others shall resemble.",
+                ),
+                io.Int.Input("k", display_name="how many", default=5, min=1, max=100, tooltip="How many to find."),
                 _parts_input(),
                 io.String.Input(
                     "also_like",
+                    display_name="and like these",
                     default="",
                     optional=True,
                     tooltip="More LoRAs to resemble, names with | between: the middle of all of them is searched for.",
                 ),
                 io.String.Input(
                     "unlike",
+                    display_name="but unlike these",
                     default="",
                     optional=True,
                     tooltip="LoRAs to stay away from, names with | between: they are subtracted from the query.",
                 ),
                 io.Int.Input(
                     "exact_candidates",
+                    display_name="compared exactly",
                     default=50,
                     min=0,
                     max=500,
@@ -230,7 +240,7 @@ class LoRAMap(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="IntrinsicLabLoRAMap",
-            display_name="Map LoRAs",
+            display_name="Draw LoRA Map",
             category=CATEGORY,
             description=(
                 "Draws all LoRAs of an index as a map: what lies together does alike. Groups are named by their folders or training tags. "
@@ -370,7 +380,7 @@ class BlendLoRAs(Node):
             is_input_list=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model to apply them to. It is not changed."),
-                io.AnyType.Input("lora_names", tooltip="lora_names of Find Similar LoRAs, or lora_name of Map LoRAs."),
+                io.AnyType.Input("lora_names", tooltip="lora_names of Find Similar LoRAs, or lora_name of Draw LoRA Map."),
                 io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="Of all together; 1 is one LoRA's worth."),
                 io.Clip.Input("clip", optional=True, tooltip="The text encoder, for LoRAs that change it too."),
                 io.Float.Input(
@@ -391,7 +401,7 @@ class BlendLoRAs(Node):
     def execute(cls, model: list, lora_names: list, strength: list, clip: list | None = None, weights: list | None = None) -> io.NodeOutput:
         names = [name for name in lora_names if name != NONE]
         if not names:
-            raise ValueError("No LoRA came to blend: connect lora_names of Find Similar LoRAs, or select a LoRA in Map LoRAs.")
+            raise ValueError("No LoRA came to blend: connect lora_names of Find Similar LoRAs, or select a LoRA in Draw LoRA Map.")
         weights = weights or [1.0]
         if len(weights) not in (1, len(names)):
             raise ValueError(f"{len(weights)} weights came for {len(names)} LoRAs: connect the scores of the same search, or none.")

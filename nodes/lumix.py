@@ -24,10 +24,12 @@ PUBLISHED, BY_SIZE, FIXED = "LumiX", "by size (FLUX)", "fixed"
 MAP_TOOLTIPS = {name: map_kind(kind).meaning for name, kind in KINDS.items()}
 # Of IntrinsiX; outputs that came later.
 MATERIAL_OUTPUT = io.Latent.Output(
-    MATERIAL.upper(), display_name=MATERIAL, tooltip="Roughness (red) and metallic (green) of IntrinsiX, as a latent: for Decode Maps."
+    MATERIAL.upper(),
+    display_name=MATERIAL,
+    tooltip="Roughness (red) and metallic (green) of IntrinsiX, as a latent: for Decode Map Latents.",
 )
 BUNDLED_LORAS = {"nano/lumix": "nano_lumix.safetensors"}
-BATCH_TOOLTIP = "All maps in one batch, map by map: for Split Maps, Decode Maps, or another sampling."
+BATCH_TOOLTIP = "All maps in one batch, map by map: for Split Map Latents, Decode Map Latents, or another sampling."
 ATTENTION_TOOLTIP = (
     "How maps meet. query-broadcast: every map reads with the colour map's queries (LumiX). cross-intrinsic: every map reads all maps "
     "(IntrinsiX; five times the attention). separate: they meet only through noise and prompt."
@@ -68,6 +70,8 @@ class ApplyTensorLoRA(Node):
                 "text to intrinsic",
                 "intrinsic decomposition",
                 "text to pbr",
+                "flux maps",
+                "flux material",
                 "text to albedo depth normal",
             ],
             inputs=[
@@ -169,7 +173,7 @@ class MapLatents(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="IntrinsicLabMapLatents",
-            display_name="Make Map Latents",
+            display_name="Make Map Latents (LumiX)",
             category=CATEGORY,
             description=(
                 "One latent for all maps of a scene, every map with the same starting noise. Connect maps you have, and they are kept "
@@ -204,7 +208,7 @@ class MapSigmas(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="IntrinsicLabMapSigmas",
-            display_name="Make Map Sigmas",
+            display_name="Make Map Sigmas (LumiX)",
             category=CATEGORY,
             description="Noise levels for a FLUX that makes maps: LumiX was published with another time shift than ComfyUI gives FLUX.",
             search_aliases=["lumix", "scheduler", "time shift", "flux sigmas"],
@@ -219,7 +223,13 @@ class MapSigmas(Node):
                     f"1024. {FIXED}: the number below.",
                 ),
                 io.Float.Input(
-                    "mu", default=1.15, min=-2.0, max=5.0, step=0.01, tooltip=f"The time shift where `shift` is '{FIXED}': 0 is none."
+                    "mu",
+                    display_name="fixed shift (mu)",
+                    default=1.15,
+                    min=-2.0,
+                    max=5.0,
+                    step=0.01,
+                    tooltip=f"The time shift where `shift` is '{FIXED}': 0 is none.",
                 ),
             ],
             outputs=[io.Sigmas.Output("SIGMAS", display_name="sigmas", tooltip="For SamplerCustomAdvanced.")],
@@ -267,7 +277,7 @@ class SplitMaps(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="IntrinsicLabSplitMaps",
-            display_name="Split Maps",
+            display_name="Split Map Latents (LumiX)",
             category=CATEGORY,
             description="Takes sampled maps apart: a latent for each map, for VAE Decode or to be given to another sampling.",
             search_aliases=["lumix", "unbatch maps"],
@@ -287,7 +297,7 @@ class DecodeMaps(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="IntrinsicLabDecodeMaps",
-            display_name="Decode Maps",
+            display_name="Decode Map Latents (LumiX)",
             category=CATEGORY,
             description=(
                 "Sampled maps as data, like those of Extract Intrinsic Maps: normals -1 to 1, depth larger is farther, albedo and "

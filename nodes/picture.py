@@ -43,9 +43,12 @@ class PictureToMaps(Node):
             category="intrinsic lab",
             description="Normals, depth, albedo and shading of a picture, ready to look at, to save and to feed a ControlNet. Runs as "
             "it is with the bundled model; choose a checkpoint and LoRAs for photos. `maps` gives the same as data.",
+            # The front end's search puts first what it finds in more of a node's aliases.
             search_aliases=[
-                *("photo to maps", "image to maps", "normal map", "depth map", "albedo", "base color", "shading", "delight", "material"),
-                *("intrinsic decomposition", "pbr", "surface normals", "controlnet preprocessor", "i-lora", "start here"),
+                *("photo to maps", "image to maps", "normal map", "photo to normal map", "normal map from image"),
+                *("depth map", "photo to depth map", "depth map from image", "base color", "base color from photo", "albedo", "shading"),
+                *("delight", "delight photo", "material", "material from photo", "material maps", "pbr", "pbr maps", "photo to pbr"),
+                *("intrinsic decomposition", "surface normals", "controlnet preprocessor", "i-lora", "start here"),
             ],
             is_output_node=True,
             enable_expand=True,

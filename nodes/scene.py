@@ -55,6 +55,7 @@ def _scene_inputs(seed: str, frames: io.Int.Input) -> list[io.Input]:
         frames,
         io.Combo.Input(
             "kind",
+            display_name="kind of scene",
             options=[*KINDS, WORLD],
             default=KINDS[0],
             optional=True,  # graphs saved before there were kinds have none

@@ -32,7 +32,17 @@ class ExtractSequence(Node):
                 "flicker: depth gets one scale and shift for the whole sequence, and frames may look at an anchor frame. A few frames at a "
                 "time, so that long videos need no more memory than their frames and maps take."
             ),
-            search_aliases=["video depth", "video normals", "temporal consistency", "flicker", "animation", "frames", *MAPS],
+            search_aliases=[
+                "video depth",
+                "depth video",
+                "video to maps",
+                "video normals",
+                "temporal consistency",
+                "flicker",
+                "animation",
+                "frames",
+                *MAPS,
+            ],
             has_intermediate_output=True,
             inputs=[
                 *model_inputs(),

@@ -28,6 +28,7 @@ from .native.training.files import (
     lora_destination,
     maps_in,
     name_problem,
+    pair_folders,
     run_folder,
 )
 from .native.training.session import Settings, Trained, Trainer, train_in_graph
@@ -36,7 +37,10 @@ CATEGORY = "intrinsic lab/training"
 FIRST_STEPS = 1000
 ADAPTERS = ("attention", "transformer", "wide")
 LORAS = (TENSOR, FUSED, SEPARATE)
-LAYOUT = "Rendered scenes with exact maps, or a folder in ComfyUI's input: image/NAME.png with MAP/NAME.png, or NAME.png with NAME_MAP.png."
+LAYOUT = (
+    "Rendered scenes with exact maps, or a folder in ComfyUI's input that holds pairs: image/NAME.png with MAP/NAME.png, or NAME.png with "
+    "NAME_MAP.png. Other folders are not listed."
+)
 
 
 def _first_inputs(trainer: str, kinds: str, *own: io.Input, data: str = "") -> list[io.Input]:
@@ -49,7 +53,7 @@ def _first_inputs(trainer: str, kinds: str, *own: io.Input, data: str = "") -> l
             "It is not changed.",
         ),
         *own,
-        io.Combo.Input("data", options=[SCENES, *data_folders()], default=SCENES, tooltip=f"{LAYOUT}{data}"),
+        io.Combo.Input("data", options=[SCENES, *pair_folders()], default=SCENES, tooltip=f"{LAYOUT}{data}"),
     ]
 
 
@@ -96,8 +100,8 @@ def _more_inputs(*own: io.Input, colors: bool = True) -> list[io.Input]:
             advanced=True,
             tooltip="How many scenes are rendered. Not used with a folder.",
         ),
-        _choice("normals", tuple(NORMAL_FILES.readings), f"Of a folder's normals. {NORMAL_FILES.meanings}."),
-        _choice("depth", tuple(DEPTH_FILES.readings), f"Of a folder's depth pictures. {DEPTH_FILES.meanings}."),
+        _choice("normals", tuple(NORMAL_FILES.readings), f"Of a folder's normals. {NORMAL_FILES.meanings}.", "normals in files"),
+        _choice("depth", tuple(DEPTH_FILES.readings), f"Of a folder's depth pictures. {DEPTH_FILES.meanings}.", "depth in files"),
         _choice("mixed_precision", ("no", "bf16", "fp16"), "Number format of the passes. bf16 halves the memory on newer cards."),
         io.Int.Input(
             "checkpoint_every",
@@ -110,12 +114,16 @@ def _more_inputs(*own: io.Input, colors: bool = True) -> list[io.Input]:
         ),
     ]
     if colors:
-        shared.insert(3, _choice("colors", tuple(COLOR_FILES.readings), "Of a folder's albedo, shading and specular pictures."))
+        tooltip = f"Of a folder's albedo, shading and specular pictures. {COLOR_FILES.meanings}."
+        shared.insert(3, _choice("colors", tuple(COLOR_FILES.readings), tooltip, "colors in files"))
     return [*own, *shared]
 
 
-def _choice(name: str, options: tuple[str, ...], tooltip: str) -> io.Combo.Input:
-    return io.Combo.Input(name, options=list(options), default=options[0], optional=True, advanced=True, tooltip=tooltip)
+def _choice(name: str, options: tuple[str, ...], tooltip: str, label: str | None = None) -> io.Combo.Input:
+    """label: what the node shows where the name alone says too little."""
+    return io.Combo.Input(
+        name, display_name=label, options=list(options), default=options[0], optional=True, advanced=True, tooltip=tooltip
+    )
 
 
 def _rank(default: int) -> io.Int.Input:
@@ -159,9 +167,9 @@ class _Training(Node):
 
     @classmethod
     def train(cls, settings: Settings, trainer: Trainer) -> io.NodeOutput:
-        """Runs the trainer and shows its loss curve."""
+        """Runs the trainer and shows its loss curve, with a sample where the trainer gives one."""
         trained: Trained = train_in_graph(settings, cls.destination(settings.name), trainer)
-        return io.NodeOutput(trained.name, trained.curve, trained.report, ui=ui.PreviewImage(trained.curve, cls=cls))
+        return io.NodeOutput(trained.name, trained.curve, trained.report, ui=ui.PreviewImage(trained.shown, cls=cls))
 
 
 class TrainLoRA(_Training):
@@ -192,6 +200,7 @@ class TrainLoRA(_Training):
                         ADAPTERS,
                         "Which layers learn. attention: the paper's; transformer: feed-forward too; wide: convolutions too, best for the "
                         "nano model.",
+                        "layers that learn",
                     ),
                     _checkpointing(),
                 ),
@@ -230,7 +239,9 @@ class TrainLoRA(_Training):
                 gradient_checkpointing=gradient_checkpointing,
                 method=method,
             )
-            return config, lambda watcher: train_intrinsic_lora(config, report=watcher.step, on_encoded=watcher.encoded)
+            return config, lambda watcher: train_intrinsic_lora(
+                config, report=watcher.step, on_encoded=watcher.encoded, on_sample=watcher.sampled
+            )
 
         return cls.train(Settings(**shared), trainer)
 
@@ -257,7 +268,7 @@ class TrainIntrinsicVAE(_Training):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="IntrinsicLabTrainIntrinsicVAE",
-            display_name="Train Intrinsic VAE",
+            display_name="Train Intrinsic VAE (I-LDM)",
             category=CATEGORY,
             description=(
                 "Trains the VAE that puts depth, normals, segmentation and lines of a picture into one latent (I-LDM), from the base "
@@ -369,7 +380,7 @@ class TrainTensorLoRA(_Training):
                         ATTENTIONS[::-1],
                         "How maps meet. query-broadcast is LumiX's. Apply Tensor LoRA reads it from the file.",
                     ),
-                    _choice("lora", LORAS, "How the update across maps is built. tensor: LumiX's, shared cores."),
+                    _choice("lora", LORAS, "How the update across maps is built. tensor: LumiX's, shared cores.", "form of the LoRA"),
                     _choice(
                         "base_dtype",
                         ("float32", "bfloat16", "float16"),

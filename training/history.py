@@ -5,12 +5,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .atomic import write_atomically, write_text
 
 # So many numbers of a run of any length; the later half of them belongs to consecutive steps.
 MOST_LOSSES = 20_000
+# Read on the front end's dark nodes and on its light ones: the picture brings its ground.
+BACKGROUND, GRID, TEXT, DIM, BRIGHT = "#16181d", "#30343c", "#c8ccd4", "#566a88", "#ffc857"
 
 
 @dataclass
@@ -50,27 +53,53 @@ def save_history(history: History, folder: Path) -> None:
     write_atomically(folder / "loss.png", lambda path: loss_curve(history).save(path, format="PNG"))
 
 
-def loss_curve(history: History, width: int = 640, height: int = 320):
-    """The losses on a logarithmic scale as a PIL image: each step in grey, a running mean in black."""
-    from PIL import Image, ImageDraw
-
-    picture = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(picture)
+def loss_curve(history: History, width: int = 640, height: int = 320, seconds_left: float | None = None) -> Image.Image:
+    """The losses on a logarithmic scale: each step dim, a running mean bright, on dark. seconds_left: of a run that is not over."""
+    picture = Image.new("RGB", (width, height), BACKGROUND)
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
     values = torch.tensor(history.losses).clamp(min=1e-8).log10()
     low, high = values.min().item(), max(values.max().item(), values.min().item() + 1e-3)
     smooth = max(1, len(values) // 50)
     padded = torch.cat([values[:1].expand(smooth - 1), values])
     mean = padded.unfold(0, smooth, 1).mean(-1)
-    x = 40 + (torch.tensor(history.loss_steps, dtype=torch.float64) - 1) / max(1, history.steps - 1) * (width - 50)
+    left, right, top, bottom = 78, width - 14, 40, height - 34
+    x = left + (torch.tensor(history.loss_steps, dtype=torch.float64) - 1) / max(1, history.steps - 1) * (right - left)
 
-    def points(curve: Tensor) -> list[tuple[float, float]]:
-        y = 20 + (high - curve) / (high - low) * (height - 50)
-        return list(zip(x.tolist(), y.tolist(), strict=True))
+    def height_of(value: Tensor) -> Tensor:
+        return top + (high - value) / (high - low) * (bottom - top)
 
-    for curve, color in ((values, "#c8c8c8"), (mean, "black")):
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        value = low + share * (high - low)
+        y = height_of(torch.tensor(value)).item()
+        pen.line([(left, y), (right, y)], fill=GRID)
+        pen.text((left - 8, y), f"{10**value:.3g}", TEXT, font, anchor="rm")
+    for curve, color, line_width in ((values, DIM, 1), (mean, BRIGHT, 3)):
         if len(curve) > 1:
-            pen.line(points(curve), fill=color)
-    pen.text((4, 12), f"{10**high:.3g}", fill="black")
-    pen.text((4, height - 38), f"{10**low:.3g}", fill="black")
-    pen.text((width // 2 - 60, height - 16), f"loss over {history.steps} steps", fill="black")
+            pen.line(list(zip(x.tolist(), height_of(curve).tolist(), strict=True)), color, line_width)
+    pen.text((left, bottom + 8), "1", TEXT, font)
+    pen.text((right, bottom + 8), f"step {history.steps:,}", TEXT, font, anchor="ra")
+    told = f"loss {10 ** mean[-1].item():.3g}" + ("" if seconds_left is None else f"  ·  {spoken_time(seconds_left)} left")
+    pen.text((left, 10), told, TEXT, font)
     return picture
+
+
+def with_sample(curve: Image.Image, sample_nhwc: Tensor) -> Image.Image:
+    """The curve with a row of pictures (0..1: picture, map so far, true map) below it, in the curve's width."""
+    side = curve.width // len(sample_nhwc)
+    tall = round(side * sample_nhwc.shape[1] / sample_nhwc.shape[2])
+    sheet = Image.new("RGB", (curve.width, curve.height + 26 + tall), BACKGROUND)
+    sheet.paste(curve)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for number, (name, pixels) in enumerate(zip(("picture", "learnt so far", "true"), sample_nhwc, strict=True)):
+        shown = Image.fromarray((pixels.float().cpu() * 255).round().byte().numpy())
+        sheet.paste(shown.resize((side, tall), Image.Resampling.BILINEAR), (number * side, curve.height + 26))
+        pen.text((number * side + 6, curve.height + 4), name, TEXT, font)
+    return sheet
+
+
+def spoken_time(seconds: float) -> str:
+    """As a person says it: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

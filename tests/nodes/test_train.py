@@ -10,7 +10,7 @@ import torch
 from intrinsic_lab.nodes import train
 from intrinsic_lab.nodes.native.training import files as training_files
 from intrinsic_lab.nodes.native.training import session as training
-from intrinsic_lab.nodes.native.training.files import Destination, lora_destination, name_problem, publish, require_free
+from intrinsic_lab.nodes.native.training.files import SCENES, Destination, lora_destination, name_problem, publish, require_free
 from intrinsic_lab.nodes.native.training.session import Settings, Watcher, require_packages, train_in_graph, training_session
 from intrinsic_lab.tools.comfyui_source import ROOT
 from intrinsic_lab.training.history import History
@@ -68,6 +68,24 @@ def test_only_folders_of_the_input_directory_are_data(tmp_path):
     for name in ("../secret", str(tmp_path / "secret"), ".hidden", "file.png", ""):
         with pytest.raises(ValueError, match="There is no data folder"):
             training_files.data_folder(name)
+
+
+def test_lists_offer_only_folders_that_hold_what_the_node_reads(tmp_path):
+    for file in (
+        "3d/model.glb",
+        "empty/notes.txt",
+        "photos/a.png",
+        "flat/a.png",
+        "flat/a_depth.png",
+        "deep/image/a.png",
+        "deep/normal/a.png",
+    ):
+        (tmp_path / "input" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "input" / file).touch()
+    assert training_files.pair_folders() == ["deep", "flat"]
+    assert training_files.data_set_folders() == ["deep", "flat", "photos"]
+    [data] = [one for one in train.NODES[0].define_schema().inputs if one.id == "data"]
+    assert data.options == [SCENES, "deep", "flat"]
 
 
 def test_a_result_replaces_its_own_earlier_one_and_nothing_else(tmp_path):

@@ -5,12 +5,13 @@ import math
 import time
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from intrinsic_lab.training import history as history_module
 from intrinsic_lab.training.atomic import write_atomically
 from intrinsic_lab.training.checkpoint import CHECKPOINT, CheckpointMismatch
-from intrinsic_lab.training.history import History
+from intrinsic_lab.training.history import History, spoken_time
 from intrinsic_lab.training.loop import Interrupted, LoopConfig, learning_rate_at, step_generator, train
 from PIL import Image
 from torch import nn
@@ -145,7 +146,10 @@ def test_a_run_leaves_its_settings_and_its_loss_curve(tmp_path):
     assert "cores, torch " in config["machine"]
     assert json.loads((tmp_path / "loss.json").read_text())["losses"] == history.losses
     with Image.open(tmp_path / "loss.png") as curve:
-        assert curve.size == (640, 320) and len(curve.convert("RGB").getcolors(1 << 20)) > 2
+        # Dark, and its brightest pixels stand out.
+        assert curve.size == (640, 320) and curve.convert("L").getextrema()[1] > 180 > 60 > numpy.median(numpy.asarray(curve.convert("L")))
+    told = [spoken_time(seconds) for seconds in (7.4, 89, 734, 5370, 12000)]
+    assert told == ["7 s", "89 s", "12 min", "1 h 30 min", "3 h 20 min"]
 
 
 def test_what_a_run_has_done_is_told_without_starting_it(tmp_path):

@@ -21,6 +21,7 @@ from .adapter import add_adapter, load_adapter, save_lora
 from .config import IntrinsicLoraConfig
 from .denoising import Denoising
 from .latents import LatentPairs, downscale, vae_latents
+from .look import OnSample, with_samples
 from .noise import noise_for
 from .predict import load_base
 from .probe import save_probe
@@ -76,12 +77,13 @@ def train_intrinsic_lora(
     cache: Path | None = None,
     report: Report | None = None,
     on_encoded: OnEncoded | None = None,
+    on_sample: OnSample | None = None,
 ) -> TrainedIntrinsicLora:
     """Train (or resume) one I-LoRA and write it to `config.weights`.
 
     start: a LoRA file of this kind and rank to begin from. pairs: latents encoded before, of the same data; else they are encoded and
     kept in `cache` (the output folder by default), so that a resumed run and runs that share a cache encode nothing twice. report: see
-    `loop.train`. on_encoded: see `pairs.OnEncoded`.
+    `loop.train`. on_encoded: see `pairs.OnEncoded`. on_sample: see `look.OnSample`; only with a report, and for a single step.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     source = config.data.source(config.map)
@@ -107,6 +109,9 @@ def train_intrinsic_lora(
             pairs = LatentPairs.encode(base.vae, source, config.map, cache or config.loop.output, on_encoded)
     if len(pairs) != len(source):
         raise ValueError(f"{len(pairs)} encoded pairs came for {len(source)} pictures: encode them from the same data.")
-    task = IntrinsicLoraTask(config, base.network, base.vae, base.embed(MAPS[config.map].prompt), pairs)
+    text_1td = base.embed(MAPS[config.map].prompt)
+    task = IntrinsicLoraTask(config, base.network, base.vae, text_1td, pairs)
+    if report is not None and on_sample is not None and config.method == SINGLE:
+        report = with_samples(config, base, text_1td, report, on_sample)
     history = train(task, config.loop, report=report, settings=config.task_settings())
     return TrainedIntrinsicLora(base, config.weights, history)

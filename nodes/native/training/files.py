@@ -10,6 +10,8 @@ from pathlib import Path
 
 import folder_paths
 
+from ....data.files import SUFFIXES
+from ....methods.maps import MAPS, OTHER_MAPS
 from ....methods.plain_files import is_hidden, open_regular, read_json
 from ..loading.diffusers_folder import detect_family
 from ..loading.folder_files import ModelFolderError
@@ -22,6 +24,8 @@ RECORD = "published.json"
 FINISHED = "loss.json"
 # As `training.single_file` reads them; that room imports diffusers.
 CHECKPOINT_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth")
+# What lies at the top of a public data set, beside folders (NYUv2 is one .mat file).
+DATA_SET_FILES = {*SUFFIXES, ".mat", ".h5", ".npy", ".hdr", ".exr"}
 _LONGEST_NAME = 100
 _FORBIDDEN = re.compile(r'[\\/:*?"<>|\x00-\x1f\x7f]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -73,11 +77,36 @@ def base_path(name: str) -> Path:
 def data_folders() -> dict[str, Path]:
     """The folders in ComfyUI's input directory, by name."""
     root = Path(folder_paths.get_input_directory())
+    return {path.name: path for path in sorted(_visible(root)) if os.path.isdir(path)}
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What lies in a folder, less what is hidden; nothing in one that cannot be read: lists of nodes are made of it."""
     try:
-        names = sorted(os.listdir(root))
+        return [folder / name for name in os.listdir(folder) if not name.startswith(".")]
     except OSError:
-        return {}
-    return {name: root / name for name in names if not name.startswith(".") and os.path.isdir(root / name)}
+        return []
+
+
+def pair_folders() -> list[str]:
+    """Those of `data_folders` that hold a map in either layout of `training.folder_data`, and so not what ComfyUI itself keeps there."""
+    kinds = tuple(MAPS | OTHER_MAPS)
+    endings = tuple(f"_{name}" for name in kinds)
+
+    def holds_a_map(folder: Path) -> bool:
+        # Looked at whenever the lists of nodes are asked for: one listing of the folder, up to the first map.
+        return any(path.name in kinds or path.stem.endswith(endings) for path in _visible(folder))
+
+    return [name for name, folder in data_folders().items() if holds_a_map(folder)]
+
+
+def data_set_folders() -> list[str]:
+    """Those of `data_folders` in which a public data set can lie: they hold folders, pictures or arrays."""
+
+    def may_be_one(folder: Path) -> bool:
+        return any(path.suffix.lower() in DATA_SET_FILES or os.path.isdir(path) for path in _visible(folder))
+
+    return [name for name, folder in data_folders().items() if may_be_one(folder)]
 
 
 def data_folder(name: str) -> Path:

@@ -18,6 +18,8 @@ from ....methods.extras import extra
 from .files import SCENES, Destination, base_path, data_folder, publish, require_free, run_folder
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from ....training.config import TrainerConfig
     from ....training.folder_data import FolderData
     from ....training.history import History
@@ -85,6 +87,7 @@ class Watcher:
         self.total, self._shown = 0, 0.0
         self._bar: comfy.utils.ProgressBar | None = None
         self._kind: str | None = None
+        self._sample: Tensor | None = None
 
     def begin(self, steps: int, earlier: "History") -> None:
         """Before the trainer runs. earlier: of the part of the run that is done."""
@@ -99,11 +102,20 @@ class Watcher:
         self.history.add(loss, 0.0)
         picture = None
         if time.monotonic() - self._shown >= SECONDS_BETWEEN_PREVIEWS:
-            from ....training.history import loss_curve
-
-            picture = ("JPEG", loss_curve(self.history), None)
+            picture = ("JPEG", self.picture(seconds_left), None)
             self._shown = time.monotonic()
         self._update(self._bar_of(None, self.total), step, self.total, picture)
+
+    def sampled(self, sample_nhwc: Tensor) -> None:
+        """An `OnSample` of the I-LoRA trainer: shown from now on."""
+        self._sample = sample_nhwc
+
+    def picture(self, seconds_left: float | None = None) -> "Image":
+        """The loss curve so far, and below it the last sample if there is one."""
+        from ....training.history import loss_curve, with_sample
+
+        curve = loss_curve(self.history, seconds_left=seconds_left)
+        return curve if self._sample is None else with_sample(curve, self._sample)
 
     def _bar_of(self, kind: str | None, total: int) -> comfy.utils.ProgressBar:
         """A bar for each kind of pictures that is encoded, and one for the steps."""
@@ -124,11 +136,12 @@ class Watcher:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training node puts out. curve: `[1, h, w, 3]`, 0..1."""
+    """What a training node puts out. curve, shown: `[1, h, w, 3]`, 0..1; shown: the curve with a sample below it, if there is one."""
 
     name: str
     curve: Tensor
     report: str
+    shown: Tensor
 
 
 # What a run is to do, and the trainer that takes the callbacks.
@@ -146,6 +159,7 @@ def train_in_graph(settings: Settings, destination: Destination, trainer: Traine
     require_free(run, destination)
     with training_session():
         from ....training.checkpoint import CheckpointMismatch
+        from ....training.history import loss_curve
         from ....training.loop import Diverged, Interrupted
 
         watcher = Watcher()
@@ -167,7 +181,9 @@ def train_in_graph(settings: Settings, destination: Destination, trainer: Traine
                 "good checkpoint is kept."
             ) from error
         publish(run, config.weights, destination)
-    return Trained(destination.name, _curve(history), _report(settings, destination, done, history))
+    watcher.history = history
+    shown = _image(watcher.picture())
+    return Trained(destination.name, _image(loss_curve(history)), _report(settings, destination, done, history), shown)
 
 
 def require_packages() -> None:
@@ -236,10 +252,8 @@ def _short(value: Any) -> str:
     return "not set" if value is None else str(value)
 
 
-def _curve(history: "History") -> Tensor:
-    from ....training.history import loss_curve
-
-    return torch.from_numpy(numpy.array(loss_curve(history))).float()[None] / 255
+def _image(picture: "Image") -> Tensor:
+    return torch.from_numpy(numpy.array(picture)).float()[None] / 255
 
 
 def _report(settings: Settings, destination: Destination, earlier: int, history: "History") -> str:
