@@ -53,7 +53,8 @@ def _checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutp
                 kind = declared.get_io_type()
                 raise ValueError(f"There is no {kind}: the checkpoint it should come from holds none. Load one with a {kind} loader.")
             for value in values if schema.is_input_list and isinstance(values, list) else [values]:
-                if value is not None:
+                is_link = declared.rawLink and isinstance(value, list) and len(value) == 2
+                if value is not None and not is_link:
                     require_kind(declared.id, declared.get_io_type(), value)
         try:
             output = execute(cls, *args, **kwargs)
