@@ -3,7 +3,7 @@
 Reads the weights of every file named: 0.2 s for an SDXL LoRA. For re-ranking what the sketches found, not for whole shelves.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ import numpy
 from ..lora.cache import ReadCache
 from ..lora.delta import Delta, inner_product
 from ..lora.header import BadFile
-from ..lora.reading import read_deltas
+from ..lora.reading import deltas_of, read_deltas, repeated_modules
+from ..lora.weight_file import Reader
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ def gram(
     Raises BadFile if a query cannot be read.
     """
     cache = ReadCache()
-    held = [{delta.module: delta for delta in read_deltas(path, subnetwork, cache)} for path in queries]
-    norms = numpy.sqrt([sum(inner_product(delta, delta) for delta in query.values()) for query in held])
+    held = [_by_module(read_deltas(path, subnetwork, cache)) for path in queries]
+    norms = numpy.sqrt([sum(_inner(deltas, deltas) for deltas in query.values()) for query in held])
     inner, candidate_norms = numpy.full((len(queries), len(candidates)), numpy.nan), numpy.full(len(candidates), numpy.nan)
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -60,15 +61,34 @@ def gram(
     return Gram(inner, norms, candidate_norms)
 
 
-def _against(held: list[dict[str, Delta]], path: str | Path, subnetwork: str, cache: ReadCache) -> tuple[numpy.ndarray, float]:
+Changes = dict[str, list[Delta]]
+"""module -> its changes, which add up: a file may have one for a fused projection and one for a part of it."""
+
+
+def _by_module(deltas: Iterable[Delta]) -> Changes:
+    found: Changes = {}
+    for delta in deltas:
+        found.setdefault(delta.module, []).append(delta)
+    return found
+
+
+def _inner(first: Sequence[Delta], second: Sequence[Delta]) -> float:
+    return sum(inner_product(one, other) for one in first for other in second if one.shape == other.shape)
+
+
+def _against(held: list[Changes], path: str | Path, subnetwork: str, cache: ReadCache) -> tuple[numpy.ndarray, float]:
     row, square = numpy.zeros(len(held)), 0.0
+    met: Changes = {}
     try:
-        for delta in read_deltas(path, subnetwork, cache):
-            square += inner_product(delta, delta)
-            for place, query in enumerate(held):
-                other = query.get(delta.module)
-                if other is not None and other.shape == delta.shape:
-                    row[place] += inner_product(other, delta)
+        with Reader(path, cache) as reader:
+            repeated = repeated_modules(reader.header.layout)
+            for delta in deltas_of(reader, subnetwork):
+                # With what the module had before: |a + b|^2 = |a|^2 + 2 <a, b> + |b|^2.
+                square += inner_product(delta, delta) + 2 * _inner([delta], met.get(delta.module, ()))
+                for place, query in enumerate(held):
+                    row[place] += _inner([delta], query.get(delta.module, ()))
+                if delta.module in repeated:
+                    met.setdefault(delta.module, []).append(delta)
     except BadFile:
         return numpy.full(len(held), numpy.nan), float("nan")
     return row, square**0.5
