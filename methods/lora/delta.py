@@ -21,12 +21,16 @@ KEPT_NUMBERS = 1 << 26
 
 @dataclass(frozen=True)
 class LowRank:
-    """`scale * up @ down`: up [out, rank], down [rank, in]."""
+    """`scale * up @ down`: up [out, rank], down [rank, in]. Raises RuntimeError where they do not meet, as multiplying them would."""
 
     module: str
     down: Tensor
     up: Tensor
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.up.ndim != 2 or self.down.ndim != 2 or self.up.shape[1] != self.down.shape[0]:
+            raise RuntimeError(f"shapes {tuple(self.up.shape)} and {tuple(self.down.shape)}")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -120,12 +124,16 @@ class Full(Blockwise):
 
 @dataclass(frozen=True)
 class Hadamard(Blockwise):
-    """`scale * first * second`, element by element, of two products without scales (LoHa)."""
+    """`scale * first * second`, element by element, of two products (LoHa). Raises RuntimeError where their shapes differ."""
 
     module: str
     first: LowRank
     second: LowRank
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.first.shape != self.second.shape:
+            raise RuntimeError(f"shapes {self.first.shape} and {self.second.shape}")
 
     @property
     def shape(self) -> tuple[int, int]:

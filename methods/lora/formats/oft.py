@@ -1,8 +1,9 @@
 """OFT and BOFT (LyCORIS): W' = R W with a rotation R made of blocks. Approximate.
 
-R = (I + Q)(I - Q)^-1, Q = B - B^T for each block B, made smaller where it is longer than alpha. W is not at hand: files are compared by
-R - I, as if W were noise, which keeps angles on average: the blocks one above the other, as the module `<module>_of_base`. Of BOFT's
-product of several R, which differ in how they are permuted, the first order counts: their R - I one above the other.
+R = (I + Q)(I - Q)^-1, for OFT transposed, as in ComfyUI; Q = B - B^T for each block B, made smaller where it is longer than alpha. W is
+not at hand: files are compared by R - I, as if W were noise, which keeps angles on average: the blocks one above the other, as the module
+`<module>_of_base`. Of BOFT's product of several R, which differ in how they are permuted, the first order counts: their R - I one above
+the other.
 """
 
 import re
@@ -35,11 +36,13 @@ def _deltas(name: str, tensors: Mapping[str, Tensor], alpha: float | None) -> li
         )
     skew = blocks - blocks.transpose(-1, -2)
     length = skew.norm()
-    # Only OFT's is bounded in ComfyUI, and 0 is no bound.
-    if blocks.ndim == 3 and alpha and length > alpha:
+    # 0 is no bound.
+    if alpha and length > alpha:
         skew *= alpha / length
     one = torch.eye(size)
     rotation = (one + skew) @ torch.linalg.inv(one - skew)
+    if blocks.ndim == 3:
+        rotation = rotation.mT
     return [Full(f"{name}_of_base", (rotation - one).reshape(prod(blocks.shape[:-1]), size))]
 
 
