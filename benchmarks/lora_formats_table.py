@@ -10,6 +10,8 @@ finds are the same as in the architecture's own spelling. --structures writes `m
 import argparse
 import hashlib
 import json
+import os
+import platform
 import re
 import sys
 import tempfile
@@ -34,6 +36,7 @@ from ..tools.console import format_table
 from ..training.atomic import write_atomically
 from .lora_models import ARCHITECTURES, Target, key_map
 
+RESULTS = Path(__file__).resolve().parent / "results"
 STRUCTURES = Path(families.__file__).parent / "structures.json"
 NATIVE = "diffusion_model."
 
@@ -136,7 +139,9 @@ def write_shelf(name: str, folder: Path) -> dict[Format, Path]:
         if len(state) < 8:
             continue
         paths[form] = folder / f"{number}.safetensors"
-        save_file({key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}, paths[form])
+        # In diffusers' names nothing but metadata tells Chroma from FLUX.1 trained without its modulation.
+        metadata = {"modelspec.architecture": "chroma/lora"} if name == "Chroma" and not form.native else None
+        save_file({key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}, paths[form], metadata)
     return paths
 
 
@@ -176,10 +181,20 @@ def main() -> None:
     sys.path.insert(0, str(find_comfyui()))
     if options.structures:
         write_structures()
-    rows = []
-    for name in ARCHITECTURES:
-        rows += [{"model": name, "format": form, "found": found} for form, found in judge(name).items()]
-    print(format_table(rows))
+    rows = [{"model": name} | judge(name) for name in ARCHITECTURES]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    text = format_table([{column: row.get(column, "-") for column in columns} for row in rows])
+    cells = [found for row in rows for column, found in row.items() if column != "model"]
+    text += f"\n\n{cells.count('right')} of {len(cells)} right; -: ComfyUI has no such names"
+    print(text)
+    record = {
+        "machine": f"{platform.machine()}, CPU, {os.cpu_count()} cores",
+        "right": cells.count("right"),
+        "cells": len(cells),
+        "rows": rows,
+    }
+    write_atomically(RESULTS / "lora_formats_table.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+    write_atomically(RESULTS / "lora_formats_table.md", lambda path: path.write_text(f"```\n{text}\n```\n"))
 
 
 if __name__ == "__main__":

@@ -193,6 +193,13 @@ class Kronecker(Blockwise):
         return Kronecker(module, self.left[block:end], self.right, self.scale, None if whole else window)
 
 
+def numbers_of(delta: object) -> int:
+    """How many numbers a delta keeps in memory."""
+    return sum(
+        value.numel() if isinstance(value, Tensor) else numbers_of(value) for value in vars(delta).values() if hasattr(value, "__dict__")
+    )
+
+
 Delta = LowRank | Full | Hadamard | Kronecker
 
 

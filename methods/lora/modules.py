@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import NamedTuple
 
-from .families import base_family
+from .families import base_family, variant_of
 from .formats import ALPHA, MAGNITUDES, SUFFIXES, Format, format_of, refused_by, split_key
 from .formats.base import Sizes
 from .header import BadFile, Header, Layout, once_per_layout, text_of
@@ -27,7 +27,7 @@ class Facts:
 
     format: "lora", "loha", "lokr"..., joined by "+" where a file mixes them. approximate: it holds weights that are not read, such as a
     DoRA's magnitudes, or some whose change depends on the base model's.
-    tags: the most frequent tags of its training captions, at most 20.
+    tags: the most frequent tags of its training captions, at most 20. variant: of the base model within its family, such as "pony".
     """
 
     family: str
@@ -38,6 +38,7 @@ class Facts:
     modules: int
     approximate: bool
     tags: tuple[str, ...]
+    variant: str = ""
 
 
 class Module(NamedTuple):
@@ -146,7 +147,12 @@ def _shape(layout: Layout, key: str) -> Sequence[int]:
 def describe(header: Header) -> Facts:
     """Family, ranks, format and tags of a LoRA, from its header. Raises BadFile if it is none, or incomplete."""
     facts = _facts(header.layout)
-    return replace(facts, family=base_family(sizes_of(header.layout), header.metadata), tags=_tags(header.metadata))
+    return replace(
+        facts,
+        family=base_family(sizes_of(header.layout), header.metadata),
+        tags=_tags(header.metadata),
+        variant=variant_of(header.metadata),
+    )
 
 
 @once_per_layout

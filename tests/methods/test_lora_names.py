@@ -42,10 +42,7 @@ def test_all_names_that_comfyui_knows_for_a_module_are_one_and_its_alone(model):
 @pytest.mark.parametrize("model", ARCHITECTURES)
 def test_a_lora_is_told_and_read_alike_in_every_spelling(model):
     found = judge(model)
-    assert len(found) > 1
-    # FLUX.1's shapes; diffusers trains its blocks without the modulation that Chroma lacks.
-    same = {"family flux1"} if model == "Chroma" else set()
-    assert set(found.values()) <= {"right"} | same and "right" in found.values()
+    assert len(found) > 1 and set(found.values()) == {"right"}
 
 
 def test_the_table_of_structures_is_that_of_comfyuis_models():

@@ -3,12 +3,11 @@
 import json
 import re
 import struct
-import subprocess
-import sys
 
 import pytest
 import torch
 from intrinsic_lab.benchmarks.lora_models import network
+from intrinsic_lab.benchmarks.lora_space_scale import peak_memory, write_large_layers
 from intrinsic_lab.methods.lora.header import BadFile
 from intrinsic_lab.methods.lora.modules import describe, unread
 from intrinsic_lab.methods.lora.names import canonical_name, fused_rows
@@ -225,40 +224,11 @@ def test_a_small_file_that_asks_for_gigabytes_is_refused_before_they_are_taken(t
         list(read_deltas(path))
 
 
-SHELF = """
-import resource, sys
-from pathlib import Path
-from intrinsic_lab.methods.lora_space.index import LoraIndex
-from intrinsic_lab.methods.lora_space.gram import exact_cosines
-from intrinsic_lab.methods.lora_space.index import LoraIndex
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-folder = Path(sys.argv[1])
-with LoraIndex(folder / "index.sqlite") as index:
-    summary = index.update([folder])
-    assert len(index.entries()) == 6 and not index.problems(), index.problems()
-paths = sorted(folder.glob("lokr*"))
-assert exact_cosines(paths[:1], paths)[0].min() > -1
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
-"""
-
-
 def test_a_shelf_of_small_files_with_large_layers_needs_little_memory(tmp_path):
-    # FLUX.1's linear1 by LoKr cut within its blocks, by LoHa of high rank; the first two had a process killed at 17 GB.
-    torch.manual_seed(0)
-    for number in range(4):
-        state = {}
-        for block in range(2):
-            name, left = f"lora_unet_single_blocks_{block}_linear1", 16 if number < 3 else 32
-            state |= {f"{name}.lokr_w1": drawn(left, 16).half(), f"{name}.lokr_w2_a": drawn(21504 // left, 4).half()}
-            state |= {f"{name}.lokr_w2_b": drawn(4, 192).half()}
-        save_file(state, tmp_path / f"lokr{number}.safetensors")
-    for number in range(2):
-        ends = {"w1_a": (21504, 24), "w1_b": (24, 3072), "w2_a": (21504, 24), "w2_b": (24, 3072)}
-        state = {f"lora_unet_single_blocks_0_linear1.hada_{end}": drawn(*shape).half() for end, shape in ends.items()}
-        save_file(state, tmp_path / f"loha{number}.safetensors")
-    run = subprocess.run([sys.executable, "-c", SHELF, str(tmp_path)], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert int(run.stdout) < 400
+    # The first two had a process killed at 17 GB.
+    write_large_layers(tmp_path)
+    found = peak_memory(tmp_path)
+    assert found["MB to compare"] < found["MB before"] + 400
 
 
 BROKEN = {
