@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import re
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
@@ -31,10 +30,10 @@ from ..methods.lora.modules import describe
 from ..methods.lora.names import canonical_name, fused_rows
 from ..methods.lora.reading import read_deltas
 from ..methods.lora.weight_file import read_header
-from ..tools.comfyui_source import find_comfyui
 from ..tools.console import format_table
 from ..training.atomic import write_atomically
 from .lora_models import ARCHITECTURES, Target, key_map
+from .lumix_cost import start_comfyui
 
 RESULTS = Path(__file__).resolve().parent / "results"
 STRUCTURES = Path(families.__file__).parent / "structures.json"
@@ -178,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--structures", action="store_true", help="write the table that families are looked up in")
     options = parser.parse_args()
-    sys.path.insert(0, str(find_comfyui()))
+    start_comfyui()
     if options.structures:
         write_structures()
     rows = [{"model": name} | judge(name) for name in ARCHITECTURES]

@@ -39,8 +39,11 @@ def read_deltas(path: str | Path, subnetwork: str = "all", cache: ReadCache | No
 def deltas_of(reader: Reader, subnetwork: str = "all") -> Iterator[Delta]:
     """`read_deltas` of an open file."""
     for batch in _batches(reader, subnetwork, reuse=False):
-        for one in batch:
+        # What has been given is let go before more is read: a module may have 400 MB.
+        while batch:
+            one = batch.pop(0)
             yield from one.each() if isinstance(one, Stack) else [one]
+            del one
 
 
 def batches_of(reader: Reader, subnetwork: str = "all") -> Iterator[list[Stack | Delta]]:

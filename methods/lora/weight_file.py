@@ -96,6 +96,8 @@ class Reader:
 
     def load(self, region: Region, reuse: bool = False) -> None:
         """Reads these tensors. reuse: into the cache's memory, so that what this thread loaded like this before is good no longer."""
+        # What was loaded before goes first.
+        self._region, self._data = Region((), {}, 0), numpy.empty(0, numpy.uint8)
         data = self._cache.memory(region.size) if reuse else numpy.empty(region.size, numpy.uint8)
         for start, stop, offset in region.spans:
             self._read(start, data[offset : offset + stop - start])

@@ -103,6 +103,7 @@ def _against(held: list[Changes], path: str | Path, subnetwork: str, cache: Read
                     row[place] += _inner([delta], query.get(delta.module, ()))
                 if delta.module in repeated:
                     met.setdefault(delta.module, []).append(delta)
+                del delta
     # Whatever is odd about one candidate, the others are compared.
     except Exception:
         return numpy.full(len(held), numpy.nan), float("nan")
