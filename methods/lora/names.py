@@ -45,7 +45,7 @@ def canonical_name(spelling: str) -> str:
         number, name = encoder
         name = name.replace(".", "_")
         # Told by their names, because files number them otherwise: T5, then language models.
-        if name.startswith("encoder_block_"):
+        if re.match(r"encoder_block_|encoder_final_layer_norm$|shared$", name):
             return f"te3_{name}"
         if match := _LANGUAGE_MODEL.match(name):
             return f"te4_{name[match.end() :]}"
