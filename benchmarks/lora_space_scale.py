@@ -5,6 +5,8 @@
 - scan: LoRA files with whole headers and no data on disk (sparse), headers read, then a rescan of the unchanged shelf;
 - embedding: SDXL-shaped fp16 LoRAs of rank 16, against reading the same files and doing nothing with them;
   both for shelves whose files share their layouts (names, shapes, places), as files of one trainer do, and for a layout each;
+- memory: what a process takes at most to index, and to compare exactly, files with the largest layers there are, as LoKr, LoHa (a few
+  megabytes each) and full differences;
 - search: shelves of random vectors in a real index, loaded and asked; extrapolated to a million LoRAs.
 """
 
@@ -15,6 +17,8 @@ import platform
 import resource
 import sqlite3
 import struct
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,6 +31,7 @@ from statistics import median
 import numpy
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ..methods.lora_space.__main__ import own_process
 from ..methods.lora_space.index import LoraIndex
@@ -37,8 +42,13 @@ from ..tools.console import format_table
 from ..training.atomic import write_atomically
 
 RESULTS = Path(__file__).resolve().parent / "results"
-TARGETS = {"rescan of 10,000": "< 1 s", "embedding rate": ">= 80 % of reading", "query of 100,000": "< 10 ms"}
-PARTS = ("search", "embedding", "scan")
+TARGETS = {
+    "rescan of 10,000": "< 1 s",
+    "embedding rate": ">= 80 % of reading",
+    "query of 100,000": "< 10 ms",
+    "memory of an index": "<= 1500 MB",
+}
+PARTS = ("search", "memory", "embedding", "scan")
 # Blocks of an SDXL UNet that kohya trains: (name, transformer depth, channels).
 SDXL_BLOCKS = (
     [(f"input_blocks_{block}_1", 2, 640) for block in (4, 5)]
@@ -208,6 +218,71 @@ def _drop(shelf: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def write_large_layers(folder: Path, factors: bool = True) -> None:
+    """LoRAs whose changes are large and whose files are not: FLUX.1's linear1 by LoKr cut within its blocks and by LoHa of high rank.
+
+    Without `factors`: as full differences, which are large themselves.
+    """
+    draw = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw).half()
+
+    names = [f"lora_unet_single_blocks_{block}_linear1" for block in range(2)]
+    for number, left in enumerate((16, 16, 16, 32) if factors else ()):
+        ends = {"w1": (left, 16), "w2_a": (21504 // left, 4), "w2_b": (4, 192)}
+        state = {f"{name}.lokr_{end}": drawn(*shape) for name in names for end, shape in ends.items()}
+        save_file(state, folder / f"lokr{number}.safetensors")
+    for number in range(2):
+        ends = {"w1_a": (21504, 24), "w1_b": (24, 3072), "w2_a": (21504, 24), "w2_b": (24, 3072)}
+        if factors:
+            save_file({f"{names[0]}.hada_{end}": drawn(*shape) for end, shape in ends.items()}, folder / f"loha{number}.safetensors")
+        else:
+            save_file({f"{name}.diff": drawn(21504, 3072) for name in names}, folder / f"diff{number}.safetensors")
+
+
+# A process of its own, because what a process took at most is known for its whole life alone.
+_PEAK = """
+import json, sys, time
+from pathlib import Path
+from intrinsic_lab.methods.lora_space.gram import exact_cosines
+from intrinsic_lab.methods.lora_space.index import LoraIndex
+def peak():
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
+folder = Path(sys.argv[1])
+paths = sorted(folder.glob("*.safetensors"))
+found = {"MB before": peak()}
+with LoraIndex(folder / "index.sqlite") as index:
+    summary = index.update([folder])
+    assert summary.embedded == len(paths), summary.text()
+found["MB to index"] = peak()
+start = time.perf_counter()
+assert exact_cosines(paths[:1], paths)[0].max() > 0.999
+print(json.dumps(found | {"MB to compare": peak(), "s to compare": time.perf_counter() - start}))
+"""
+
+
+def peak_memory(folder: Path) -> dict[str, float]:
+    """Of a process that indexes a folder and compares its first file with all: MB at most, MB before it began, seconds."""
+    run = subprocess.run([sys.executable, "-c", _PEAK, str(folder)], capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise RuntimeError(run.stderr)
+    return json.loads(run.stdout)
+
+
+def measure_memory() -> list[dict]:
+    rows = []
+    for name, factors in (("LoKr, LoHa", True), ("full differences", False)):
+        with tempfile.TemporaryDirectory() as folder:
+            write_large_layers(Path(folder), factors)
+            sizes = [path.stat().st_size for path in Path(folder).iterdir()]
+            found = peak_memory(Path(folder))
+        rows.append(
+            {"shelf": name, "files": len(sizes), "MB": round(sum(sizes) / 1e6)} | {key: round(value, 1) for key, value in found.items()}
+        )
+    return rows
+
+
 def fill_index(database: Path, count: int, seed: int = 0) -> Path:
     """An index of `count` LoRAs that are not there: random unit vectors, 100 folders. Returns the path of the first."""
     LoraIndex(database).close()
@@ -291,6 +366,7 @@ def main() -> None:
     load, parts = os.getloadavg()[0], {}
     measures = {
         "search": lambda: measure_search(options.vectors),
+        "memory": measure_memory,
         "embedding": lambda: measure_embedding(options.embed),
         "scan": lambda: measure_scan(options.files),
     }

@@ -1,6 +1,7 @@
 """Finding LoRAs by their weights: index, search, map, duplicates, blend."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.sd
@@ -21,6 +22,7 @@ from .native.schema import schema
 Index = io.Custom("LORA_INDEX")
 CATEGORY = "intrinsic lab/lora space"
 ANY, NONE = "any", "none"
+# Offered before anything is indexed; the others come from what the index holds.
 FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux1", "flux2", "pixart", "wan", "qwen-image", "z-image")
 INDEX_TOOLTIP = "From Index LoRAs."
 PARTS_TOOLTIP = "Which weights count: all, only attention, only feed-forward, or only the text encoder."
@@ -34,8 +36,9 @@ def _parts_input() -> io.Combo.Input:
 def _about(entry: Entry) -> str:
     facts = entry.as_json()
     tags = ", ".join(entry.tags[:4])
-    approximate = ", DoRA: its directions only" if entry.approximate else ""
-    return f"{entry.family}, {entry.format} of rank {facts['rank']}, {entry.dtype}{approximate}" + (f"; {tags}" if tags else "")
+    approximate = ", approximate" if entry.approximate else ""
+    variant = f" ({entry.variant})" if entry.variant else ""
+    return f"{entry.family}{variant}, {entry.format} of rank {facts['rank']}, {entry.dtype}{approximate}" + (f"; {tags}" if tags else "")
 
 
 class IndexLoRAs(Node):
@@ -49,7 +52,7 @@ class IndexLoRAs(Node):
             category=CATEGORY,
             description=(
                 "Reads every LoRA of models/loras once and keeps what its weights look like, so that similar ones can be found without "
-                "generating a picture. Later runs only read new and changed files. LoRA, LoHa, LoKr and DoRA of any base, safetensors only."
+                "generating a picture. Later runs only read new and changed files. LoRA, LoHa, LoKr, DoRA and kin; safetensors."
             ),
             search_aliases=["lora library", "lora manager", "scan loras", "lora space", "organize loras"],
             is_output_node=True,
@@ -61,10 +64,11 @@ class IndexLoRAs(Node):
                 ),
                 io.Combo.Input(
                     "family",
-                    options=[ANY, *FAMILIES],
+                    options=list(dict.fromkeys([ANY, *FAMILIES, *lora_collection.indexed_families()])),
                     default=ANY,
-                    tooltip="Only LoRAs of this base model. LoRAs of different bases cannot be compared: with 'any', searches stay within "
-                    "the query's own base, the map takes the commonest.",
+                    tooltip="Only LoRAs of this base model; what the index holds joins the list when the page is loaded again. LoRAs of "
+                    "different bases cannot be compared: with 'any', searches stay within the query's own base, the map takes the "
+                    "commonest. A name that several begin with, such as wan, means the commonest of them.",
                 ),
                 io.String.Input(
                     "folder",
@@ -93,6 +97,9 @@ class IndexLoRAs(Node):
         roots = lora_collection.roots_of(collection)
         with chosen_loras.open() as index:
             summary = index.update(roots, report=lora_collection.progress_report())
+            if chosen and chosen not in (found := index.families()):
+                chosen = next((family for family in found if family.startswith(f"{chosen}-")), chosen)
+                chosen_loras = replace(chosen_loras, family=chosen)
             entries = index.entries(family=chosen, folder=chosen_loras.folder)
             counted = ", ".join(f"{name} {count}" for name, count in index.families().items())
         if not entries and (chosen or chosen_loras.folder):

@@ -1,8 +1,9 @@
 """What makes reading many LoRA files faster than reading one, many times: nothing else in this room keeps anything from file to file."""
 
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
-from threading import local
+from threading import Lock, local
 from typing import TypeVar
 
 import numpy
@@ -30,6 +31,7 @@ class ReadCache:
         self._met: set[int] = set()
         self._layouts = lru_cache(maxsize=_LAYOUTS)(partial(parse_layout, shared=True))
         self._threads = local()
+        self._large = Lock()
 
     def layout(self, text: str) -> Layout:
         """`parse_layout(text)`, the same object from the second time on while there is room."""
@@ -48,6 +50,10 @@ class ReadCache:
             kept = self._threads.memory = numpy.empty(size, numpy.uint8)
             self._threads.views = {}
         return kept
+
+    def room(self, size: int) -> AbstractContextManager:
+        """To be held by the thread that has so much more than `memory` keeps: one thread at a time."""
+        return self._large if size > _MEMORY_BYTES else nullcontext()
 
     def views(self, region: Hashable, data: numpy.ndarray, make: Callable[[], Viewed]) -> Viewed:
         """`make()`, or what it gave when the same region lay in the same `memory`."""

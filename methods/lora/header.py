@@ -19,9 +19,19 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-NUMPY_DTYPES = {torch.float64: "f8", torch.float32: "f4", torch.float16: "f2"}
+# Of single numbers beside the weights: sd-scripts' merges write alpha so.
+INTEGERS = {
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NUMPY_DTYPES = {torch.float64: "f8", torch.float32: "f4", torch.float16: "f2", torch.uint8: "u1", torch.bool: "?"}
+NUMPY_DTYPES |= {dtype: f"i{dtype.itemsize}" for dtype in (torch.int64, torch.int32, torch.int16, torch.int8)}
 # Integers of the same size for those that numpy does not have.
-_STORED = {dtype: numpy.dtype(NUMPY_DTYPES.get(dtype, f"i{dtype.itemsize}")) for dtype in DTYPES.values()}
+_STORED = {dtype: numpy.dtype(NUMPY_DTYPES.get(dtype, f"i{dtype.itemsize}")) for dtype in (*DTYPES.values(), *INTEGERS.values())}
 # Where nearly every writer puts the metadata.
 _METADATA_FIRST = re.compile(r'\s*\{\s*"__metadata__"\s*:\s*')
 
@@ -57,7 +67,7 @@ def _form(kind: str, shape: tuple[int, ...]) -> Form:
         raise TypeError
     if shape and min(shape) < 0:
         raise ValueError
-    dtype = DTYPES[kind]
+    dtype = DTYPES.get(kind) or INTEGERS[kind]
     matrix = shape if len(shape) == 2 else (shape[0] if shape else 1, prod(shape[1:]))
     return Form(kind, dtype, shape, matrix, _STORED[dtype], prod(shape) * dtype.itemsize)
 
@@ -72,6 +82,10 @@ def _tensor_info(entry: dict[str, Any]) -> TensorInfo | dict[str, Any]:
     return TensorInfo(start, stop, form) if whole else entry
 
 
+def _not_floating(name: str, kind: Any) -> str:
+    return f"{name} is stored as {kind}, floating point weights were expected: export it as fp16."
+
+
 def _what_is_wrong(name: str, entry: dict[str, Any]) -> str:
     """With an entry that `_tensor_info` could not read."""
     kind, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
@@ -79,7 +93,7 @@ def _what_is_wrong(name: str, entry: dict[str, Any]) -> str:
     if set(map(type, numbers)) != {int} or min(numbers) < 0 or numbers[-2] > numbers[-1]:
         return f"the place of {name} does not lie inside the file: it is truncated or damaged, download it again."
     if not isinstance(kind, str) or kind not in DTYPES:
-        return f"{name} is stored as {kind}, floating point weights were expected: export it as fp16."
+        return _not_floating(name, kind)
     return f"{name} has {numbers[-1] - numbers[-2]} bytes for shape {shape} in {kind}: it is damaged, download it again."
 
 
@@ -97,12 +111,14 @@ class Layout:
     shared: bool = False
     derived: dict[Any, Any] = field(default_factory=dict)
 
-    def info(self, name: str) -> TensorInfo:
-        """Of a tensor. Raises BadFile."""
+    def info(self, name: str, integers: bool = False) -> TensorInfo:
+        """Of a tensor of floating point numbers; integers: of any numbers. Raises BadFile."""
         found = self.tensors[name]
-        if isinstance(found, TensorInfo):
-            return found
-        raise BadFile(_what_is_wrong(name, found))
+        if not isinstance(found, TensorInfo):
+            raise BadFile(_what_is_wrong(name, found))
+        if not integers and found.form.kind not in DTYPES:
+            raise BadFile(_not_floating(name, found.form.kind))
+        return found
 
     def infos(self, names: Mapping[str, str]) -> dict[str, TensorInfo]:
         """Of the tensors that these keys name, key -> info, without the broken ones: `Reader.tensor` says what is wrong, in its turn."""

@@ -1,14 +1,17 @@
 """One name for a module, whatever the file calls it, and the part of the network that it belongs to.
 
 A canonical name is the diffusers module name with `_` for `.` (the dots cannot be recovered from kohya's spelling, and need not be):
-`down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q`. Text encoders begin with `te1_`, `te2_`, `te3_`.
-LDM names of UNets with two residual blocks per level (SD 1, SD 2, SDXL) and BFL names of FLUX are translated; architectures
+`down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q`. Text encoders begin with `te1_`, `te2_`
+(CLIP), `te3_` (T5) or `te4_` (language models).
+LDM names of UNets with two residual blocks per level (SD 1, SD 2, SDXL) are translated here, transformers' by `name_tables`; architectures
 whose original and diffusers names agree need no table. Sketches are seeded by these names: a change needs a new SKETCH_VERSION.
 """
 
 import re
 from functools import lru_cache
+from itertools import accumulate
 
+from .name_tables import BLOCKS, ENDS, FUSED, LINEAR1, LINEAR1_PIECES
 from .spellings import split_prefix, split_text_encoder
 
 PARTS = ("attention", "feed_forward", "text_encoder", "other")
@@ -30,28 +33,9 @@ _UNET_ENDS = {
     "label_emb_0_0": "add_embedding_linear_1",
     "label_emb_0_2": "add_embedding_linear_2",
 }
-_FLUX_DOUBLE = {
-    "img_attn_proj": "attn_to_out_0",
-    "txt_attn_proj": "attn_to_add_out",
-    "img_mod_lin": "norm1_linear",
-    "txt_mod_lin": "norm1_context_linear",
-    "img_mlp_0": "ff_net_0_proj",
-    "img_mlp_2": "ff_net_2",
-    "txt_mlp_0": "ff_context_net_0_proj",
-    "txt_mlp_2": "ff_context_net_2",
-}
-_FLUX_SINGLE = {"linear2": "proj_out", "modulation_lin": "norm_linear"}
-_FLUX_ENDS = {
-    "final_layer_linear": "proj_out",
-    "img_in": "x_embedder",
-    "txt_in": "context_embedder",
-    "time_in_in_layer": "time_text_embed_timestep_embedder_linear_1",
-    "time_in_out_layer": "time_text_embed_timestep_embedder_linear_2",
-    "vector_in_in_layer": "time_text_embed_text_embedder_linear_1",
-    "vector_in_out_layer": "time_text_embed_text_embedder_linear_2",
-    "guidance_in_in_layer": "time_text_embed_guidance_embedder_linear_1",
-    "guidance_in_out_layer": "time_text_embed_guidance_embedder_linear_2",
-}
+# ACE-Step 1.5 trains its decoder, and leaves out that it is one.
+_ACE_DECODER, _BIAS = "decoder_", "_bias"
+_LANGUAGE_MODEL = re.compile(r"(?:(?:model|language_model)_)*(?=(?:layers_\d|embed_tokens|norm$))")
 
 
 @lru_cache(maxsize=1 << 16)
@@ -59,14 +43,20 @@ def canonical_name(spelling: str) -> str:
     """Canonical name of a module as any known format spells it. Fused projections keep one name: see `fused_rows`."""
     if encoder := split_text_encoder(spelling):
         number, name = encoder
-        return f"te{number}_{name.replace('.', '_')}"
+        name = name.replace(".", "_")
+        # Told by their names, because files number them otherwise: T5, then language models.
+        if re.match(r"encoder_block_|encoder_final_layer_norm$|shared$", name):
+            return f"te3_{name}"
+        if match := _LANGUAGE_MODEL.match(name):
+            return f"te4_{name[match.end() :]}"
+        return f"te{number}_{name.removeprefix('bert_')}"
     name, _ = split_prefix(spelling)
     name = name.replace(".", "_").replace("_processor_to_", "_to_")
     if name.startswith("text_model_"):
         return f"te1_{name}"
     # The old attention processors call the output projection `to_out`, the module is `to_out.0`.
     name = f"{name}_0" if name.endswith("_to_out") else name
-    return _flux_to_diffusers(_ldm_to_diffusers(name))
+    return _in_tables(_ldm_to_diffusers(name.removeprefix(_ACE_DECODER)))
 
 
 # Names whose parts hold an underscore of their own: kohya writes every dot as an underscore.
@@ -109,32 +99,43 @@ def _ldm_to_diffusers(name: str) -> str:
     return name
 
 
-def _flux_to_diffusers(name: str) -> str:
-    if name in _FLUX_ENDS:
-        return _FLUX_ENDS[name]
-    if match := re.fullmatch(r"(double|single)_blocks_(\d+)_(.+)", name):
-        table, prefix = (_FLUX_DOUBLE, "") if match[1] == "double" else (_FLUX_SINGLE, "single_")
-        if match[3] in table:
-            return f"{prefix}transformer_blocks_{match[2]}_{table[match[3]]}"
+def _in_tables(name: str) -> str:
+    if name in ENDS:
+        return ENDS[name]
+    for pattern, start, ends in BLOCKS:
+        if (match := pattern.match(name)) and (end := name[match.end() :]) in ends:
+            return match.expand(start) + ends[end]
     return name
 
 
 def fused_rows(name: str, out: int, width: int) -> list[tuple[str, int, int]]:
-    """[(canonical name, first row, last row + 1)] of the projections that are stored as one in module `name`.
+    """[(canonical name, first row, last row + 1)] of the projections that are stored as one in module `name`, such as qkv.
 
-    out, width: rows and columns of the module. FLUX: qkv of a double block, and linear1 = qkv + mlp of a single block. A module
-    that is not fused comes back alone.
+    out, width: rows and columns of the module. A module that is not fused comes back alone.
     """
-    if not name.startswith(("double_blocks_", "single_blocks_")):
-        return [(name, 0, out)]
-    if (match := re.fullmatch(r"double_blocks_(\d+)_(img|txt)_attn_qkv", name)) and out == 3 * width:
-        ends = ("to_q", "to_k", "to_v") if match[2] == "img" else ("add_q_proj", "add_k_proj", "add_v_proj")
-        return [(f"transformer_blocks_{match[1]}_attn_{end}", row * width, (row + 1) * width) for row, end in enumerate(ends)]
-    if (match := re.fullmatch(r"single_blocks_(\d+)_linear1", name)) and out > 3 * width:
-        prefix = f"single_transformer_blocks_{match[1]}"
-        heads = [(f"{prefix}_attn_{end}", row * width, (row + 1) * width) for row, end in enumerate(("to_q", "to_k", "to_v"))]
-        return [*heads, (f"{prefix}_proj_mlp", 3 * width, out)]
-    return [(name, 0, out)]
+    if name.endswith(_BIAS):
+        return [(piece + _BIAS, start, stop) for piece, start, stop in _cut(name.removesuffix(_BIAS), out, None)]
+    return _cut(name, out, width)
+
+
+def _cut(name: str, out: int, width: int | None) -> list[tuple[str, int, int]]:
+    """width: None for a bias, whose rows are shared alike or not at all."""
+    pieces, sizes = _fused(name, out, width)
+    ends = list(accumulate(sizes))
+    return [(piece, end - size, end) for piece, size, end in zip(pieces, sizes, ends, strict=True)]
+
+
+def _fused(name: str, out: int, width: int | None) -> tuple[list[str], list[int]]:
+    """(canonical names, rows of each)."""
+    for pattern, pieces, own, like in FUSED:
+        if match := pattern.fullmatch(name):
+            first = width if own and width is not None else out // len(pieces)
+            others, left = len(pieces) - 1, out - first
+            if (like is None or width is None or out == like * width) and left >= 0 and left == others * (left // max(others, 1)):
+                return [match.expand(piece) for piece in pieces], [first, *[left // max(others, 1)] * others]
+    if (match := LINEAR1.fullmatch(name)) and width is not None and out > 3 * width:
+        return [match.expand(piece) for piece in LINEAR1_PIECES], [width, width, width, out - 3 * width]
+    return [name], [out]
 
 
 _ATTENTION = re.compile(r"(?:^|_)(?:attn\d*|self_attn|cross_attn|attention|qkv|to_[qkv]|to_out|add_[qkv]_proj)(?:_|$)")

@@ -4,8 +4,10 @@ What each kind of weights is, and how its change is made, is in `formats`. Proje
 split by their rows, exactly. Pickles are never opened.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,15 +17,14 @@ from torch import Tensor
 from .cache import ReadCache
 from .delta import Delta, Stack
 from .formats import ALPHA
+from .formats.base import Sizes, scale_of
 from .header import BadFile, Layout, TensorInfo, once_per_layout
-from .modules import Module, modules_of
+from .modules import Module, modules_of, sizes_of
 from .names import SUBNETWORKS, fused_rows, part_of
-from .scales import peft_scales
-from .spellings import split_component
 from .weight_file import Reader, Region, region_of
 
-# What is read before it is used, about.
-_BATCH_BYTES = 48 << 20
+# What is read before it is used, about; no module may take more than the second, which the largest layers of today do not.
+_BATCH_BYTES, _MODULE_BYTES = 48 << 20, 400 << 20
 
 
 def read_deltas(path: str | Path, subnetwork: str = "all", cache: ReadCache | None = None) -> Iterator[Delta]:
@@ -38,8 +39,11 @@ def read_deltas(path: str | Path, subnetwork: str = "all", cache: ReadCache | No
 def deltas_of(reader: Reader, subnetwork: str = "all") -> Iterator[Delta]:
     """`read_deltas` of an open file."""
     for batch in _batches(reader, subnetwork, reuse=False):
-        for one in batch:
+        # What has been given is let go before more is read: a module may have 400 MB.
+        while batch:
+            one = batch.pop(0)
             yield from one.each() if isinstance(one, Stack) else [one]
+            del one
 
 
 def batches_of(reader: Reader, subnetwork: str = "all") -> Iterator[list[Stack | Delta]]:
@@ -48,17 +52,25 @@ def batches_of(reader: Reader, subnetwork: str = "all") -> Iterator[list[Stack |
     return _batches(reader, subnetwork, reuse=True)
 
 
+@once_per_layout
+def repeated_modules(layout: Layout) -> frozenset[str]:
+    """Modules that have several deltas, which add up: of a fused projection, and of a part of it."""
+    pieces = Counter(piece for name, size in sizes_of(layout).items() for piece, *_ in fused_rows(name, size.out, size.width))
+    return frozenset(name for name, count in pieces.items() if count > 1)
+
+
 def _batches(reader: Reader, subnetwork: str, reuse: bool) -> Iterator[list[Stack | Delta]]:
     if subnetwork not in SUBNETWORKS:
         raise ValueError(f"there is no sub-network {subnetwork!r}: choose one of {', '.join(SUBNETWORKS)}.")
     parts = SUBNETWORKS[subnetwork]
     for batch in _plan(reader.header.layout, subnetwork):
-        reader.load(batch.region, reuse)
-        views = reader.views(lambda: [alike.views(reader) for alike in batch.alike])  # noqa: B023
-        deltas: list[Stack | Delta] = [alike.stack(reader, *looks) for alike, looks in zip(batch.alike, views, strict=True)]
-        for name, module in batch.others:
-            deltas += (piece for piece in _pieces(_delta(name, module, reader)) if part_of(piece.module) in parts)
-        yield deltas
+        with reader.room(batch.region.size):
+            reader.load(batch.region, reuse)
+            views = reader.views(lambda: [alike.views(reader) for alike in batch.alike])  # noqa: B023
+            yield [alike.stack(*looks) for alike, looks in zip(batch.alike, views, strict=True)]
+            # One at a time: some are multiplied out.
+            for name, module in batch.others:
+                yield [piece for delta in _deltas(name, module, reader) for piece in _pieces(delta) if part_of(piece.module) in parts]
 
 
 @dataclass(frozen=True)
@@ -83,9 +95,9 @@ class _Alike:
         up = [matrix if rows is None else matrix[rows] for matrix, rows in zip(up, self.rows, strict=True)]
         return down, up, [reader.number(module.keys[ALPHA]) for module in self.modules] if self.with_alpha else []
 
-    def stack(self, reader: Reader, down: list[Tensor], up: list[Tensor], alphas: list[Tensor]) -> Stack:
+    def stack(self, down: list[Tensor], up: list[Tensor], alphas: list[Tensor]) -> Stack:
         if not self.with_alpha:
-            return Stack(self.names, down, up, [_scale(module, reader, self.rank) for module in self.modules])
+            return Stack(self.names, down, up, [scale_of(None, self.rank)] * len(self.names))
         numbers = torch.empty(len(alphas), dtype=torch.float64)
         torch._foreach_copy_(list(numbers.unbind()), alphas)
         return Stack(self.names, down, up, (numbers / self.rank).tolist())
@@ -115,8 +127,13 @@ class _Located(NamedTuple):
     def size(self) -> int:
         return sum(info.stop - info.start for info in self.infos.values())
 
-    def plain_sizes(self) -> tuple[int, int, int] | None:
-        """(out, rank, in) of a whole plain LoRA; None for anything else, broken ones too: reading them says why."""
+    @property
+    def taken(self) -> int:
+        """Bytes in memory: as it is stored, or in float32."""
+        return max(self.size, 4 * sum(prod(info.form.shape) for info in self.infos.values()) if self.module.format.widened else 0)
+
+    def plain_sizes(self) -> Sizes | None:
+        """Of a whole plain LoRA; None for anything else, broken ones too: reading them says why."""
         if len(self.infos) < len(self.module.read):
             return None
         return self.module.format.plain_sizes({role: info.form.shape for role, info in self.infos.items()})
@@ -126,15 +143,18 @@ class _Located(NamedTuple):
 def _plan(layout: Layout, subnetwork: str) -> list[_Batch]:
     """Modules that the sub-network needs, as they lie in the file, in batches of about _BATCH_BYTES."""
     parts = SUBNETWORKS[subnetwork]
+    sizes = sizes_of(layout)
     located = [
         _Located(name, module, layout.infos(module.read))
         for name, module in modules_of(layout).items()
         # linear1 of a single FLUX block is attention and feed-forward in one.
-        if part_of(name) in parts or name.endswith("_linear1")
+        if any(part_of(piece) in parts for piece, *_ in fused_rows(name, sizes[name].out, sizes[name].width))
     ]
     batches: list[list[_Located]] = [[]]
     size = 0
     for one in sorted(located, key=lambda one: one.start):
+        if one.taken > _MODULE_BYTES:
+            raise BadFile(f"module {one.name} takes {one.taken >> 20} MB of memory, at most {_MODULE_BYTES >> 20} are used: leave it out.")
         if size >= _BATCH_BYTES:
             batches.append([])
             size = 0
@@ -148,7 +168,7 @@ def _batch(located: Sequence[_Located], parts: Sequence[str]) -> _Batch:
     others = []
     for one in located:
         if sizes := one.plain_sizes():
-            out, rank, width = sizes
+            rank, out, width = sizes
             with_alpha = ALPHA in one.module.keys
             pieces = fused_rows(one.name, out, width)
             for piece, start, stop in pieces:
@@ -163,27 +183,18 @@ def _batch(located: Sequence[_Located], parts: Sequence[str]) -> _Batch:
 
 def _pieces(delta: Delta) -> list[Delta]:
     rows = fused_rows(delta.module, *delta.shape)
-    return [delta] if len(rows) == 1 else [delta.rows(*row) for row in rows]
+    return [delta.rows(*row) for row in rows] if rows != [(delta.module, 0, delta.shape[0])] else [delta]
 
 
-def _delta(name: str, module: Module, reader: Reader) -> Delta:
-    tensors = {role: reader.tensor(key).float() for role, key in module.read.items() if role != ALPHA}
-    try:
-        delta = module.format.delta(name, tensors, lambda rank: _scale(module, reader, rank))
-    except (RuntimeError, IndexError):
-        shapes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in tensors.items())
-        raise BadFile(f"the shapes of module {name} do not fit together ({shapes}): export it again.") from None
+def _deltas(name: str, module: Module, reader: Reader) -> Sequence[Delta]:
+    tensors = {role: reader.tensor(key) for role, key in module.read.items() if role != ALPHA}
     if not all(map(Tensor.numel, tensors.values())):
         raise BadFile(f"module {name} holds no numbers: the file is empty, export it again.")
-    return delta
-
-
-def _scale(module: Module, reader: Reader, rank: int) -> float:
-    """Factor of the product."""
-    if ALPHA in module.keys:
-        return float(reader.number(module.keys[ALPHA])) / rank
-    component, name = split_component(module.spelling)
+    if module.format.widened:
+        tensors = {role: tensor.float() for role, tensor in tensors.items()}
+    alpha = float(reader.number(module.keys[ALPHA])) if ALPHA in module.keys else None
     try:
-        return peft_scales(reader.header.metadata, component)(name, rank)
-    except ValueError as error:
-        raise BadFile(str(error)) from None
+        return module.format.deltas(name, tensors, alpha)
+    except (RuntimeError, LookupError):
+        shapes = ", ".join(f"{role} {tuple(tensor.shape)}" for role, tensor in tensors.items())
+        raise BadFile(f"the shapes of module {name} do not fit together ({shapes}): export it again.") from None

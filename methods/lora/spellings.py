@@ -9,10 +9,17 @@ _DOTTED = (PEFT, "unet.", "transformer.", "model.diffusion_model.", "diffusion_m
 # Every dot of the name that follows is written as an underscore.
 _FLAT = ("lora_unet__", KOHYA, "lora_transformer_", "lora_prior_unet_", "lycoris_")
 _TEXT_ENCODERS = (
-    re.compile(r"^(?:lora_(?:prior_)?te(?P<number>\d?)_|text_encoder(?:_(?P<diffusers>\d))?\.)"),
-    re.compile(r"^text_encoders\.(?P<name>[a-z0-9_]+)\.(?:transformer\.)?"),
+    re.compile(r"^(?:lora_(?P<prior>prior_)?te(?P<number>\d?)_|text_encoder(?:_(?P<diffusers>\d))?\.)"),
+    re.compile(r"^text_encoders\.(?:transformer\.|(?P<name>[a-z0-9_]+)\.(?:transformer\.)?)"),
 )
 _ENCODER_NUMBERS = {"clip_l": "1", "clip_h": "1", "clip_g": "2", "t5xxl": "2"}
+# The order in which ComfyUI's loader looks for them: where a file spells a module twice, what comes later counts.
+_LOOKED_FOR = (re.compile(r"^(?:lora_unet_|text_encoders\.)"), re.compile(r"^(?:diffusion_model\.|lora_(?:prior_)?te)"))
+
+
+def precedence(spelling: str) -> int:
+    """Of two spellings of a module in one file, the one with more is what ComfyUI loads."""
+    return next((place for place, pattern in enumerate(_LOOKED_FOR) if pattern.match(spelling)), len(_LOOKED_FOR))
 
 
 def split_text_encoder(spelling: str) -> tuple[str, str] | None:
@@ -20,7 +27,11 @@ def split_text_encoder(spelling: str) -> tuple[str, str] | None:
     for pattern in _TEXT_ENCODERS:
         if match := pattern.match(spelling):
             found = match.groupdict()
-            number = _ENCODER_NUMBERS.get(found["name"], "1") if "name" in found else found["number"] or found["diffusers"] or "1"
+            if "name" in found:
+                number = _ENCODER_NUMBERS.get(found["name"] or "", "1")
+            else:
+                # Cascade's prior has the larger CLIP alone.
+                number = found["number"] or found["diffusers"] or ("2" if found["prior"] else "1")
             return number, spelling[match.end() :].removeprefix(PEFT)
     return None
 

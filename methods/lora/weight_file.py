@@ -7,6 +7,7 @@ a mapped file that another program cuts short ends the process. Format: 8 bytes 
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,8 +20,8 @@ from torch import Tensor
 from .cache import ReadCache, Viewed
 from .header import NUMPY_DTYPES, BadFile, Header, TensorInfo, parse_header
 
-# The limit of the safetensors package.
-MAX_HEADER_BYTES = 100_000_000
+# Ten times the largest LoRA's: what a header says takes some thirty times its length in memory.
+MAX_HEADER_BYTES = 20_000_000
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
 # One read, about; a tensor that is larger is read alone.
 _SPAN_BYTES, _ALIGNMENT = 4 << 20, 64
@@ -95,10 +96,16 @@ class Reader:
 
     def load(self, region: Region, reuse: bool = False) -> None:
         """Reads these tensors. reuse: into the cache's memory, so that what this thread loaded like this before is good no longer."""
+        # What was loaded before goes first.
+        self._region, self._data = Region((), {}, 0), numpy.empty(0, numpy.uint8)
         data = self._cache.memory(region.size) if reuse else numpy.empty(region.size, numpy.uint8)
         for start, stop, offset in region.spans:
             self._read(start, data[offset : offset + stop - start])
         self._region, self._data = region, data
+
+    def room(self, size: int) -> AbstractContextManager:
+        """To be held while so many bytes are in memory: one reader of a run at a time has very many."""
+        return self._cache.room(size)
 
     def views(self, make: Callable[[], Viewed]) -> Viewed:
         """`make()`, which does nothing but look at loaded tensors; made once for files that share a layout, while memory lasts."""
@@ -116,7 +123,7 @@ class Reader:
 
     def number(self, name: str) -> Tensor:
         """The only value of `name`, without dimensions. Raises BadFile as `tensor` does, and where it has another number of values."""
-        info = self.header.layout.info(name)
+        info = self.header.layout.info(name, integers=True)
         if (size := prod(info.form.shape)) != 1:
             raise BadFile(f"{name} has {size} values, one was expected: export it again.")
         return self._view(name, info, ())

@@ -7,7 +7,7 @@ locks need a local disk: do not put the file on a network share.
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 _APPLICATION = 0x494C4F52  # "ILOR"
@@ -70,6 +70,10 @@ MIGRATIONS = (
     CREATE TABLE identity (name TEXT NOT NULL);
     INSERT INTO identity SELECT lower(hex(randomblob(6)));
     """,
+    # 4: what people call the base model within its family.
+    """
+    ALTER TABLE files ADD COLUMN variant TEXT NOT NULL DEFAULT '';
+    """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)
 
@@ -91,6 +95,18 @@ def connect(database: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def families_in(database: Path) -> list[str]:
+    """Base families of the readable LoRAs in an index, most first; none where it is not there yet, or cannot be read now."""
+    if not database.is_file():
+        return []
+    try:
+        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=1)) as connection:
+            rows = connection.execute("SELECT family FROM files WHERE state = 'good' GROUP BY family ORDER BY count(*) DESC, family")
+            return [family for (family,) in rows]
+    except sqlite3.Error:
+        return []
 
 
 def _check(connection: sqlite3.Connection, database: Path) -> None:

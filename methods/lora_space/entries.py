@@ -39,6 +39,7 @@ class Entry:
     approximate: bool
     tags: tuple[str, ...]
     embedded: bool
+    variant: str = ""
 
     @property
     def folder(self) -> str:
@@ -49,7 +50,7 @@ class Entry:
         """What the command line and the nodes show of it."""
         rank = str(self.rank_min) if self.rank_min == self.rank_max else f"{self.rank_min}-{self.rank_max}"
         about = {"name": self.name, "path": self.path, "family": self.family, "format": self.format, "rank": rank, "dtype": self.dtype}
-        return about | {"approximate": True} if self.approximate else about
+        return about | {name: value for name, value in (("variant", self.variant), ("approximate", self.approximate)) if value}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Reads the weights of every file named: 0.2 s for an SDXL LoRA. For re-ranking what the sketches found, not for whole shelves.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy
 
 from ..lora.cache import ReadCache
-from ..lora.delta import Delta, inner_product
-from ..lora.header import BadFile
-from ..lora.reading import read_deltas
+from ..lora.delta import Delta, inner_product, numbers_of
+from ..lora.reading import deltas_of, read_deltas, repeated_modules
+from ..lora.weight_file import Reader
+
+# Numbers of the queries that are held at once: 400 MB.
+_HELD_NUMBERS = 100 << 20
 
 
 @dataclass(frozen=True)
@@ -39,37 +42,70 @@ def gram(
     workers: int = 2,
     report: Callable[[int, int, str], None] | None = None,
 ) -> Gram:
-    """Inner products of every query with every candidate. Queries are held in memory, candidates pass by module by module.
+    """Inner products of every query with every candidate. Queries are held in memory, the largest in parts; candidates pass by module by
+    module.
 
     A module that only one of two files has counts as 0 in the other. report(done, total, path) may raise to stop.
     Raises BadFile if a query cannot be read.
     """
     cache = ReadCache()
-    held = [{delta.module: delta for delta in read_deltas(path, subnetwork, cache)} for path in queries]
-    norms = numpy.sqrt([sum(inner_product(delta, delta) for delta in query.values()) for query in held])
-    inner, candidate_norms = numpy.full((len(queries), len(candidates)), numpy.nan), numpy.full(len(candidates), numpy.nan)
+    inner, squares = numpy.zeros((len(queries), len(candidates))), numpy.zeros(len(queries))
+    candidate_norms = numpy.full(len(candidates), numpy.nan)
     with ThreadPoolExecutor(workers) as pool:
-        try:
-            for column, (row, norm) in enumerate(pool.map(lambda path: _against(held, path, subnetwork, cache), candidates)):
-                inner[:, column], candidate_norms[column] = row, norm
-                if report:
-                    report(column + 1, len(candidates), str(candidates[column]))
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return Gram(inner, norms, candidate_norms)
+        for held in _parts(queries, subnetwork, cache):
+            squares += [sum(_inner(deltas, deltas) for deltas in query.values()) for query in held]
+            try:
+                results = pool.map(lambda path: _against(held, path, subnetwork, cache), candidates)  # noqa: B023
+                for column, (row, norm) in enumerate(results):
+                    inner[:, column] += row
+                    candidate_norms[column] = norm
+                    if report:
+                        report(column + 1, len(candidates), str(candidates[column]))
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+    return Gram(inner, numpy.sqrt(squares), candidate_norms)
 
 
-def _against(held: list[dict[str, Delta]], path: str | Path, subnetwork: str, cache: ReadCache) -> tuple[numpy.ndarray, float]:
-    row, square = numpy.zeros(len(held)), 0.0
-    try:
+Changes = dict[str, list[Delta]]
+"""module -> its changes, which add up: a file may have one for a fused projection and one for a part of it."""
+
+
+def _parts(queries: Sequence[str | Path], subnetwork: str, cache: ReadCache) -> Iterator[list[Changes]]:
+    """The queries' changes, as many at a time as memory is taken for; most fit at once. Candidates are read anew against each part."""
+    held: list[Changes] = [{} for _ in queries]
+    numbers = 0
+    for place, path in enumerate(queries):
         for delta in read_deltas(path, subnetwork, cache):
-            square += inner_product(delta, delta)
-            for place, query in enumerate(held):
-                other = query.get(delta.module)
-                if other is not None and other.shape == delta.shape:
-                    row[place] += inner_product(other, delta)
-    except BadFile:
+            # Those of one module belong together, because they add up.
+            if numbers > _HELD_NUMBERS and delta.module not in held[place]:
+                yield held
+                held, numbers = [{} for _ in queries], 0
+            held[place].setdefault(delta.module, []).append(delta)
+            numbers += numbers_of(delta)
+    yield held
+
+
+def _inner(first: Sequence[Delta], second: Sequence[Delta]) -> float:
+    return sum(inner_product(one, other) for one in first for other in second if one.shape == other.shape)
+
+
+def _against(held: list[Changes], path: str | Path, subnetwork: str, cache: ReadCache) -> tuple[numpy.ndarray, float]:
+    row, square = numpy.zeros(len(held)), 0.0
+    met: Changes = {}
+    try:
+        with Reader(path, cache) as reader:
+            repeated = repeated_modules(reader.header.layout)
+            for delta in deltas_of(reader, subnetwork):
+                # With what the module had before: |a + b|^2 = |a|^2 + 2 <a, b> + |b|^2.
+                square += inner_product(delta, delta) + 2 * _inner([delta], met.get(delta.module, ()))
+                for place, query in enumerate(held):
+                    row[place] += _inner([delta], query.get(delta.module, ()))
+                if delta.module in repeated:
+                    met.setdefault(delta.module, []).append(delta)
+                del delta
+    # Whatever is odd about one candidate, the others are compared.
+    except Exception:
         return numpy.full(len(held), numpy.nan), float("nan")
     return row, square**0.5
 

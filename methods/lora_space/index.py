@@ -20,7 +20,9 @@ from .scan import Found, Inspection, inspect, list_files
 from .sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, Sketches, packed, unit, unpacked
 from .space import DIMENSIONS, LEAST_FOR_PCA, Pca, Space, fit_pca, pack, unpack
 
-_COLUMNS = "id, path, root, name, size, mtime_ns, family, format, rank_min, rank_max, dtype, modules, approximate, tags, sketch_version"
+_COLUMNS = (
+    "id, path, root, name, size, mtime_ns, family, format, rank_min, rank_max, dtype, modules, approximate, tags, variant, sketch_version"
+)
 # Rows that the PCA is fitted on, at most; drawn evenly from the collection.
 _FIT_ROWS = 20_000
 _CHUNK = 2_000

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from ..lora.cache import ReadCache
-from ..lora.delta import Delta, Kronecker, LowRank, Stack
+from ..lora.delta import Blockwise, Delta, Kronecker, LowRank, Stack
 from ..lora.header import BadFile
 from ..lora.names import PARTS, SUBNETWORKS, part_of
 
-SKETCH_VERSION = 2
+SKETCH_VERSION = 3
 ROWS, COLUMNS = 64, 32
 SKETCH_SIZE = ROWS * COLUMNS
 KINDS = ("two_sided", "output")
@@ -50,7 +50,8 @@ def _signs(label: str, count: int) -> numpy.ndarray:
     return 1 - 2 * numpy.unpackbits(words.view(numpy.uint8), count=count).astype(numpy.float32)
 
 
-@lru_cache(maxsize=512)
+# Of so many lengths, each at most 2 MB.
+@lru_cache(maxsize=128)
 def _side_signs(side: str, size: int) -> Tensor:
     """[size, 1] for the rows of a change, `side` "left"; [size] for its columns, "right"."""
     signs = torch.from_numpy(_signs(f"{side} {size}", size))
@@ -66,7 +67,7 @@ def _module_signs(module: str) -> numpy.ndarray:
 def sketch(deltas: Iterable[Delta]) -> Sketches:
     """Both sketches of every part. Raises BadFile for values that are not finite, and for a LoRA that changes nothing."""
     alike: dict[tuple, list[LowRank]] = {}
-    found: list[Stack | Kronecker] = []
+    found: list[Stack | Delta] = []
     for delta in deltas:
         if isinstance(delta, LowRank):
             alike.setdefault((part_of(delta.module), delta.down.shape, delta.up.shape), []).append(delta)
@@ -124,6 +125,13 @@ def _cores(one: Stack | Delta, scratch: Tensor) -> Iterator[tuple[Sequence[str],
         rows = one.shape[0]
         left = torch.zeros(ROWS, rows).index_put_((torch.arange(rows) % ROWS, torch.arange(rows)), _side_signs("left", rows).squeeze(1))
         yield [one.module], _folded([one.times_left(left)], "right", COLUMNS, scratch)
+        return
+    if isinstance(one, Blockwise):
+        core, signs = torch.zeros(ROWS, COLUMNS), _side_signs("left", one.shape[0])
+        for start, rows in one.blocks():
+            places = torch.arange(start, start + len(rows))
+            core.index_add_(0, places % ROWS, _folded([rows], "right", COLUMNS, scratch)[0] * signs[places])
+        yield [one.module], core.unsqueeze(0)
         return
     if isinstance(one, LowRank):
         one = Stack([one.module], [one.down], [one.up], [one.scale])

@@ -9,8 +9,9 @@ import pytest
 import torch
 from intrinsic_lab.methods.lora import cache as cache_module
 from intrinsic_lab.methods.lora.cache import ReadCache
-from intrinsic_lab.methods.lora.delta import Kronecker, LowRank, inner_product
+from intrinsic_lab.methods.lora.delta import Full, Hadamard, Kronecker, LowRank, inner_product
 from intrinsic_lab.methods.lora.families import base_family
+from intrinsic_lab.methods.lora.formats.base import Sizes
 from intrinsic_lab.methods.lora.header import BadFile
 from intrinsic_lab.methods.lora.layers import LoraLayer
 from intrinsic_lab.methods.lora.modules import describe
@@ -261,38 +262,56 @@ K, V = (f"down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_{side}" for s
 
 
 @pytest.mark.parametrize(
-    ("widths", "metadata", "family"),
+    ("shapes", "metadata", "family"),
     [
-        ({K: 768}, {}, "sd1"),
-        ({K: 1024}, {}, "sd2"),
-        ({K: 2048, V: 2048}, {}, "sdxl"),
-        ({K: 2048}, {"ss_base_model_version": "sd_v1.5"}, "sdxl"),  # shapes overrule
-        ({K: 96}, {}, "unet-96"),
-        ({"down_blocks_0_attentions_0_proj_in": 320}, {"modelspec.architecture": "stable-diffusion-v1/lora"}, "sd1"),
-        ({"down_blocks_2_attentions_0_transformer_blocks_3_attn1_to_q": 1280}, {}, "sdxl"),
-        ({"double_blocks_0_img_attn_qkv": 3072}, {}, "flux1"),
-        ({"single_transformer_blocks_0_attn_to_q": 3072}, {"ss_base_model_version": "sdxl_base_v1-0"}, "flux1"),
-        ({"double_blocks_19_img_attn_qkv": 3072}, {}, "hunyuan-video"),
-        ({"transformer_blocks_0_attn_add_k_proj": 1536}, {}, "sd3"),
-        ({"blocks_0_cross_attn_k": 5120}, {"modelspec.architecture": "wan2.1/lora"}, "wan-5120"),
-        ({"te1_text_model_encoder_layers_0_mlp_fc1": 768}, {}, "sd1"),
-        ({"te1_a": 768, "te2_a": 1280}, {}, "sdxl"),
-        ({"strange": 7}, {}, "unknown-7"),
+        ({K: (640, 768)}, {}, "sd1"),
+        ({K: (640, 1024)}, {}, "sd2"),
+        ({K: (640, 2048), V: (640, 2048)}, {}, "sdxl"),
+        ({K: (640, 2048)}, {"ss_base_model_version": "sd_v1.5"}, "sdxl"),  # shapes overrule
+        ({K: (64, 96)}, {}, "unet-96"),
+        ({"down_blocks_0_attentions_0_proj_in": (320, 320)}, {"modelspec.architecture": "stable-diffusion-v1/lora"}, "sd1"),
+        ({"down_blocks_2_attentions_0_transformer_blocks_3_attn1_to_q": (1280, 1280)}, {}, "sdxl"),
+        ({"double_blocks_0_img_attn_qkv": (9216, 3072)}, {}, "flux1"),
+        ({"single_transformer_blocks_0_attn_to_q": (3072, 3072)}, {"ss_base_model_version": "sdxl_base_v1-0"}, "flux1"),
+        ({"single_transformer_blocks_7_proj_out": (3072, 15360)}, {}, "flux1"),
+        ({"double_blocks_0_img_mlp_0": (18432, 3072), "single_blocks_0_linear1": (27648, 3072)}, {}, "flux2-klein-4b"),
+        ({"double_blocks_19_img_attn_qkv": (9216, 3072)}, {}, "hunyuan-video"),
+        ({"transformer_blocks_0_attn_add_k_proj": (1536, 1536)}, {}, "sd3"),
+        ({"blocks_0_self_attn_q": (5120, 5120)}, {}, "wan-14b"),
+        ({"blocks_0_self_attn_q": (5120, 5120)}, {"ss_base_model_version": "sd_v1"}, "wan-14b"),
+        ({"te1_text_model_encoder_layers_0_mlp_fc1": (3072, 768)}, {}, "sd1"),
+        ({"te1_a": (768, 768), "te2_a": (1280, 1280)}, {}, "sdxl"),
     ],
 )
-def test_the_base_family_comes_from_shapes_first(widths, metadata, family):
-    assert base_family(widths, metadata) == family
+def test_the_base_family_comes_from_shapes_first(shapes, metadata, family):
+    assert base_family({name: Sizes(4, *shape) for name, shape in shapes.items()}, metadata) == family
 
 
-def test_inner_products_in_rank_space_equal_dense_ones():
+def test_unknown_structures_are_told_apart_whatever_was_trained():
+    def family(*names, width=777):
+        return base_family({name: Sizes(4, width, width) for name in names}, {})
+
+    assert family("strange_0_a", "strange_1_b") == family("strange_0_c") != family("strange_0_a", width=778)
+    assert family("strange_0_a").startswith("unknown-") and family("other_0_a") != family("strange_0_a")
+
+
+def test_inner_products_and_cuts_equal_dense_ones():
     torch.manual_seed(0)
-    low = LowRank("a", torch.randn(3, 24), torch.randn(36, 3), 0.7)
-    kron, other = (Kronecker("a", torch.randn(6, 4), torch.randn(6, 6), scale) for scale in (0.3, 2.0))
-    odd = Kronecker("a", torch.randn(4, 8), torch.randn(9, 3), 1.1)
-    full = {low: low.up @ low.down * low.scale} | {one: torch.kron(one.left, one.right) * one.scale for one in (kron, other, odd)}
-    for one in full:
-        for two in full:
-            assert inner_product(one, two) == pytest.approx(float((full[one].double() * full[two].double()).sum()), rel=1e-4, abs=1e-3)
+    sizes = [(6, 4, 6, 6), (6, 4, 6, 6), (4, 8, 9, 3), (3, 4, 12, 6), (12, 2, 3, 12), (2, 24, 18, 1)]
+    deltas = [Kronecker("a", torch.randn(o1, i1), torch.randn(o2, i2), 0.3 + o1) for o1, i1, o2, i2 in sizes]
+    deltas += [LowRank("a", torch.randn(3, 24), torch.randn(36, 3), 0.7), Full("a", torch.randn(36, 24), 0.5)]
+    deltas += [Hadamard("a", *(LowRank("", torch.randn(rank, 24), torch.randn(36, rank)) for rank in (2, 3)), 0.9)]
+    dense = [torch.kron(one.left, one.right) * one.scale if isinstance(one, Kronecker) else one.dense(0, 36) for one in deltas]
+    # Between the blocks of a product and within them.
+    for start, stop in ((0, 36), (5, 17), (12, 24), (7, 8), (1, 36)):
+        cut = [one.rows("b", start, stop) for one in deltas]
+        left = torch.randn(5, stop - start)
+        for one, whole in zip(cut, dense, strict=True):
+            torch.testing.assert_close(one.dense(0, stop - start), whole[start:stop], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(one.times_left(left), left @ whole[start:stop], rtol=1e-4, atol=1e-3)
+            for two, other in zip(cut, dense, strict=True):
+                wanted = float((whole[start:stop].double() * other[start:stop].double()).sum())
+                assert inner_product(one, two) == pytest.approx(wanted, rel=1e-3, abs=1e-2)
 
 
 def header_bytes(entries, data=b""):
@@ -335,7 +354,8 @@ BAD_FILES = {
     "no shape": (header_bytes(halves({"dtype": "F32", "data_offsets": [0, 0]}, tensor_entry([8, 4], 0, 0))), "no shape"),
     "half": (header_bytes({"a.lora_down.weight": tensor_entry([4, 8], 0, 128)}, bytes(128)), "lacks up"),
     "checkpoint": (header_bytes({"model.to_q.weight": tensor_entry([4, 8], 0, 128)}, bytes(128)), "no LoRA weights"),
-    "OFT": (header_bytes({"a.oft_blocks": tensor_entry([4, 8], 0, 128)}, bytes(128)), "OFT"),
+    "OFT": (header_bytes({"a.oft_blocks": tensor_entry([4, 8], 0, 128)}, bytes(128)), "square ones"),
+    "peft's OFT": (header_bytes({"a.oft_R.weight": tensor_entry([4, 8], 0, 128)}, bytes(128)), "peft's OFT"),
     "ranks differ": (header_bytes(halves(tensor_entry([4, 8], 0, 128), tensor_entry([8, 3], 128, 224)), bytes(224)), "wanted .rank, in."),
 }
 

@@ -7,9 +7,10 @@ import numpy
 import pytest
 import torch
 from intrinsic_lab.methods.lora import cache as cache_module
+from intrinsic_lab.methods.lora import delta as delta_module
 from intrinsic_lab.methods.lora import reading, weight_file
 from intrinsic_lab.methods.lora.cache import ReadCache
-from intrinsic_lab.methods.lora.delta import Kronecker, LowRank
+from intrinsic_lab.methods.lora.delta import Full, Hadamard, Kronecker, LowRank
 from intrinsic_lab.methods.lora.header import BadFile
 from intrinsic_lab.methods.lora.layers import LoraLayer
 from intrinsic_lab.methods.lora.lora_file import kohya_state_dict
@@ -127,21 +128,25 @@ def test_output_sketches_find_a_style_that_was_trained_from_another_random_a(tmp
     assert found[[1, 3]].min() > found[[0, 2, 4]].max() + 0.2
 
 
-def test_a_kronecker_product_has_the_sketch_of_the_matrix_it_stands_for():
+def test_what_is_never_formed_has_the_sketch_of_the_matrix_it_stands_for(monkeypatch):
+    # Blocks of few rows, so that several make one sketch.
+    monkeypatch.setattr(delta_module, "BLOCK_NUMBERS", 250)
     torch.manual_seed(0)
-    kron = Kronecker("mid_block_attn1_to_q", torch.randn(6, 4), torch.randn(6, 8), 0.3)
-    whole = kron.factors()
-    for one, other in zip(sketch([kron]).values(), sketch([whole]).values(), strict=True):
-        for kind in KINDS:
-            numpy.testing.assert_allclose(one[kind], other[kind], rtol=1e-4, atol=1e-4)
+    kron = Kronecker("mid_block_attn1_to_q", torch.randn(14, 4), torch.randn(6, 8), 0.3)
+    products = [LowRank("", torch.randn(3, 32), torch.randn(84, 3)) for _ in range(2)]
+    for one in (kron, kron.rows(kron.module, 7, 80), Hadamard(kron.module, *products, 0.7), Full(kron.module, torch.randn(70, 45).half())):
+        whole = sketch([one.factors()])
+        for part, kinds in sketch([one]).items():
+            for kind in KINDS:
+                numpy.testing.assert_allclose(kinds[kind], whole[part][kind], rtol=1e-4, atol=1e-4)
 
 
 def test_sketches_are_those_of_every_other_machine():
     # Integers, so that no rounding can differ: these numbers change only together with SKETCH_VERSION.
     delta = LowRank("mid_block_attn1_to_q", torch.arange(140.0).reshape(2, 70) % 5 - 2, torch.arange(300.0).reshape(150, 2) % 7 - 3)
     found = sketch([delta])["attention"]["two_sided"]
-    assert SKETCH_VERSION == 2
-    assert hashlib.sha256(found.astype("<f4").tobytes()).hexdigest()[:16] == "805842276b36d89e"
+    assert SKETCH_VERSION == 3
+    assert hashlib.sha256(found.astype("<f4").tobytes()).hexdigest()[:16] == "19bd106a285a1c9b"
 
 
 def test_a_sketch_is_the_sum_of_cores_that_the_definition_gives():

@@ -10,19 +10,20 @@ from .ia3 import IA3
 from .loha import LOHA
 from .lokr import LOKR
 from .lora import LORA
-from .norm import NORM
-from .oft import BOFT, OFT
+from .oft import OFT, PEFT_BOFT, PEFT_OFT
+from .replaced import REPLACED
 from .tensor_lora import TENSOR_LORA
 
-# Where a module has the weights of several, the first counts.
-FORMATS: tuple[Format, ...] = (LORA, LOHA, LOKR)
-REFUSED: tuple[Refused, ...] = (OFT, BOFT, FULL_DIFFERENCE, GLORA, IA3, NORM, EMBEDDING, TENSOR_LORA)
+# In the order of ComfyUI's loader: where a module has the weights of several, the last counts.
+FORMATS: tuple[Format, ...] = (IA3, LORA, LOHA, LOKR, GLORA, OFT, FULL_DIFFERENCE)
+REFUSED: tuple[Refused, ...] = (PEFT_OFT, PEFT_BOFT, REPLACED, EMBEDDING, TENSOR_LORA)
 
 # Beside the weights of any format. A DoRA's magnitudes rescale the base model's columns: they are not read, the module is approximate.
-ALPHA, MAGNITUDES = "alpha", ("dora_scale", "lora_magnitude_vector")
+ALPHA, MAGNITUDES = "alpha", ("dora_scale", "lora_magnitude_vector", "magnitude")
 _BESIDE = key_pattern(**{role: rf"\.{role}{ADAPTER}" for role in (ALPHA, *MAGNITUDES)})
 _PATTERNS = (*(one.pattern for one in FORMATS), _BESIDE)
 _LABELS = dict.fromkeys(MAGNITUDES, "DoRA") | {role: one.labels.get(role, one.label) for one in FORMATS for role in one.pattern.groupindex}
+SUFFIXES = {role: suffix for one in FORMATS for role, suffix in one.suffixes.items()}
 
 
 def split_key(key: str) -> tuple[str, str] | None:
@@ -33,7 +34,7 @@ def split_key(key: str) -> tuple[str, str] | None:
 
 def format_of(roles: Collection[str]) -> Format | None:
     """Format of a module with tensors of these roles."""
-    return next((one for one in FORMATS if any(role in roles for role in one.marked_by)), None)
+    return next((one for one in reversed(FORMATS) if any(role in roles for role in one.marked_by)), None)
 
 
 def label_of(key: str) -> str | None:

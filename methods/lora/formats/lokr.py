@@ -1,14 +1,17 @@
-"""LoKr (LyCORIS): kron(w1, w2), each whole or the product of an a and a b; a `Kronecker`, never formed for a sketch.
+"""LoKr (LyCORIS): kron(w1, w2), each whole or the product of an a and a b; a `Kronecker`, never formed.
+
+Where its second side is the product of so thin factors that kron(w1, a) kron(1, b) is smaller than that side, it is this product.
 
 alpha counts only where a side is factored; the rank is then that side's (the second's, if both are).
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
-from ..delta import Kronecker
-from .base import ADAPTER, Format, key_pattern
+from ..delta import Kronecker, LowRank, check_numbers
+from .base import ADAPTER, Format, Sizes, key_pattern, scale_of
 from .loha import tucker
 
 _SIDES = ("lokr_w1", "lokr_w2")
@@ -20,26 +23,38 @@ def _missing(roles: Collection[str]) -> set[str]:
     return factors - set(roles)
 
 
-def _rank_and_width(keys: Mapping[str, str], shape_of: Callable[[str], Sequence[int]]) -> tuple[int, int]:
-    first, second = (shape_of(keys.get(side) or keys[f"{side}_b"]) for side in _SIDES)
+def _sizes(keys: Mapping[str, str], shape_of: Callable[[str], Sequence[int]]) -> Sizes:
+    widths = [shape_of(keys.get(side) or keys[f"{side}_b"])[1] for side in _SIDES]
+    # Beside a core the second side's first factor is [rank, out].
+    transposed = {"lokr_w2_a"} if "lokr_t2" in keys else set()
+    outs = [shape_of(keys[first])[first in transposed] for first in (side if side in keys else f"{side}_a" for side in _SIDES)]
     ranks = [shape_of(keys[f"{side}_b"])[0] for side in _SIDES if f"{side}_b" in keys]
-    return min(ranks, default=min(second[:2])), first[1] * second[1]
+    return Sizes(min(ranks, default=min(outs[1], widths[1])), outs[0] * outs[1], widths[0] * widths[1])
 
 
-def _delta(name: str, tensors: Mapping[str, Tensor], scale: Callable[[int], float]) -> Kronecker:
+def _deltas(name: str, tensors: Mapping[str, Tensor], alpha: float | None) -> list[Kronecker | LowRank]:
     rank = None
     if "lokr_w1" in tensors:
-        left = tensors["lokr_w1"]
+        left = tensors["lokr_w1"].flatten(1)
     else:
-        left, rank = tensors["lokr_w1_a"] @ tensors["lokr_w1_b"], tensors["lokr_w1_b"].shape[0]
+        a, b = tensors["lokr_w1_a"], tensors["lokr_w1_b"]
+        check_numbers(name, len(a) * b.shape[1])
+        left, rank = a @ b, b.shape[0]
     if "lokr_w2" in tensors:
-        right = tensors["lokr_w2"]
-    else:
-        a, b = tensors["lokr_w2_a"], tensors["lokr_w2_b"]
-        right = tucker(tensors["lokr_t2"], b, a) if "lokr_t2" in tensors else a @ b.flatten(1)
-        rank = b.shape[0]
-    # A convolution's kernel is flattened into the second factor's columns, and stays innermost in the product's.
-    return Kronecker(name, left.flatten(1), right.flatten(1), 1.0 if rank is None else scale(rank))
+        return [Kronecker(name, left, tensors["lokr_w2"].flatten(1), 1.0 if rank is None else scale_of(alpha, rank))]
+    a, b = tensors["lokr_w2_a"], tensors["lokr_w2_b"]
+    rank = b.shape[0]
+    scale = scale_of(alpha, rank)
+    if "lokr_t2" in tensors:
+        # A convolution's kernel is flattened into the second factor's columns, and stays innermost in the product's.
+        return [Kronecker(name, left, tucker(name, tensors["lokr_t2"], b, a).flatten(1), scale)]
+    b = b.flatten(1)
+    numbers = len(a) * b.shape[1]
+    if (thin := left.shape[1] * rank * (len(left) * len(a) + left.shape[1] * b.shape[1])) < numbers:
+        check_numbers(name, thin)
+        return [LowRank(name, torch.kron(torch.eye(left.shape[1]), b), torch.kron(left, a), scale)]
+    check_numbers(name, numbers)
+    return [Kronecker(name, left, a @ b, scale)]
 
 
 LOKR = Format(
@@ -48,6 +63,6 @@ LOKR = Format(
     pattern=key_pattern(**{role: rf"\.{role}{ADAPTER}" for role in _ROLES}),
     marked_by=("lokr_w1", "lokr_w1_a"),
     missing=_missing,
-    rank_and_width=_rank_and_width,
-    delta=_delta,
+    sizes=_sizes,
+    deltas=_deltas,
 )

@@ -17,6 +17,7 @@ from PIL import Image
 
 # The index itself is imported where it is opened: the pack loads with ComfyUI, whether its nodes are used or not.
 from ....methods.lora.names import SUFFIXES
+from ....methods.lora_space.database import families_in
 from ....methods.lora_space.entries import Entry, Progress
 from ..paths import bundled_file
 from . import files
@@ -64,6 +65,11 @@ def database_of(collection: str) -> Path:
     folder = Path(folder_paths.get_user_directory()) / "__intrinsic_lab"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / ("loras_bundled.sqlite" if collection == BUNDLED else "loras.sqlite")
+
+
+def indexed_families() -> list[str]:
+    """Base families of what the collections' indexes hold, most first."""
+    return list(dict.fromkeys(family for collection in COLLECTIONS for family in families_in(database_of(collection))))
 
 
 def files_state(collection: str) -> str:
