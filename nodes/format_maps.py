@@ -283,7 +283,7 @@ class FormatColor(Node):
             display_name="Format Albedo or Shading",
             category=CATEGORY,
             description="Turns linear albedo or shading into sRGB for the eye, or keeps it linear for calculation, with exposure in stops.",
-            search_aliases=["linear to srgb", "gamma", "exposure", "washed out albedo", "tone", "exr", "linear exr"],
+            search_aliases=["linear to srgb", "gamma", "exposure", "washed out albedo", "tone"],
             inputs=[
                 map_input("map", "Albedo, shading or specular data: LINEAR (not sRGB), nominally 0 to 1, as this pack gives it."),
                 io.Combo.Input(

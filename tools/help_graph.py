@@ -268,6 +268,7 @@ def strips(graph: Graph) -> Strips:
         "DecodeMaps": text_maps,
         "BundleMaps": [tables, *of_table, ("", ARROW)][:-1],
         "OpenMaps": [tables, *of_table],
+        "ExportMaps": [("layers of one file: picture", [table, 0]), *of_table],
         "PicturesOfMaps": of_table,
         "MapsFromGeometry": [picture, *exact[:2], ("known", mask)][:3],
         "FormatNormals": [("OpenGL", exact[0][1]), ("DirectX", directx), ("OpenCV", opencv)],

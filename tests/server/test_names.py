@@ -21,7 +21,7 @@ FIRST = {
     "pbr": "PictureToMaps",
     "roughness": "ExtractMaps",
     "metallic": "ExtractMaps",
-    "exr": "FormatColor",
+    "exr": "ExportMaps",
     "flux maps": "ApplyTensorLoRA",
     "text to pbr": "ApplyTensorLoRA",
     "relight": "Relight",
