@@ -52,6 +52,7 @@ def fits(kind: str, value) -> bool:
 
 @pytest.mark.parametrize("node", NODES, ids=lambda node: node.__name__)
 def test_every_input_of_a_wrong_kind_is_refused_by_name_before_the_node_works(node, outcomes):
+    assert issubclass(node, Node), "derive it from nodes.native.node.Node, which checks this"
     declared = node.GET_SCHEMA()
     fitting = {entry.id: PLAIN.get(entry.get_io_type().split(",")[0], object()) for entry in declared.inputs}
     listed = declared.is_input_list
