@@ -228,7 +228,7 @@ def test_a_shelf_of_small_files_with_large_layers_needs_little_memory(tmp_path):
     # The first two had a process killed at 17 GB.
     write_large_layers(tmp_path)
     found = peak_memory(tmp_path)
-    assert found["MB to compare"] < found["MB before"] + 400
+    assert found["MB to compare"] < 1500
 
 
 BROKEN = {
