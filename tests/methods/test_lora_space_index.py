@@ -413,7 +413,7 @@ def test_sketches_of_an_earlier_version_are_left_out_and_made_anew(shelf):
     # What an earlier version refused is read as well.
     with index._writing():
         index._connection.execute("UPDATE files SET sketch_version = 0, state = 'bad', reason = 'GLoRA' WHERE id = ?", [old])
-    assert (index.update([folder]).embedded, index.problems()) == (1, ())
+    assert (index.update([folder]).embedded, index.problems()) == (1, [])
     assert index.update([folder]).embedded == 0
 
 
