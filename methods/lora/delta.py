@@ -13,8 +13,8 @@ from torch.nn.functional import pad
 
 from .header import BadFile
 
-# Numbers of a change that are formed at once: 16 MB.
-BLOCK_NUMBERS = 1 << 22
+# Numbers of a change that are formed at once: 4 MB, what a cache holds.
+BLOCK_NUMBERS = 1 << 20
 # What is multiplied out and kept, of one module: 256 MB. More is asked for by no trainer's file, only by a wrong or hostile header.
 KEPT_NUMBERS = 1 << 26
 

@@ -179,6 +179,6 @@ def _tags(metadata: Mapping[str, str]) -> tuple[str, ...]:
     try:
         for folder in json.loads(text_of(metadata, "ss_tag_frequency") or "{}").values():
             counts.update({str(tag).strip(): int(count) for tag, count in folder.items()})
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return ()
     return tuple(tag for tag, _ in counts.most_common(MAX_TAGS) if tag)

@@ -12,7 +12,7 @@ import numpy
 
 from ..lora.cache import ReadCache
 from ..lora.delta import Delta, inner_product, numbers_of
-from ..lora.reading import deltas_of, read_deltas, repeated_modules
+from ..lora.reading import deltas_of, repeated_modules
 from ..lora.weight_file import Reader
 
 # Numbers of the queries that are held at once: 400 MB.
@@ -74,16 +74,20 @@ Changes = dict[str, list[Delta]]
 def _parts(queries: Sequence[str | Path], subnetwork: str, cache: ReadCache) -> Iterator[list[Changes]]:
     """The queries' changes, as many at a time as memory is taken for; most fit at once. Candidates are read anew against each part."""
     held: list[Changes] = [{} for _ in queries]
+    # Changes that add up belong in one part.
+    adding: list[Changes] = [{} for _ in queries]
     numbers = 0
     for place, path in enumerate(queries):
-        for delta in read_deltas(path, subnetwork, cache):
-            # Those of one module belong together, because they add up.
-            if numbers > _HELD_NUMBERS and delta.module not in held[place]:
-                yield held
-                held, numbers = [{} for _ in queries], 0
-            held[place].setdefault(delta.module, []).append(delta)
-            numbers += numbers_of(delta)
-    yield held
+        with Reader(path, cache) as reader:
+            repeated = repeated_modules(reader.header.layout)
+            for delta in deltas_of(reader, subnetwork):
+                if numbers > _HELD_NUMBERS:
+                    yield held
+                    held, numbers = [{} for _ in queries], 0
+                part = adding if delta.module in repeated else held
+                part[place].setdefault(delta.module, []).append(delta)
+                numbers += 0 if part is adding else numbers_of(delta)
+    yield [one | other for one, other in zip(held, adding, strict=True)]
 
 
 def _inner(first: Sequence[Delta], second: Sequence[Delta]) -> float:

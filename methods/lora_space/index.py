@@ -272,7 +272,8 @@ class LoraIndex:
         values: dict[str, Any] = {
             "path": found.path, "root": found.root, "name": found.name, "size": found.size, "mtime_ns": found.mtime_ns,
             "fingerprint": seen.fingerprint, "state": state, "reason": seen.reason,
-            "sketch_version": SKETCH_VERSION if seen.sketches is not None else 0,
+            # What was refused may be read by a later version.
+            "sketch_version": SKETCH_VERSION if seen.sketches is not None or state == "bad" else 0,
         }  # fmt: skip
         if seen.facts:
             values |= vars(seen.facts) | {"tags": json.dumps(seen.facts.tags)}
@@ -322,7 +323,7 @@ def _entry(row: dict[str, Any]) -> Entry:
 def _needs_reading(found: Found, row: dict[str, Any] | None, embed: bool) -> bool:
     if row is None or (row["size"], row["mtime_ns"]) != (found.size, found.mtime_ns) or row["state"] == "unreadable":
         return True
-    return embed and row["state"] == "good" and row["sketch_version"] != SKETCH_VERSION
+    return embed and row["state"] in ("good", "bad") and row["sketch_version"] != SKETCH_VERSION
 
 
 _Vanished = dict[tuple[int, int], dict[bytes | None, dict[str, Any]]]

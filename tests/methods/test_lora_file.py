@@ -8,6 +8,7 @@ import torch
 from intrinsic_lab.methods.lora.layers import LoraLayer
 from intrinsic_lab.methods.lora.lora_file import kohya_state_dict, parse_lora, read_lora
 from intrinsic_lab.methods.lora.names import dotted_name
+from intrinsic_lab.methods.lora.scales import peft_scales
 from safetensors.torch import save_file
 
 QUERY = "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q"
@@ -197,3 +198,16 @@ def test_broken_weights_are_refused_with_the_reason(layers, tmp_path, change, me
     save_file(change(spell(layers, "unet.", ".lora_A.weight", ".lora_B.weight")), tmp_path / "bad.safetensors")
     with pytest.raises(ValueError, match=rf"bad\.safetensors: .*{message}"):
         read_lora(tmp_path / "bad.safetensors")
+
+
+def test_patterns_of_a_header_are_bounded_before_they_run():
+    def scales(pattern):
+        return peft_scales({"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 4, "unet.alpha_pattern": {pattern: 2}})})
+
+    assert scales("to_q")("mid_block.attn1.to_q", 4) == 0.5 and scales("to_q")("mid_block.attn1.to_k", 4) == 1
+    assert scales(r"blocks\.\d+\.to_q")("down_blocks.12.to_q", 2) == 1
+    for hostile in ("(a+)+$", "(a|a)*b", "a" * 300, ".*.*.*.*.*x", "[", "to_q{1000000}"):
+        with pytest.raises(ValueError, match="alpha_pattern"):
+            scales(hostile)
+    with pytest.raises(ValueError, match="lora_adapter_metadata"):
+        peft_scales({"lora_adapter_metadata": '{"a":' * 100_000})

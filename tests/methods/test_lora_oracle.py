@@ -228,7 +228,7 @@ def test_a_shelf_of_small_files_with_large_layers_needs_little_memory(tmp_path):
     # The first two had a process killed at 17 GB.
     write_large_layers(tmp_path)
     found = peak_memory(tmp_path)
-    assert found["MB to compare"] < found["MB before"] + 400
+    assert found["MB to compare"] < 1500
 
 
 BROKEN = {
@@ -248,7 +248,7 @@ BROKEN = {
 def test_what_a_file_holds_never_stops_a_run(tmp_path):
     for number, state in enumerate(BROKEN.values()):
         save_file(state, tmp_path / f"{number}.safetensors", {"ss_tag_frequency": "[[1]]", "modelspec.architecture": "{}"})
-    save_file(plain(PROJ), tmp_path / "good.safetensors", {"ss_tag_frequency": json.dumps({"a": {"b": {"c": 1}}})})
+    save_file(plain(PROJ), tmp_path / "good.safetensors", {"ss_tag_frequency": '{"a": {"b": 1e999}}'})
     with LoraIndex(tmp_path / "index.sqlite") as index:
         index.update([tmp_path])
         assert [entry.name for entry in index.entries()] == ["good.safetensors"]

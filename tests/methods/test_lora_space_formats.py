@@ -279,6 +279,11 @@ K, V = (f"down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_{side}" for s
         ({"transformer_blocks_0_attn_add_k_proj": (1536, 1536)}, {}, "sd3"),
         ({"blocks_0_self_attn_q": (5120, 5120)}, {}, "wan-14b"),
         ({"blocks_0_self_attn_q": (5120, 5120)}, {"ss_base_model_version": "sd_v1"}, "wan-14b"),
+        # Equal blocks: as many as there are decide, then metadata.
+        ({"transformer_blocks_0_attn_to_q": (3072, 3072)}, {}, "flux1"),
+        ({"transformer_blocks_59_attn_to_q": (3072, 3072)}, {}, "qwen-image"),
+        ({"transformer_blocks_0_attn_to_q": (3072, 3072)}, {"modelspec.architecture": "qwen-image/lora"}, "qwen-image"),
+        ({"blocks_0_self_attn_q": (5120, 5120)}, {"modelspec.architecture": "qwen-image/lora"}, "wan-14b"),
         ({"te1_text_model_encoder_layers_0_mlp_fc1": (3072, 768)}, {}, "sd1"),
         ({"te1_a": (768, 768), "te2_a": (1280, 1280)}, {}, "sdxl"),
     ],

@@ -368,7 +368,8 @@ def test_an_index_of_the_first_schema_is_migrated_with_what_it_holds(shelf, tmp_
         connection.execute("PRAGMA user_version = 1")
         connection.execute("ATTACH ? AS new", [str(index.database)])
         for table in ("files", "sketches"):
-            connection.execute(f"INSERT INTO {table} SELECT * FROM new.{table}")
+            columns = ", ".join(row[1] for row in connection.execute(f"PRAGMA main.table_info({table})"))
+            connection.execute(f"INSERT INTO {table} SELECT {columns} FROM new.{table}")
     connection.close()
     with LoraIndex(old) as migrated, LoraIndex(old) as again:
         assert len(migrated.identity) == 12 and again.identity == migrated.identity != index.identity
@@ -409,6 +410,11 @@ def test_sketches_of_an_earlier_version_are_left_out_and_made_anew(shelf):
     assert (summary.changed, summary.embedded, summary.unchanged) == (1, 1, len(paths) - 1)
     assert_indexed_as_it_is(index, paths[0])
     assert len(index.space("sd1").ids) == count
+    # What an earlier version refused is read as well.
+    with index._writing():
+        index._connection.execute("UPDATE files SET sketch_version = 0, state = 'bad', reason = 'GLoRA' WHERE id = ?", [old])
+    assert (index.update([folder]).embedded, index.problems()) == (1, [])
+    assert index.update([folder]).embedded == 0
 
 
 def test_a_space_is_fitted_grows_and_follows_the_files(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from intrinsic_lab.methods.lora.layers import LoraLayer
 from intrinsic_lab.methods.lora.lora_file import kohya_state_dict
-from intrinsic_lab.methods.lora_space import clusters, lora_map
+from intrinsic_lab.methods.lora_space import clusters, gram, lora_map
 from intrinsic_lab.methods.lora_space.__main__ import main
 from intrinsic_lab.methods.lora_space.baseline import RawSpace, nearest_raw
 from intrinsic_lab.methods.lora_space.clusters import cluster_vectors
@@ -135,6 +135,26 @@ def test_an_exact_centroid_score_is_the_cosine_with_the_sum_of_unit_changes(shel
         assert match.score == pytest.approx(wanted, abs=1e-5)
 
 
+def test_a_large_query_is_compared_in_parts_and_what_is_fused_adds_up(shelf, tmp_path, monkeypatch):
+    paths = sorted(shelf[0].rglob("*.safetensors"))[:5]
+    whole = exact_cosines(paths[:2], paths)
+    monkeypatch.setattr(gram, "_HELD_NUMBERS", 1)
+    numpy.testing.assert_allclose(exact_cosines(paths[:2], paths), whole, rtol=1e-6)
+    # qkv as one and to_q once more: ComfyUI adds both.
+    torch.manual_seed(0)
+    qkv, query = (torch.randn(24, 2), torch.randn(2, 8)), (torch.randn(8, 2), torch.randn(2, 8))
+    change = qkv[0] @ qkv[1]
+    both = {"double_blocks.0.img_attn.qkv": qkv, "transformer_blocks.0.attn.to_q": query}
+    other = change.clone()
+    other[:8] += query[0] @ query[1]
+    state = {f"{name}.lora_{side}.weight": value for name, (up, down) in both.items() for side, value in (("A", down), ("B", up))}
+    save_file(state, tmp_path / "both.safetensors")
+    save_file({"double_blocks.0.img_attn.qkv.diff": change}, tmp_path / "change.safetensors")
+    paths = [tmp_path / f"{name}.safetensors" for name in ("both", "change")]
+    wanted = torch.cosine_similarity(change.flatten(), other.flatten(), dim=0).item()
+    numpy.testing.assert_allclose(exact_cosines(paths, paths), [[1, wanted], [wanted, 1]], rtol=1e-5)
+
+
 def test_a_folder_narrows_the_answer(shelf, index):
     found = find_similar(index, [place(shelf[0], 0)], k=50, folder="oil")
     assert len(found) == 8 and {match.entry.folder for match in found} == {"oil"}
@@ -171,6 +191,7 @@ def test_equal_weights_are_grouped_whatever_the_file_looks_like(tmp_path):
     save_lora(folder / "renamed.safetensors", layers)
     save_lora(folder / "half.safetensors", layers, torch.float16)
     save_lora(folder / "eighth.safetensors", layers, torch.float8_e4m3fn)
+    save_lora(folder / "two bits.safetensors", layers, torch.float8_e5m2)
     save_lora(folder / "padded.safetensors", pad_rank(layers, 9))
     save_lora(folder / "refactored.safetensors", refactor(layers))
     save_lora(folder / "weaker.safetensors", {name: LoraLayer(x.down, x.up, x.scale * 0.6) for name, x in layers.items()})
@@ -183,7 +204,7 @@ def test_equal_weights_are_grouped_whatever_the_file_looks_like(tmp_path):
         index.update([folder])
         (group,) = find_duplicates(index)
     found = {copy.entry.name.removesuffix(".safetensors"): copy for copy in group.copies} | {Path(group.original.name).stem: None}
-    assert found.keys() == {"original", "renamed", "half", "eighth", "padded", "refactored", "weaker", "peft"}
+    assert found.keys() == {"original", "renamed", "half", "eighth", "two bits", "padded", "refactored", "weaker", "peft"}
     assert group.original.dtype == "F32"
     wanted = {"half": "another dtype: F32 -> F16", "eighth": "another dtype: F32 -> F8_E4M3", "padded": "another rank: 4 -> 9"}
     for name, difference in wanted.items():

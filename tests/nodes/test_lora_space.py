@@ -113,6 +113,23 @@ def test_a_folder_and_a_family_narrow_the_index():
         indexed(family="flux1")
 
 
+def test_the_family_may_be_any_that_the_index_holds_and_the_beginning_of_several(tmp_path, monkeypatch):
+    names = {"small": 1536, "large": 5120, "large too": 5120}
+    for name, width in names.items():
+        key = "lora_unet_blocks_0_self_attn_q"
+        state = {f"{key}.lora_down.weight": torch.randn(2, width), f"{key}.lora_up.weight": torch.randn(width, 2)}
+        save_file(state, tmp_path / f"{name}.safetensors")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
+
+    def offered():
+        return next(one for one in lora_space.IndexLoRAs.define_schema().inputs if one.id == "family").options
+
+    assert offered() == [lora_space.ANY, *lora_space.FAMILIES]
+    index, text = indexed(family="wan").args
+    assert index.family == "wan-14b" and "2 LoRAs are in this index" in text
+    assert offered() == [lora_space.ANY, *lora_space.FAMILIES, "wan-14b", "wan-1.3b"]
+
+
 def test_a_broken_file_is_told_by_its_name_and_nothing_tells_where_the_folder_lies(shelf_folder):
     text = indexed()[1]
     assert "11 LoRA files" in text and "broken.safetensors: " in text and str(shelf_folder) not in text
