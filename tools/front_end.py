@@ -116,21 +116,28 @@ def queue(page: Page, seconds: float = 300) -> str:
 
 
 def results_of(page: Page) -> bytes:
-    """What the open graph saved when it was last queued (else what it shows), as one square JPEG, the form of a template's card."""
+    """What the open graph saved when it was last queued (else what it shows), as a template's card."""
     pictures = []
     for path in page.evaluate(RESULTS):
         answer = page.request.get(urljoin(page.url, path))
         pictures.append(Image.open(io.BytesIO(answer.body())).convert("RGB"))
     if not pictures:
         raise WorkbenchError("The open graph has made no pictures.", "queue it first.")
-    across = math.ceil(math.sqrt(len(pictures)))
-    side, gap = 512 // across, 4
-    sheet = Image.new("RGB", (side * across, side * across))
-    for number, picture in enumerate(pictures):
-        row, column = divmod(number, across)
-        # Tables and curves begin at the left; what they lose at the right is missed least.
-        square = ImageOps.fit(picture, (side - gap, side - gap), centering=(0, 0))
-        sheet.paste(square, (column * side + gap // 2, row * side + gap // 2))
-    card = io.BytesIO()
-    sheet.save(card, "JPEG", quality=90)
-    return card.getvalue()
+    return card(pictures)
+
+
+def card(pictures: list[Image.Image]) -> bytes:
+    """The pictures on one square JPEG of 512 pixels a side, in rows that they fill."""
+    side, gap, across = 512, 4, math.ceil(math.sqrt(len(pictures)))
+    rows = [pictures[start : start + across] for start in range(0, len(pictures), across)]
+    sheet = Image.new("RGB", (side, side))
+    height = side // len(rows)
+    for number, row in enumerate(rows):
+        width = side // len(row)
+        for column, picture in enumerate(row):
+            # Tables and curves begin at the left; what they lose at the right is missed least.
+            cell = ImageOps.fit(picture, (width - gap, height - gap), centering=(0, 0))
+            sheet.paste(cell, (column * width + gap // 2, number * height + gap // 2))
+    file = io.BytesIO()
+    sheet.save(file, "JPEG", quality=90)
+    return file.getvalue()

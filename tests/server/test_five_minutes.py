@@ -40,6 +40,8 @@ def test_a_photo_becomes_maps_and_is_lit_by_dragging_a_lamp(page, tmp_path, mode
 
 def first_five_minutes(page, folder) -> None:
     def drop_the_photo(name: str) -> None:
+        # A fresh ComfyUI greets with its template browser.
+        page.keyboard.press("Escape")
         assert open_workflow(page, example_workflow(name).graph()) == []
         page.evaluate(DROP, base64.b64encode(PHOTO.read_bytes()).decode())
         page.wait_for_function(f"() => ({LOADED})().startsWith('photograph')", timeout=20_000)
