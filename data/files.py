@@ -1,6 +1,5 @@
 """Reading the kinds of files that data sets are made of. Each function raises ValueError, which names the file and says what to do."""
 
-import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,8 @@ import numpy
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from ..methods.extras import extra
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -79,7 +80,7 @@ def read_npy(path: Path, channels: int) -> numpy.ndarray:
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[Any]:
     """An HDF5 file, or MATLAB's of version 7.3, to read from."""
-    h5py = library("h5py")
+    h5py = extra("h5py", "Reading HDF5")
     try:
         with h5py.File(path, "r") as file:
             yield file
@@ -95,7 +96,7 @@ def read_hdf5(path: Path) -> numpy.ndarray:
 
 def read_exr(path: Path, channels: Sequence[str] = ("R", "G", "B")) -> numpy.ndarray:
     """Channels of an EXR file as `[h, w, channels]` float32; a file of one channel, whatever its name, gives it for each."""
-    openexr = library("OpenEXR")
+    openexr = extra("OpenEXR", "Reading EXR")
     try:
         found = openexr.File(str(path), separate_channels=True).channels()
     except (OSError, RuntimeError, ValueError) as error:
@@ -122,12 +123,3 @@ def read_radiance(path: Path) -> numpy.ndarray:
     planes = [numpy.frombuffer(plane, "<f4").reshape(frame.height, -1)[:, : frame.width] for plane in frame.planes]
     green, blue, red = planes
     return numpy.stack([red, green, blue], -1)
-
-
-def library(name: str) -> Any:
-    """A module that only some sets need. Raises ValueError that says what to install."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.lower().split(".")[0]
-        raise ValueError(f'{name} is not installed ({error}): pip install "intrinsic-lab[train]", or {package} by itself.') from None

@@ -9,8 +9,9 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..methods.extras import extra
 from .base import ALL, DataSet, MapData, Pair, depth_data
-from .files import library, open_hdf5
+from .files import open_hdf5
 
 FILE, SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
 
@@ -28,7 +29,7 @@ def _rows_of(folder: Path, split: str) -> list[int]:
     table = folder / SPLITS
     if not table.is_file():
         raise ValueError(f"{table} is missing: it says which pictures are for testing; copy it there, or take the split {ALL}.")
-    matlab = library("scipy.io")
+    matlab = extra("scipy.io", "Reading splits.mat")
     try:
         numbers = matlab.loadmat(table)[f"{split}Ndxs"].ravel()
     except (matlab.matlab.MatReadError, KeyError, ValueError, OSError, NotImplementedError) as error:

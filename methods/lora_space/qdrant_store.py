@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy
 
+from ..extras import extra
 from .entries import Progress, Report
 from .index import LoraIndex
 from .sketch import KINDS, SKETCH_VERSION
@@ -23,10 +24,7 @@ def connect(where: str) -> Any:
 
     Raises ValueError if qdrant-client is not installed.
     """
-    try:
-        from qdrant_client import QdrantClient
-    except ImportError:
-        raise ValueError("qdrant-client is not installed: pip install intrinsic-lab[qdrant], or search in memory.") from None
+    QdrantClient = extra("qdrant_client", "Searching in Qdrant").QdrantClient
     if where.startswith(("http://", "https://")):
         return QdrantClient(url=where)
     return QdrantClient(location=where) if where == ":memory:" else QdrantClient(path=where)

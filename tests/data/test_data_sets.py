@@ -287,5 +287,5 @@ def test_truncated_hdf5_and_exr_are_told(tmp_path):
 def test_a_missing_library_is_told_with_its_remedy(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "h5py", None)
     (tmp_path / "nyu_depth_v2_labeled.mat").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"h5py is not installed .* pip install"):
+    with pytest.raises(ValueError, match=r"h5py, which is not installed .* `pip install"):
         DATA_SETS["nyuv2"].pairs(tmp_path, "depth")

@@ -9,6 +9,7 @@ from accelerate import PartialState
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from ...methods.extras import extra
 from ...methods.lumix.design import KINDS
 from ...methods.lumix.tensor_lora.file import file_state, read_adapter
 from ..atomic import write_tensors
@@ -106,10 +107,7 @@ def make_optimizer(config: LumixConfig) -> Callable[[list[nn.Parameter]], torch.
     """What `loop.train` takes: None for its own AdamW. Raises ValueError where Prodigy is not installed."""
     if config.optimizer == "adamw":
         return None
-    try:
-        from prodigyopt import Prodigy
-    except ImportError as error:
-        raise ValueError("the optimizer prodigy needs the package prodigyopt: `pip install prodigyopt`, or choose adamw.") from error
+    Prodigy = extra("prodigyopt", "The optimizer prodigy").Prodigy
     loop = config.loop
     return lambda parameters: Prodigy(parameters, lr=loop.learning_rate, betas=loop.betas, weight_decay=loop.weight_decay)
 

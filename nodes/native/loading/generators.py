@@ -12,6 +12,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
+from ....methods.extras import extra
 from ....methods.intrinsic_lora.generator_kinds import CLASSES, KIND_NAMES, PUBLISHED
 from ....methods.maps import MAPS
 from ..lora_library.files import BUNDLED_MARK, lora_path
@@ -134,10 +135,9 @@ def load_generator(kind: str, shown: str, lora_names: Mapping[str, str]) -> Load
 
 def load_vqgan(folder: Path) -> nn.Module:
     """A VQModel, float32 (looking up codes needs it), of a diffusers folder or a published checkpoint. Raises ValueError."""
-    from diffusers import VQModel
-
     from ....methods.intrinsic_lora.generators.taming import load_taming
 
+    VQModel = extra("diffusers", "A VQGAN").VQModel
     if folder.is_file():
         return load_taming(folder, VQModel.from_config)
     config = read_config(folder)

@@ -1,7 +1,6 @@
 """Training inside ComfyUI's process: what a run may use and leaves as it was, how it is watched and cancelled, what the graph gets."""
 
 import gc
-import importlib.util
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from ....methods.extras import extra
 from .files import SCENES, Destination, base_path, data_folder, publish, require_free, run_folder
 
 if TYPE_CHECKING:
@@ -168,12 +168,9 @@ def train_in_graph(settings: Settings, destination: Destination, trainer: Traine
 
 
 def require_packages() -> None:
-    """Raises RuntimeError if something that only training needs is not installed."""
-    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise RuntimeError(
-            f"Training needs {' and '.join(missing)}: run `pip install {' '.join(missing)}` with the Python that runs ComfyUI, and start "
-            "ComfyUI again."
-        )
+    """Raises ValueError if something that only training needs is not installed, or too old."""
+    for name in PACKAGES:
+        extra(name, "Training")
 
 
 @contextmanager
