@@ -179,13 +179,14 @@ def needed_files(models: Path, prompt: dict) -> list[Path]:
     }
     files = []
     for node in prompt.values():
-        if node["class_type"] == "IntrinsicLabPictureToMaps":
-            folders = {**folders, "model_name": "checkpoints", **{name: "loras" for name in node["inputs"] if name.endswith("_lora")}}
+        # Picture to Maps names a checkpoint and a LoRA for each map.
+        own = {"model_name": "checkpoints"} | {name: "loras" for name in node["inputs"] if name.endswith("_lora")}
+        place = folders | own if node["class_type"] == "IntrinsicLabPictureToMaps" else folders
         for name, value in node["inputs"].items():
             if str(value).endswith(("(bundled)", "bundled")):
                 continue
-            if name in folders:
-                files.append(models / folders[name] / value)
+            if name in place:
+                files.append(models / place[name] / value)
             elif name == "intrinsic_vae" and isinstance(value, str):
                 folder = models / value if value.startswith("vae/") else models / "diffusers" / value / "intrinsic_vae"
                 files.append(folder / "config.json")
