@@ -167,7 +167,7 @@ def motorcycle_metres() -> Tensor:
 
 
 class Nodes:
-    """The template `extract_maps`, called node by node."""
+    """The workflow `extract_maps`, called node by node."""
 
     def __init__(self) -> None:
         from ..nodes.extract import ApplyIntrinsicLoRA

@@ -72,6 +72,7 @@ class DropSchedule(Node):
                 "right."
             ),
             search_aliases=["i-ldm", "weight schedule", "drop schedule", "cross-domain"],
+            has_intermediate_output=True,
             inputs=[
                 io.Combo.Input(
                     "where",
@@ -108,6 +109,7 @@ class GaussianSchedule(Node):
                 "Gaussian). It shapes the composition and leaves details to the base model. The defaults are the paper's."
             ),
             search_aliases=["i-ldm", "weight schedule", "gaussian schedule", "cross-domain"],
+            has_intermediate_output=True,
             inputs=[
                 io.Float.Input("alpha", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="The largest weight, reached at tau."),
                 io.Float.Input("tau", default=800.0, min=0.0, max=999.0, step=1.0, tooltip="Timestep, 0 to 999, of the largest weight."),
@@ -145,6 +147,7 @@ class CombineSchedules(Node):
                 "picture does not see its intrinsics."
             ),
             search_aliases=["i-ldm", "weight schedule", "constant schedule", "multiply schedules", "cross-domain"],
+            has_intermediate_output=True,
             inputs=[
                 Schedule.Input("first", optional=True, tooltip="A schedule. Not connected: 1 everywhere."),
                 Schedule.Input("second", optional=True, tooltip="Another schedule. Not connected: only `first` counts."),
@@ -200,6 +203,7 @@ class CrossDomainAttention(Node):
                 "Latent."
             ),
             search_aliases=["i-ldm", "ildm", "joint generation", "text to depth", "text to normals", "spatial consistency"],
+            has_intermediate_output=True,
             inputs=[
                 io.Model.Input(
                     "model", tooltip="SD 1.x, SD 2.x, SDXL or PixArt from any loader, also fp8 or with merged LoRAs. It is not changed."

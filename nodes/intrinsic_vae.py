@@ -107,6 +107,7 @@ class DecodeIntrinsics(Node):
                 "Format nodes make pictures for other programs of them."
             ),
             search_aliases=["i-ldm", "vae decode", "decode maps", "depth", "normals", "segmentation", "line drawing"],
+            has_intermediate_output=True,
             inputs=[
                 IntrinsicVae.Input("intrinsic_vae", tooltip="From Load Intrinsic VAE."),
                 io.Latent.Input("intrinsic_latent", tooltip="The intrinsics from Split Joint Latent, or from Encode Intrinsics."),

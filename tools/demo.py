@@ -21,9 +21,10 @@ from .comfyui_server import RunningServer, comfyui_server, device_arguments
 from .comfyui_source import ROOT, find_comfyui
 from .console import WorkbenchError, exit_code, say, step
 from .environment import WORKSPACE, link_pack
+from .example_workflows import example_workflow
 from .prompt import Prompt, load_prompt, picture_input
 
-GRAPH = ROOT / "example_workflows" / "api" / "extract_maps.json"
+GRAPH = example_workflow("extract_maps").api_path
 SCENE = ROOT / "assets" / "demo_scene.png"
 # CC0, by Lav Varshney: "camera" of scikit-image.
 PHOTOGRAPH = ROOT / "assets" / "demo_photograph.jpg"

@@ -1,4 +1,4 @@
-"""Writes example_workflows/api/NAME.json from example_workflows/NAME.json, through ComfyUI's real front end."""
+"""Writes FOLDER/api/NAME.json from FOLDER/NAME.json of every example, through ComfyUI's real front end."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from .batch import write_atomically
 from .console import exit_code, say, step
 from .demo import started_server
 from .example_workflows import example_workflows
-from .front_end import front_end, open_workflow, picture_of, prompt_of, queue, results_of
+from .front_end import front_end, open_workflow, prompt_of, queue, results_of
 
 
 def api_text(prompt: dict) -> str:
@@ -25,11 +25,11 @@ def run(names: list[str], thumbnails: bool) -> int:
             with step(f"Exporting {example.name}") as notes:
                 problems = [text for text in open_workflow(page, example.graph()) if not (example.needs and text.startswith("red"))]
                 write_atomically(example.api_path, api_text(prompt_of(page)).encode())
-                if thumbnails:
-                    ending = "not run: needs " + ", ".join(example.needs) if example.needs else queue(page)
-                    write_atomically(example.thumbnail_path, picture_of(page) if example.needs else results_of(page))
-                    problems += [] if example.needs or ending == "execution_success" else [ending]
-                    notes.append(ending)
+                # A card shows results: of what cannot run here it stays as it is.
+                if thumbnails and not example.needs:
+                    ending = queue(page)
+                    problems += [] if ending == "execution_success" else [ending]
+                    write_atomically(example.thumbnail_path, results_of(page))
                 notes += problems
                 failures += problems
     if failures:
@@ -40,6 +40,6 @@ def run(names: list[str], thumbnails: bool) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="names of workflows (default: all)")
-    parser.add_argument("--thumbnails", action="store_true", help="also run each one and write its picture, NAME.jpg")
+    parser.add_argument("--thumbnails", action="store_true", help="also run each one that can run here and write its card, NAME.jpg")
     chosen = parser.parse_args()
     raise SystemExit(exit_code(lambda: run(chosen.names, chosen.thumbnails)))

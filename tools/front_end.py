@@ -1,4 +1,4 @@
-"""ComfyUI's real front end in a headless browser: opens workflows, exports them to API form, takes their picture."""
+"""ComfyUI's real front end in a headless browser: opens workflows, exports them to API form, queues them, takes their results."""
 
 import io
 import math
@@ -39,33 +39,19 @@ RED_WIDGETS = """() => {
     }
     return red;
 }"""
-FIT_GRAPH = """() => {
-    const canvas = app.canvas, title = LiteGraph.NODE_TITLE_HEIGHT, margin = 24;
-    const boxes = app.graph._nodes.map(node => [node.pos[0], node.pos[1] - title, node.size[0], node.size[1] + title])
-        .concat(app.graph._groups.map(group => [...group.pos, ...group.size]));
-    const left = Math.min(...boxes.map(box => box[0])), top = Math.min(...boxes.map(box => box[1]));
-    const right = Math.max(...boxes.map(box => box[0] + box[2])), bottom = Math.max(...boxes.map(box => box[1] + box[3]));
-    const scale = Math.min((innerWidth - 2 * margin) / (right - left), (innerHeight - 2 * margin) / (bottom - top));
-    canvas.show_info = false;
-    app.graph._nodes.forEach(node => { node.has_errors = false; });
-    canvas.ds.scale = scale;
-    canvas.ds.offset[0] = (innerWidth / scale - (right + left)) / 2;
-    canvas.ds.offset[1] = (innerHeight / scale - (bottom + top)) / 2;
-    canvas.setDirty(true, true);
-}"""
-# Notes are HTML above the canvas; everything else in the page is menus.
 RESULTS = """() => {
     const beside = ["LoadImage", "IntrinsicLabExtractMaps", "IntrinsicLabPictureToMaps"];
-    const results = Object.groupBy(app.graph._nodes.filter(node => !beside.includes(node.type)), node => {
-        // A saved video is no picture.
-        if (!app.nodeOutputs[node.id]?.images?.length || node.type === "SaveVideo") return "none";
-        return node.type.startsWith("Save") ? "saved" : "shown";
-    });
-    return (results.saved ?? results.shown ?? []).map(node => {
-        return app.api.apiURL(`/view?${new URLSearchParams({ ...app.nodeOutputs[node.id].images[0], preview: "jpeg;95" })}`);
+    const pictures = node => {
+        const { images = [], a_images = [], b_images = [] } = app.nodeOutputs[node.id] ?? {};
+        // A saved video is no picture; of a slider both sides are shown.
+        return node.type === "SaveVideo" ? [] : [...images.slice(0, 1), ...a_images.slice(0, 1), ...b_images.slice(0, 1)];
+    };
+    const shown = app.graph._nodes.filter(node => !beside.includes(node.type) && pictures(node).length);
+    const saved = shown.filter(node => node.type.startsWith("Save"));
+    return (saved.length ? saved : shown).flatMap(pictures).map(picture => {
+        return app.api.apiURL(`/view?${new URLSearchParams({ ...picture, preview: "jpeg;95" })}`);
     });
 }"""
-GRAPH_ONLY = "body * { visibility: hidden } #graph-canvas, .dom-widget, .dom-widget :not(textarea) { visibility: visible }"
 
 
 @contextmanager
@@ -90,6 +76,8 @@ def front_end(url: str) -> Iterator[Page]:
         page.wait_for_function("() => !!window.app?.graph && !!window.LiteGraph?.registered_node_types?.['LoadImage']", timeout=120_000)
         # Graphs opened before the extensions are set up lose their widgets' values.
         page.wait_for_function("() => !!window.app.extensionManager && !!app.canvas", timeout=60_000)
+        # The front end opens a graph of its own when it starts, which would take the place of one that is opened before.
+        page.wait_for_function("() => !!app.extensionManager.workflow?.activeWorkflow && !app.configuringGraph", timeout=60_000)
         # A fresh ComfyUI greets with its template browser, which lies above the graph.
         page.add_locator_handler(page.get_by_role("dialog"), lambda: page.keyboard.press("Escape"))
         yield page
@@ -127,39 +115,29 @@ def queue(page: Page, seconds: float = 300) -> str:
     )
 
 
-def picture_of(page: Page) -> bytes:
-    """The open graph without menus and red rings, fitted to a picture of 1200 x 675, as JPEG."""
-    window = page.viewport_size
-    # From further away the front end leaves out the texts, so the picture is taken large and made small.
-    page.set_viewport_size({"width": 2400, "height": 1350})
-    page.evaluate(FIT_GRAPH)
-    style = page.add_style_tag(content=GRAPH_ONLY)
-    page.wait_for_timeout(1500)
-    large = Image.open(io.BytesIO(page.screenshot()))
-    style.evaluate("element => element.remove()")
-    if window:
-        page.set_viewport_size(window)
-    small = io.BytesIO()
-    large.convert("RGB").resize((1200, 675), Image.Resampling.LANCZOS).save(small, "JPEG", quality=85)
-    return small.getvalue()
-
-
 def results_of(page: Page) -> bytes:
-    """What the open graph saved when it was last queued (else what it shows), as one square JPEG, the form of a template's card."""
+    """What the open graph saved when it was last queued (else what it shows), as a template's card."""
     pictures = []
     for path in page.evaluate(RESULTS):
         answer = page.request.get(urljoin(page.url, path))
         pictures.append(Image.open(io.BytesIO(answer.body())).convert("RGB"))
     if not pictures:
         raise WorkbenchError("The open graph has made no pictures.", "queue it first.")
-    across = math.ceil(math.sqrt(len(pictures)))
-    side, gap = 512 // across, 4
-    sheet = Image.new("RGB", (side * across, side * across))
-    for number, picture in enumerate(pictures):
-        row, column = divmod(number, across)
-        # Tables and curves begin at the left; what they lose at the right is missed least.
-        square = ImageOps.fit(picture, (side - gap, side - gap), centering=(0, 0))
-        sheet.paste(square, (column * side + gap // 2, row * side + gap // 2))
-    card = io.BytesIO()
-    sheet.save(card, "JPEG", quality=90)
-    return card.getvalue()
+    return card(pictures)
+
+
+def card(pictures: list[Image.Image]) -> bytes:
+    """The pictures on one square JPEG of 512 pixels a side, in rows that they fill."""
+    side, gap, across = 512, 4, math.ceil(math.sqrt(len(pictures)))
+    rows = [pictures[start : start + across] for start in range(0, len(pictures), across)]
+    sheet = Image.new("RGB", (side, side))
+    height = side // len(rows)
+    for number, row in enumerate(rows):
+        width = side // len(row)
+        for column, picture in enumerate(row):
+            # Tables and curves begin at the left; what they lose at the right is missed least.
+            cell = ImageOps.fit(picture, (width - gap, height - gap), centering=(0, 0))
+            sheet.paste(cell, (column * width + gap // 2, number * height + gap // 2))
+    file = io.BytesIO()
+    sheet.save(file, "JPEG", quality=90)
+    return file.getvalue()

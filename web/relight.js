@@ -302,6 +302,8 @@ app.registerExtension({
         node.relightView = view;
         node.addDOMWidget("relight_view", "relight", view.element, { serialize: false, getMinHeight: () => 300 });
         after(node, "onExecuted", (output) => output?.relight?.[0] && view.setMaps(output.relight[0]));
+        // The widgets of a kind of light are made anew when a graph opens, and the front end then shrinks the node to its least height.
+        after(node, "onConfigure", ({ size }) => requestAnimationFrame(() => size && node.setSize([size[0], Math.max(size[1], node.size[1])])));
         // Widgets that belong to a kind of light come and go with it.
         const watch = () => {
             for (const widget of node.widgets ?? []) {

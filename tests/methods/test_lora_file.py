@@ -205,7 +205,7 @@ def test_patterns_of_a_header_are_bounded_before_they_run():
         return peft_scales({"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 4, "unet.alpha_pattern": {pattern: 2}})})
 
     assert scales("to_q")("mid_block.attn1.to_q", 4) == 0.5 and scales("to_q")("mid_block.attn1.to_k", 4) == 1
-    assert scales(r"blocks\.\d+\.to_q")("down_blocks.12.to_q", 2) == 1
+    assert scales(r"down_blocks\.\d+\.to_q")("unet.down_blocks.12.to_q", 2) == 1
     for hostile in ("(a+)+$", "(a|a)*b", "a" * 300, ".*.*.*.*.*x", "[", "to_q{1000000}"):
         with pytest.raises(ValueError, match="alpha_pattern"):
             scales(hostile)

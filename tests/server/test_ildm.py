@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from intrinsic_lab.tools.example_workflows import example_workflows
+from intrinsic_lab.tools.example_workflows import example_workflow
 from intrinsic_lab.tools.front_end import open_workflow, queue
 from PIL import Image
 
-[EXAMPLE] = [example for example in example_workflows() if example.name == "text_to_image_and_maps_nano"]
+EXAMPLE = example_workflow("4 Picture and maps from text")
 DRAWN = """title => {
     const node = app.graph._nodes.find(node => node.type === title);
     const canvas = node.schedulePreview;
@@ -63,7 +63,7 @@ def test_a_prompt_gives_a_picture_its_four_maps_and_the_previews(client, server)
     events, entry = client.run(prompt)
     assert events[-1]["type"] == "execution_success", events[-1]
     for name in ("picture", "depth", "normal", "segmentation", "line"):
-        pixels = picture(server, entry, node_of(prompt, "SaveImageAdvanced", f"Save {name}"))
+        pixels = picture(server, entry, node_of(prompt, "SaveImage", f"Save {name}"))
         assert pixels.shape[:2] == (128, 128) and pixels.std() > 0
     for kind in ("IntrinsicLabCrossDomainAttention", "IntrinsicLabDecodeIntrinsics"):
         assert entry["outputs"][node_of(prompt, kind)]["images"]
@@ -73,11 +73,27 @@ def test_a_prompt_gives_a_picture_its_four_maps_and_the_previews(client, server)
     assert any(event["type"] == "progress" for event in events)
 
 
+def test_previews_come_back_of_nodes_that_another_graph_has_run_before(client):
+    """In another graph their ids are others, and nothing but what is new runs."""
+    client.run(graph(KSampler={"seed": 77}))
+    again = graph(KSampler={"seed": 77}, SaveImage={"filename_prefix": "again"})
+    renamed = {key: f"other {key}" for key in again}
+    for node in again.values():
+        links = {name: [renamed[value[0]], value[1]] for name, value in node["inputs"].items() if isinstance(value, list)}
+        node["inputs"] |= links
+    again = {renamed[key]: node for key, node in again.items()}
+    events, entry = client.run(again)
+    ran = {event["data"]["node"] for event in events if event["type"] == "executing"}
+    for kind in ("IntrinsicLabGaussianSchedule", "IntrinsicLabCrossDomainAttention", "IntrinsicLabDecodeIntrinsics"):
+        node = node_of(again, kind)
+        assert node not in ran and entry["outputs"][node], kind
+
+
 def test_weight_zero_gives_the_file_that_the_base_model_gives(client, server):
     # Ancestral noise for one row of two is not bit for bit that of a row alone.
     settings = {"seed": 5, "sampler_name": "euler"}
     joint = graph(GaussianSchedule={"alpha": 0.0}, KSampler=settings)
-    save = node_of(joint, "SaveImageAdvanced", "Save picture")
+    save = node_of(joint, "SaveImage", "Save picture")
     wanted = picture(server, client.run(joint)[1], save)
     exchanged = graph(KSampler=settings)
     assert not np.array_equal(picture(server, client.run(exchanged)[1], save), wanted)

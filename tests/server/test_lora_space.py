@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from intrinsic_lab.tools.comfyui_source import ROOT
-from intrinsic_lab.tools.example_workflows import example_workflows
+from intrinsic_lab.tools.example_workflows import example_workflow
 from intrinsic_lab.tools.front_end import open_workflow, prompt_of, queue
 
-[MAP] = [example for example in example_workflows() if example.name == "lora_map"]
+MAP = example_workflow("3 Find similar LoRAs")
 SHELF = ROOT / "assets" / "loras"
 # Where a dot is on the map's element, and its LoRA.
 DOT = """number => {

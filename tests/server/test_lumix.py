@@ -29,7 +29,7 @@ PREVIEWS = """async name => {
 }"""
 
 
-def graph(example: str = "text_to_maps_nano", **changes: dict) -> dict:
+def graph(example: str = "5 Five maps from text", **changes: dict) -> dict:
     """A nano example with two steps; `changes` replaces inputs by the node's class, less its prefix."""
     prompt = json.loads(json.dumps(EXAMPLES[example].prompt()))
     changes["JointSampler"] = {"steps": 2} | changes.get("JointSampler", {})
@@ -189,7 +189,7 @@ def test_wrong_values_are_refused_at_their_node_before_it_runs(client, changes, 
 
 
 def test_the_front_end_shows_the_previews_in_the_samplers_node(page):
-    open_workflow(page, EXAMPLES["text_to_maps_nano"].graph())
+    open_workflow(page, EXAMPLES["5 Five maps from text"].graph())
     page.evaluate(PREVIEWS, "latent2rgb")
     try:
         [sampler] = page.evaluate("() => app.graph._nodes.filter(n => n.type === 'IntrinsicLabJointSampler').map(n => String(n.id))")

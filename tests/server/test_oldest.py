@@ -14,7 +14,7 @@ from intrinsic_lab.tests.server.test_train import interrupted, lora_file, lora_n
 from intrinsic_lab.tools.comfyui_server import RunningServer, comfyui_server
 from intrinsic_lab.tools.comfyui_source import OLDEST, cached_copy, version_of
 from intrinsic_lab.tools.environment import link_pack
-from intrinsic_lab.tools.example_workflows import example_workflows
+from intrinsic_lab.tools.example_workflows import example_workflow
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -83,8 +83,7 @@ def test_the_oldest_comfyui_extracts_the_same_map_as_the_one_under_test(server, 
 
 def joint_prompt(name: str) -> dict:
     """A nano example in two steps, with the saver that every ComfyUI has."""
-    [example] = [example for example in example_workflows() if example.name == name]
-    prompt = example.prompt()
+    prompt = example_workflow(name).prompt()
     for node in prompt.values():
         if node["class_type"] == "SaveImageAdvanced":
             node["class_type"] = "SaveImage"
@@ -111,8 +110,8 @@ def sample_jointly(client, server: RunningServer, name: str) -> dict[str, np.nda
 @pytest.mark.parametrize(
     ("name", "saved"),
     [
-        ("text_to_image_and_maps_nano", ("picture", "depth", "normal", "segmentation", "line")),
-        ("text_to_maps_nano", ("picture", "albedo", "irradiance", "depth", "normal")),
+        ("4 Picture and maps from text", ("picture", "depth", "normal", "segmentation", "line")),
+        ("5 Five maps from text", ("picture", "albedo", "irradiance", "depth", "normal")),
     ],
 )
 def test_the_oldest_comfyui_samples_the_same_picture_and_maps_as_the_one_under_test(server, client, oldest_server, name, saved):
@@ -123,7 +122,7 @@ def test_the_oldest_comfyui_samples_the_same_picture_and_maps_as_the_one_under_t
 
 
 def test_the_oldest_comfyui_makes_the_same_maps_of_a_picture_in_one_node(server, client, oldest_server):
-    [prompt] = [example.prompt() for example in example_workflows() if example.name == "picture_to_maps"]
+    prompt = example_workflow("1 Picture to maps").prompt()
 
     def previews(host: RunningServer) -> list[np.ndarray]:
         events, entry = type(client)(host.url).run(prompt, seconds=300)

@@ -4,15 +4,13 @@ import json
 import os
 import shutil
 import time
-from itertools import combinations
 from pathlib import Path
 
 import pytest
 from intrinsic_lab.nodes.picture import BUNDLED_MODEL, SHOWN, WARNING
 from intrinsic_lab.scenes import render_scenes
 from intrinsic_lab.scenes.pictures import save_picture
-from intrinsic_lab.tests.server.test_front_end import overlap
-from intrinsic_lab.tools.example_workflows import example_workflows
+from intrinsic_lab.tools.example_workflows import example_workflow
 from intrinsic_lab.tools.front_end import open_workflow, queue
 
 SETTINGS = {"processing_resolution": 128, "tile_size": 0, "tile_overlap": 64, "mirrored_average": False}
@@ -177,36 +175,7 @@ def test_the_blueprint_is_offered_and_runs_in_a_graph(client, page):
     assert len(page.evaluate("() => Object.values(app.nodeOutputs).filter(output => output?.images?.length)")) >= len(SHOWN)
 
 
-TEMPLATES = [
-    example
-    for example in example_workflows()
-    if example.name in ("picture_to_maps", "relight_photo_with_moge", "compare_with_depth_anything", "export_maps")
-]
-BOXES = """() => [...document.querySelectorAll('[data-node-id]')].map(node => {
-    const box = node.getBoundingClientRect();
-    return [box.left, box.top, box.right, box.bottom];
-})"""
-
-
-def set_vue_nodes(page, on: bool) -> None:
-    page.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", on)
-
-
-@pytest.mark.parametrize("example", TEMPLATES, ids=lambda example: example.name)
-def test_the_template_opens_readable_and_without_overlap_in_nodes_2(page, example):
-    """The classic nodes' layout is test_front_end's. Texts are drawn from a zoom of 0.6 on; the picture comes with the template."""
-    graph = example.graph()
-    set_vue_nodes(page, True)
-    try:
-        assert [problem for problem in open_workflow(page, graph) if not example.needs] == []
-        page.wait_for_function("count => document.querySelectorAll('[data-node-id]').length === count", arg=len(graph["nodes"]))
-        page.wait_for_timeout(500)
-        boxes = page.evaluate(BOXES)
-        assert [(one, other) for one, other in combinations(boxes, 2) if overlap(one, other)] == []
-        assert all(left >= 60 and top >= 90 and right <= 1600 and bottom <= 900 for left, top, right, bottom in boxes), boxes
-        assert page.evaluate("() => app.canvas.ds.scale") >= 0.8
-    finally:
-        set_vue_nodes(page, False)
+ENTRY = example_workflow("1 Picture to maps")
 
 
 def test_a_template_brings_its_picture_to_a_comfyui_that_lacks_it(server, page):
@@ -214,18 +183,16 @@ def test_a_template_brings_its_picture_to_a_comfyui_that_lacks_it(server, page):
     kept = there.read_bytes()
     there.unlink()
     page.evaluate("() => app.refreshComboInNodes()")
-    [example] = [example for example in TEMPLATES if example.name == "picture_to_maps"]
-    assert open_workflow(page, example.graph()) == []
+    assert open_workflow(page, ENTRY.graph()) == []
     assert there.read_bytes() == kept == (BLUEPRINT.parents[1] / "web" / "pictures" / "room.jpg").read_bytes()
 
 
 def test_the_entry_template_is_an_app_too(page):
-    [example] = [example for example in TEMPLATES if example.name == "picture_to_maps"]
-    graph = example.graph()
+    graph = ENTRY.graph()
     graph["extra"]["linearMode"] = True
     try:
         open_workflow(page, graph)
         page.get_by_text("shading_lora").first.wait_for(timeout=10_000)
         assert queue(page) == "execution_success"
     finally:
-        open_workflow(page, example.graph())
+        open_workflow(page, ENTRY.graph())

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from urllib.parse import urljoin
 
 import numpy
 from intrinsic_lab.tools.front_end import queue
@@ -58,7 +59,7 @@ def queued_picture(page) -> numpy.ndarray:
     file = page.evaluate(
         "() => app.nodeOutputs[app.graph._nodes.find(node => node.type === 'PreviewImage').id].images[0]",
     )
-    answer = page.request.get(page.url.rstrip("/") + "/view", params=file)
+    answer = page.request.get(urljoin(page.url, "/view"), params=file)
     return numpy.asarray(Image.open(io.BytesIO(answer.body())).convert("RGB")) + 0.5
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from intrinsic_lab.tests.server.test_lumix import PREVIEWS, preview_pictures
 from intrinsic_lab.tools.comfyui_source import ROOT
-from intrinsic_lab.tools.example_workflows import example_workflows
+from intrinsic_lab.tools.example_workflows import example_workflow
 from intrinsic_lab.tools.front_end import open_workflow, queue
 from PIL import Image
 from safetensors.torch import load_file
@@ -291,8 +291,7 @@ def test_a_tensor_lora_is_trained_and_applied(client, server):
 
 
 def test_the_front_end_shows_the_loss_curve_in_the_node_and_keeps_the_seed(page):
-    [example] = [example for example in example_workflows() if example.name == "train_lora_nano"]
-    open_workflow(page, example.graph())
+    open_workflow(page, example_workflow("8 Train a LoRA of your own").graph())
     page.evaluate(PREVIEWS, "default")
     changes = {"name": "in the browser", "steps": 3, "scenes": 2, "size": 64}
     set_widgets = """changes => {
