@@ -1,7 +1,11 @@
-"""What a new user does first: a photo onto template 1, its maps, then a lamp dragged over it. The screenshots are in the test's folder."""
+"""What a new user does first: a photo onto template 1, its maps, a lamp dragged over it, all saved as one EXR file.
+
+The screenshots are in the test's folder.
+"""
 
 import base64
 import json
+from urllib.parse import urljoin
 
 import pytest
 from intrinsic_lab.tests.server.test_front_end import nodes_2
@@ -27,6 +31,16 @@ LIVE = """() => {
 }"""
 SHOWN = """() => app.graph._nodes.filter(node => ["PreviewImage", "ImageCompare"].includes(node.type))
     .map(node => { const { images, a_images } = app.nodeOutputs[node.id] ?? {}; return (images ?? a_images ?? []).length; })"""
+
+ADD_EXPORT = """() => {
+    const node = LiteGraph.createNode("IntrinsicLabExportMaps");
+    const maps = app.graph._nodes.find(node => node.type === "IntrinsicLabPictureToMaps");
+    node.pos = [maps.pos[0], maps.pos[1] + maps.size[1] + 80];
+    app.graph.add(node);
+    maps.connect(maps.findOutputSlot("maps"), node, node.findInputSlot("maps"));
+    return String(node.id);
+}"""
+OPENEXR = b"\x76\x2f\x31\x01"
 
 
 @pytest.mark.parametrize("mode", ["classic", "nodes 2"])
@@ -74,3 +88,10 @@ def first_five_minutes(page, folder) -> None:
     assert queue(page) == "execution_success"
     page.wait_for_timeout(500)
     page.screenshot(path=folder / "3 lit again.png")
+
+    export = page.evaluate(ADD_EXPORT)
+    assert queue(page) == "execution_success"
+    page.wait_for_function("id => app.nodeOutputs[id]?.files?.length", arg=export, timeout=20_000)
+    [file] = page.evaluate("id => app.nodeOutputs[id].files", export)
+    assert page.request.get(urljoin(page.url, "/view"), params=file).body()[:4] == OPENEXR
+    page.screenshot(path=folder / "4 exported.png")
