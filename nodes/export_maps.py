@@ -74,7 +74,7 @@ class ExportMaps(Node):
             description="Saves maps for other programs into ComfyUI's output folder: all as layers of one EXR file (Blender, Nuke), or as "
             "textures for Unreal, Unity, Blender or glTF (their normals, ORM, colour spaces); and a textured mesh from the depth (GLB).",
             search_aliases=[
-                *["exr", "save maps", "save exr", "multilayer exr", "unreal", "unity", "blender", "gltf", "glb", "nuke", "pbr textures"],
+                *["exr", "save maps", "save exr", "multilayer exr", "unreal", "unity", "blender", "gltf", "glb", "nuke", "game textures"],
                 *["orm", "mask map", "depth to mesh", "3d mesh", "displacement", "save normal map"],
             ],
             is_output_node=True,

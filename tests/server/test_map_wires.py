@@ -31,6 +31,8 @@ def test_a_wrong_wire_is_told_with_what_to_do_and_a_right_one_or_an_opened_graph
     ]
     graph = page.evaluate("() => app.graph.serialize()")
     page.evaluate("() => app.extensionManager.toast.removeAll()")
+    # It fades out first.
+    page.wait_for_function("() => !document.querySelector('.p-toast-detail')", timeout=10_000)
     open_workflow(page, graph)
     page.wait_for_timeout(500)
     assert page.evaluate(TOLD) == []

@@ -63,6 +63,18 @@ def queued_picture(page) -> numpy.ndarray:
     return numpy.asarray(Image.open(io.BytesIO(answer.body())).convert("RGB")) + 0.5
 
 
+def still_box(page) -> dict[str, float]:
+    """Where the live picture lies, once the node has its size."""
+    canvas, before = page.locator("canvas.intrinsic-lab-relight"), None
+    for _ in range(50):
+        box = canvas.bounding_box()
+        if box == before:
+            return box
+        before = box
+        page.wait_for_timeout(200)
+    raise AssertionError("the node never stands still")
+
+
 def test_the_live_picture_is_the_one_that_queueing_makes_and_a_drag_moves_a_lamp(page):
     page.evaluate(BUILD)
     seen = []
@@ -79,7 +91,7 @@ def test_the_live_picture_is_the_one_that_queueing_makes_and_a_drag_moves_a_lamp
     assert numpy.abs(seen[0] - seen[1]).mean() > 5
 
     # By hand: from the lamp's place to the right, nothing is queued, the picture follows.
-    box = page.locator("canvas.intrinsic-lab-relight").bounding_box()
+    box = still_box(page)
     scale = min(box["width"] / 192, box["height"] / 128)
     left, top = box["x"] + (box["width"] - 192 * scale) / 2, box["y"] + (box["height"] - 128 * scale) / 2
     page.mouse.move(left + 0.2 * 192 * scale, top + 0.3 * 128 * scale)

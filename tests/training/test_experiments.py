@@ -80,7 +80,7 @@ def test_each_part_trains_as_many_parameters_as_are_counted_by_hand(tiny_base):
         add_adapter(unet, "attention", 1, 0, "left")
 
 
-def test_a_confined_lora_loads_in_core_with_the_output_of_the_trainer(tiny_base, pairs, tmp_path):
+def test_a_confined_lora_loads_in_core_with_the_output_of_the_trainer(tiny_base, pairs, tmp_path, monkeypatch):
     pytest.importorskip("comfy.sd")
     import folder_paths
     from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
@@ -92,7 +92,9 @@ def test_a_confined_lora_loads_in_core_with_the_output_of_the_trainer(tiny_base,
     inputs = noise(2, 4, 8, 8), torch.tensor([999, 999]), noise(2, 77, 32)
     native = load_pipeline(tiny_base, dtype=torch.float32)
     plain = native.model.model.diffusion_model(inputs[0], inputs[1], context=inputs[2])
-    folder_paths.add_model_folder_path("loras", str(tmp_path))
+    endings = folder_paths.folder_names_and_paths["loras"][1]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], endings))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     model, _ = LoraLoader().load_lora(native.model, native.clip, trained.weights.name, 1.0, 0.0)
     assert len(model.patches) == 2 * 8
     model.patch_model()

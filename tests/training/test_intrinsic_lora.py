@@ -130,7 +130,7 @@ def test_diffusers_loads_the_file_with_the_same_output(tiny_base, wide):
     assert (output - plain).abs().max() > 0.1
 
 
-def test_comfyui_loads_the_file_with_the_output_of_diffusers(tiny_base, wide):
+def test_comfyui_loads_the_file_with_the_output_of_diffusers(tiny_base, wide, monkeypatch):
     """Core's LoraLoader on the native model: what a ComfyUI user does with the file."""
     pytest.importorskip("comfy.sd")
     import folder_paths
@@ -141,7 +141,9 @@ def test_comfyui_loads_the_file_with_the_output_of_diffusers(tiny_base, wide):
     inputs = noise(2, 4, 8, 8), torch.tensor([999, 999]), noise(2, 77, 32)
     native = load_pipeline(tiny_base, dtype=torch.float32)
     plain = native.model.model.diffusion_model(inputs[0], inputs[1], context=inputs[2])
-    folder_paths.add_model_folder_path("loras", str(wide.weights.parent))
+    endings = folder_paths.folder_names_and_paths["loras"][1]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(wide.weights.parent)], endings))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     model, _ = LoraLoader().load_lora(native.model, native.clip, wide.weights.name, 1.0, 0.0)
     assert len(model.patches) == len(lora_layers(wide.base.network))
     model.patch_model()

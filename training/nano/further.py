@@ -238,7 +238,9 @@ def open_candidate(assets: Path, runs: Path) -> Path:
     if not candidate.exists():
         fresh = runs / ".candidate.partial"
         shutil.rmtree(fresh, ignore_errors=True)
-        shutil.copytree(assets, fresh, ignore=shutil.ignore_patterns("loras", "nano_vqgan*", "*.png"))
+        shutil.copytree(
+            assets, fresh, ignore=shutil.ignore_patterns("loras", "diode", "nano_vqgan*", "nano_*_augmented*", "*.png", "*.jpg", "*.md")
+        )
         fresh.rename(candidate)
     return candidate
 
