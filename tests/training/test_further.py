@@ -44,7 +44,7 @@ def test_a_sitting_of_one_step_changes_the_bundled_weights_by_one_step_and_says_
     # The same sitting again goes on from its checkpoints.
     further.train_further(sitting, 1e-6, ("adapters",))
     entries = json.loads((assets / further.HISTORY).read_text())
-    assert [entry["steps"] for entry in entries if entry["part"] == "adapter normal"] == [2]
+    assert [entry["steps"] for entry in entries if entry["run"] == "adapter normal from scene 0"] == [2]
 
 
 def test_new_words_leave_every_old_prompt_as_it_was(tmp_path):
