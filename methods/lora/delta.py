@@ -4,6 +4,7 @@ Matrices are [out, in]; a convolution's kernel is flattened into `in` (in * kh *
 in any dtype. What is no product of two factors is formed some rows at a time, never whole.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -67,18 +68,19 @@ class Stack:
             yield LowRank(module, down.float(), up.float(), scale)
 
 
-class Blockwise:
+class Blockwise(ABC):
     """A change that knows its shape and any of its rows, and what follows from that."""
 
     module: str
 
     @property
+    @abstractmethod
     def shape(self) -> tuple[int, int]:
-        raise NotImplementedError
+        """Rows and columns."""
 
+    @abstractmethod
     def dense(self, start: int, stop: int) -> Tensor:
         """Rows start..stop."""
-        raise NotImplementedError
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """(first row, some rows) until all have come."""

@@ -46,7 +46,7 @@ def _damage_in_words(folder: Path) -> Iterator[None]:
     """A config is anybody's: what a value of a wrong type comes to is said as what it is."""
     try:
         yield
-    except (ModelFolderError, NotImplementedError):
+    except ModelFolderError:
         raise
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, OSError) as error:
         raise ModelFolderError(
