@@ -29,6 +29,12 @@ PREVIEWS = """async name => {
 }"""
 
 
+def preview_sizes(page) -> list:
+    """[node, width, height] of every preview since `PREVIEWS`: the page may still unpack the last when a prompt has ended."""
+    page.wait_for_function("() => window.previewSizes.length")
+    return page.evaluate("() => window.previewSizes")
+
+
 def graph(example: str = "5 Five maps from text", **changes: dict) -> dict:
     """A nano example with two steps; `changes` replaces inputs by the node's class, less its prefix."""
     prompt = json.loads(json.dumps(EXAMPLES[example].prompt()))
@@ -198,7 +204,7 @@ def test_the_front_end_shows_the_previews_in_the_samplers_node(page):
                 .forEach(widget => { if (widget.name === 'seed') widget.value = 94; })"""
         )
         assert queue(page) == "execution_success"
-        sizes = page.evaluate("() => window.previewSizes")
-        assert sizes and all(size == [sampler, *PREVIEW_SIZE] for size in sizes)
+        sizes = preview_sizes(page)
+        assert all(size == [sampler, *PREVIEW_SIZE] for size in sizes)
     finally:
         page.evaluate(PREVIEWS, "default")

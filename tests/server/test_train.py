@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from intrinsic_lab.tests.server.test_lumix import PREVIEWS, preview_pictures
+from intrinsic_lab.tests.server.test_lumix import PREVIEWS, preview_pictures, preview_sizes
 from intrinsic_lab.tools.comfyui_source import ROOT
 from intrinsic_lab.tools.example_workflows import example_workflow
 from intrinsic_lab.tools.front_end import open_workflow, queue
@@ -303,7 +303,7 @@ def test_the_front_end_shows_the_loss_curve_in_the_node_and_keeps_the_seed(page)
     }"""
     node = page.evaluate(set_widgets, changes)
     assert queue(page) == "execution_success"
-    assert page.evaluate("() => window.previewSizes")[0] == [node, 640, 320]
+    assert preview_sizes(page)[0] == [node, 640, 320]
     widgets = (
         "() => app.graph._nodes.find(node => node.type === 'IntrinsicLabTrainLoRA').widgets.map(widget => [widget.name, widget.value])"
     )
