@@ -1,4 +1,4 @@
-"""How well each map comes out of the nano base, on 200 held-out scenes, beside what it has to beat.
+"""How well each map comes out of the nano bases (a UNet, a FLUX), on 200 held-out scenes, beside what it has to beat.
 
     python -m intrinsic_lab.benchmarks.scenes_table [--part K/N] [--report]
 
@@ -23,10 +23,12 @@ from diffusers import UNet2DConditionModel
 from einops import rearrange
 from torch import Tensor
 
+from ..methods.intrinsic_lora.recipe import RAW, READINGS, recipe_of
 from ..methods.lora.lora_file import read_lora
 from ..methods.maps import MAPS
 from ..scenes import render_scenes
 from ..training.atomic import write_atomically
+from ..training.backbones import single_step_part
 from ..training.command_line import console_report
 from ..training.intrinsic_lora import (
     IntrinsicLoraConfig,
@@ -38,7 +40,7 @@ from ..training.intrinsic_lora import (
     train_intrinsic_lora,
 )
 from ..training.loop import LoopConfig
-from ..training.nano.adapters import ADAPTER_DATA, KIND, RANK
+from ..training.nano.adapters import ADAPTER_DATA, FLUX_READING, KIND, RANK
 from ..training.scene_pictures import BUNDLED_MAPS, HELD_OUT_SEEDS, scene_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +51,7 @@ STEPS = 1000
 BATCH = 1
 LEARNING_RATES = {"attention": 1e-3, "wide": 1e-3, "full": 2e-4}
 SEEDS = (0, 1, 2)
+UNET, FLUX = "nano", "nano_flux"
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,18 @@ class Run:
     kind: str
     init: str
     seed: int
+    base: str = UNET
+    reading: str = RAW
 
     @property
     def name(self) -> str:
-        return f"{self.map}-{self.kind}-{self.init}-{self.seed}"
+        return f"{self.map}-{self.kind}-{self.init}-{self.seed}" + (f"-{self.reading}" if self.base == FLUX else "")
+
+    @property
+    def row(self) -> str:
+        what = "full fine-tuning" if self.kind == "full" else f"LoRA {self.kind} r{8 if self.kind == 'attention' else RANK}"
+        on = f"nano FLUX, read as {self.reading}: " if self.base == FLUX else ""
+        return f"{on}{what}, {self.init} base, {STEPS} steps"
 
 
 def planned_runs() -> list[Run]:
@@ -72,7 +83,9 @@ def planned_runs() -> list[Run]:
         Run(name, kind, init, 0) for name in BUNDLED_MAPS[1:] for kind, init in ((KIND, "trained"), (KIND, "random"), ("full", "trained"))
     ]
     paper = [Run(name, "attention", "trained", 0) for name in BUNDLED_MAPS]
-    return normals[:4] + others + paper[:1] + normals[4:] + paper[1:]
+    flux = [Run(name, KIND, "trained", 0, FLUX, reading) for reading in READINGS for name in BUNDLED_MAPS]
+    flux += [Run(name, KIND, "random", 0, FLUX, FLUX_READING) for name in BUNDLED_MAPS]
+    return normals[:4] + others + paper[:1] + normals[4:] + paper[1:] + flux
 
 
 def references(map_name: str) -> tuple[Tensor, Tensor]:
@@ -95,37 +108,46 @@ def encode(vae, pictures_bchw: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(base, unet, map_name: str, latent_bchw: Tensor) -> dict[str, float]:
-    """Scores of a UNet on the held-out scenes, given the latents of their pictures."""
+def evaluate(base, network, map_name: str, latent_bchw: Tensor, reading: str = RAW) -> dict[str, float]:
+    """Scores of a network on the held-out scenes, given the latents of their pictures."""
     text = base.embed(MAPS[map_name].prompt)
-    predicted = torch.cat([map_latent(unet, part, text) for part in latent_bchw.split(16)])
+    predicted = torch.cat([map_latent(network, part, text, reading) for part in latent_bchw.split(16)])
     return MAPS[map_name].evaluation.score(decode(base.vae, predicted, map_name), references(map_name)[1])
 
 
-def run_config(run: Run, base: Path, runs: Path) -> IntrinsicLoraConfig:
+def run_config(run: Run, bases: Path, runs: Path) -> IntrinsicLoraConfig:
     """The same steps, batch and data for every row; the learning rate is the kind's own."""
     loop = LoopConfig(runs / run.name, steps=STEPS, learning_rate=LEARNING_RATES[run.kind], warmup=50, ema_decay=0.99, seed=run.seed)
     rank = 8 if run.kind == "attention" else RANK
     return IntrinsicLoraConfig(
-        base=base, map=run.map, loop=loop, data=ADAPTER_DATA, kind=run.kind, rank=rank, batch=BATCH, init=run.init, save_dtype="float16"
+        base=bases / run.base,
+        map=run.map,
+        loop=loop,
+        data=ADAPTER_DATA,
+        kind=run.kind,
+        rank=rank,
+        batch=BATCH,
+        init=run.init,
+        save_dtype="float16",
+        reading=run.reading,
     )
 
 
-def trained_unet(run: Run, base: Path, runs: Path):
-    """The UNet of a finished run, ready to predict."""
-    config = run_config(run, base, runs)
+def trained_network(run: Run, bases: Path, runs: Path):
+    """The network of a finished run, ready to predict."""
+    config = run_config(run, bases, runs)
     if run.kind == "full":
         return UNet2DConditionModel.from_pretrained(config.weights).eval()
-    return with_adapter(load_base(base, run.init, run.seed).network, config.weights)
+    return with_adapter(load_base(config.base, run.init, run.seed).network, config.weights)
 
 
-def with_adapter(unet, path: Path):
-    """`unet` with the LoRA file `path`, through peft."""
+def with_adapter(network, path: Path):
+    """`network` with the LoRA file `path`, through peft."""
     file = read_lora(path)
     settings = json.loads(file.metadata["intrinsic_lab.config"])
-    add_adapter(unet, settings["kind"], settings["rank"], 0)
-    load_adapter(unet, file)
-    return unet.eval()
+    add_adapter(network, settings["kind"], settings["rank"], 0)
+    load_adapter(network, file)
+    return network.eval()
 
 
 def score_mean_map(map_name: str, vae, runs: Path) -> dict[str, float]:
@@ -145,8 +167,8 @@ def score_vae_bound(map_name: str, vae) -> dict[str, float]:
 
 
 def score_file(base: Path, name: str) -> Path:
-    """Where a row's scores are kept: they hold for one state of the base's VAE and UNet."""
-    state = [digest(base / part / "diffusion_pytorch_model.safetensors") for part in ("vae", "unet")]
+    """Where a row's scores are kept: they hold for one state of the base's VAE and network."""
+    state = [digest(base / part / "diffusion_pytorch_model.safetensors") for part in ("vae", single_step_part(base))]
     return RESULTS / "scenes_scores" / "-".join(state) / f"{name}.json"
 
 
@@ -159,26 +181,32 @@ def once(path: Path, compute) -> dict[str, float]:
     return json.loads(path.read_text())
 
 
-def table(base: Path, assets: Path, runs: Path) -> dict:
+def table(bases: Path, runs: Path) -> dict:
     """All rows that exist, per map: `{map: {row: {metric: [values over seeds]}}}`."""
-    loaded = load_base(base)
-    latents = encode(loaded.vae, references("normal")[0])
+    # The two bases have one VAE.
+    loaded = {name: load_base(bases / name) for name in (UNET, FLUX)}
+    vae, unet_base = loaded[UNET].vae, bases / UNET
+    latents = encode(vae, references("normal")[0])
     result = {}
     for name in BUNDLED_MAPS:
-        rows = {"VAE bound": [once(score_file(base, f"{name}-bound"), partial(score_vae_bound, name, loaded.vae))]}
-        rows["mean map"] = [once(score_file(base, f"{name}-mean"), partial(score_mean_map, name, loaded.vae, runs))]
-        bundled = assets / f"nano_{name}.safetensors"
-        if bundled.exists():
-            unet = with_adapter(load_base(base).network, bundled)
-            kept = score_file(base, f"{name}-bundled-{digest(bundled)}")
-            rows["bundled adapter"] = [once(kept, partial(evaluate, loaded, unet, name, latents))]
+        rows = {"VAE bound": [once(score_file(unet_base, f"{name}-bound"), partial(score_vae_bound, name, vae))]}
+        rows["mean map"] = [once(score_file(unet_base, f"{name}-mean"), partial(score_mean_map, name, vae, runs))]
+        for base, row in ((UNET, "bundled adapter"), (FLUX, "nano FLUX: bundled adapter")):
+            bundled = bases / f"{base}_{name}.safetensors"
+            if bundled.exists():
+                network = with_adapter(load_base(bases / base).network, bundled)
+                kept = score_file(bases / base, f"{name}-bundled-{digest(bundled)}")
+                reading = recipe_of(read_lora(bundled), bundled.name).reading
+                rows[row] = [once(kept, partial(evaluate, loaded[base], network, name, latents, reading))]
         for run in (run for run in planned_runs() if run.map == name):
-            kept = score_file(base, run.name)
-            if not kept.exists() and not run_config(run, base, runs).weights.exists():
+            kept = score_file(bases / run.base, run.name)
+            if not kept.exists() and not run_config(run, bases, runs).weights.exists():
                 continue
-            scores = once(kept, lambda run=run, name=name: evaluate(loaded, trained_unet(run, base, runs), name, latents))
-            what = "full fine-tuning" if run.kind == "full" else f"LoRA {run.kind} r{8 if run.kind == 'attention' else RANK}"
-            rows.setdefault(f"{what}, {run.init} base, {STEPS} steps", []).append(scores)
+            scores = once(
+                kept,
+                lambda run=run, name=name: evaluate(loaded[run.base], trained_network(run, bases, runs), name, latents, run.reading),
+            )
+            rows.setdefault(run.row, []).append(scores)
         result[name] = {row: {key: [seed[key] for seed in kept] for key in kept[0]} for row, kept in rows.items()}
     return result
 
@@ -203,8 +231,7 @@ def print_table(result: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, default=ROOT / "assets" / "nano")
-    parser.add_argument("--assets", type=Path, default=ROOT / "assets")
+    parser.add_argument("--assets", type=Path, default=ROOT / "assets", help="where the bases and the bundled adapters are")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "nano" / "table")
     parser.add_argument("--part", default="1/1", help="K/N: train every N-th run, beginning with the K-th")
     parser.add_argument("--report", action="store_true", help="train nothing, print what is there")
@@ -215,12 +242,12 @@ def main() -> None:
     if not arguments.report:
         part, parts = (int(number) for number in arguments.part.split("/"))
         for run in planned_runs()[part - 1 :: parts]:
-            config = run_config(run, arguments.base, arguments.runs)
-            if not (score_file(arguments.base, run.name).exists() or config.weights.exists()):
+            config = run_config(run, arguments.assets, arguments.runs)
+            if not (score_file(config.base, run.name).exists() or config.weights.exists()):
                 train_intrinsic_lora(config, cache=arguments.runs / "latents", report=console_report(run.name, every=250))
         if parts > 1:
             return
-    result = table(arguments.base, arguments.assets, arguments.runs)
+    result = table(arguments.assets, arguments.runs)
     text = print_table(result)
     print(text)
     machine = f"{platform.machine()}, CPU, {os.cpu_count()} cores"

@@ -102,9 +102,8 @@ class NetworkPredictions:
     def __init__(self, base: SingleStepBase, recipe: Recipe, size: int, noise: Noise | None = None, sampling: Sampling = Sampling()):
         self.base, self.recipe, self.size, self.noise, self.sampling = base, recipe, size, noise, sampling
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        for module in (base.network, base.vae, base.text_encoder):
-            module.to(self.device)
-        self.text_1td = base.embed(recipe.prompt)
+        base.to(self.device)
+        self.text = base.embed(recipe.prompt)
 
     def predict(self, pair: Pair, picture_hw3: Tensor) -> Tensor:
         return self.of(picture_hw3)
@@ -124,7 +123,7 @@ class NetworkPredictions:
         """Map data `bhwc` of pictures whose sides are multiples of the VAE's factor."""
         recipe, sampling = self.recipe, self.sampling
         if self.noise is None:
-            return predict_maps(self.base.network, self.base.vae, self.text_1td, pictures_bchw, recipe.map)
+            return predict_maps(self.base.network, self.base.vae, self.text, pictures_bchw, recipe.map, reading=recipe.reading)
         return predict_maps_in_steps(
             self.base,
             self.noise,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...methods.formats import picture_of
 from ...methods.maps import MAPS
-from ..backbones.backbone import SingleStepBase
+from ..backbones.backbone import SingleStepBase, TextEmbeddings
 from ..loop import Report
 from ..pairs import IMAGE, PairSource, SceneData
 from ..scene_pictures import HELD_OUT_SEEDS
@@ -20,7 +20,7 @@ from .predict import predict_maps
 OnSample = Callable[[Tensor], None]
 
 
-def with_samples(config: IntrinsicLoraConfig, base: SingleStepBase, text_1td: Tensor, report: Report, on_sample: OnSample) -> Report:
+def with_samples(config: IntrinsicLoraConfig, base: SingleStepBase, text: TextEmbeddings, report: Report, on_sample: OnSample) -> Report:
     """`report`, after a look with every checkpoint and the last step; it changes nothing of the run (single-step LoRAs only)."""
     source = shown_source(config)
     picture_bchw = source.read(IMAGE, [0])
@@ -30,7 +30,7 @@ def with_samples(config: IntrinsicLoraConfig, base: SingleStepBase, text_1td: Te
     def look(step: int, loss: float, seconds_left: float) -> None:
         if step % config.loop.checkpoint_every == 0 or step == config.loop.steps:
             base.network.eval()
-            predicted = predict_maps(base.network, base.vae, text_1td, picture_bchw, config.map)
+            predicted = predict_maps(base.network, base.vae, text, picture_bchw, config.map, reading=config.reading)
             base.network.train()
             on_sample(torch.cat([images[IMAGE], picture_of(config.map, predicted), true]).clamp(0, 1))
         report(step, loss, seconds_left)

@@ -21,6 +21,8 @@ BATCH = 4
 STEPS = 1000
 AUGMENTED_STEPS = 1250
 LEARNING_RATE = 2e-3
+# How the maps are read from the output of nano FLUX, as benchmarks/results/scenes_table.md decides.
+FLUX_READING = "data"
 
 
 def adapter_config(base: Path, runs: Path, map_name: str) -> IntrinsicLoraConfig:

@@ -9,10 +9,14 @@ from comfy.model_patcher import ModelPatcher
 from ....methods.ildm.schedules import Block
 from .backbone import Backbone, Family
 from .flux import FLUX
+from .flux.flux2 import FLUX2
 from .pixart import PIXART
+from .qwen_image import QWEN_IMAGE
+from .sd3 import SD3
 from .unet import UNET
+from .z_image import Z_IMAGE
 
-BACKBONES: tuple[Backbone, ...] = (UNET, PIXART, FLUX)
+BACKBONES: tuple[Backbone, ...] = (UNET, PIXART, FLUX, FLUX2, SD3, QWEN_IMAGE, Z_IMAGE)
 FAMILIES: dict[str, Family] = {family.name: family for backbone in BACKBONES for family in backbone.families}
 # Self-attentions of published models, by the name that schedule previews show.
 LAYOUTS: dict[str, tuple[Block, ...]] = {name: blocks for backbone in BACKBONES for name, blocks in backbone.layouts.items()}

@@ -24,12 +24,12 @@ TRAINERS = INTRINSIC_LORA, JOINT_LORA, TENSOR_LORA = "intrinsic LoRA", "joint Lo
 class Family:
     """A published line of models on one backbone, as diffusers folders hold it.
 
-    text: its text encoders. trainers: those of TRAINERS that take it as a base.
+    text: its text encoders, None for those that ComfyUI's own loader has to read. trainers: those of TRAINERS that take it as a base.
     """
 
     name: str
     title: str
-    text: TextFamily
+    text: TextFamily | None
     trainers: tuple[str, ...]
 
 
@@ -56,15 +56,19 @@ class SingleStep:
     """What Intrinsic LoRA's one forward needs of a network.
 
     check: raises ValueError for a MODEL that cannot run it. model_sampling: the object by which the network gets its input unscaled and
-    its raw output comes back. context_width: numbers that the MODEL takes for a text token, None where it does not say. attach_anchor:
-    lets every self-attention of a clone read an anchor frame's keys, by ANCHOR; raises ValueError where another patch sits.
+    its raw output comes back. noise_levels: core's sigmas of timesteps 0..999 under that object. context_width: numbers that the MODEL
+    takes for a text token, None where it does not say. joint_text: whether text tokens meet the picture's in one attention, where
+    repeating them would change what they say. attach_anchor: lets every self-attention of a clone read an anchor frame's keys, by
+    ANCHOR; raises ValueError where another patch sits; None where it is not known.
     """
 
     check: Callable[[ModelPatcher], None]
     model_sampling: Callable[[ModelPatcher], nn.Module]
+    noise_levels: Callable[[ModelPatcher, Tensor], Tensor]
     context_width: Callable[[ModelPatcher], int | None]
     bind_lora: BindLora
-    attach_anchor: Callable[[ModelPatcher], None]
+    joint_text: bool = False
+    attach_anchor: Callable[[ModelPatcher], None] | None = None
 
 
 @dataclass(frozen=True)

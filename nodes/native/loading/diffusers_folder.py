@@ -87,6 +87,11 @@ def load_pipeline(
 
 def _load(folder: Path, family: Family, dtype: torch.dtype | None, text_dtype: torch.dtype | None, disable_dynamic: bool) -> LoadedPipeline:
     backbone = next(backbone for backbone in BACKBONES if family in backbone.families)
+    if family.text is None:
+        raise ModelFolderError(
+            f"{folder.name} is a {family.title}, whose text encoder is not read from a folder: load its files with ComfyUI's own Load "
+            "Diffusion Model, Load CLIP and Load VAE, and connect them in this node's place."
+        )
     embeddings = folder_paths.get_folder_paths("embeddings")
     clip = load_clip(folder, family.title, family.text, embeddings, text_dtype, disable_dynamic)
     vae_config = read_config(folder / "vae")

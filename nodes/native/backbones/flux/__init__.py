@@ -1,14 +1,22 @@
 """FLUX.1."""
 
+from collections.abc import Mapping
+
 import comfy.latent_formats
 import comfy.text_encoders.flux
+import comfy.utils
 from comfy.ldm.flux.model import Flux
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
+from .....methods.lora.layers import LoraLayer
 from .....methods.lumix.intrinsix import MAPS as INTRINSIX_MAPS
 from .....methods.lumix.schedule import published_shift, shift_by_tokens, shifted_sigmas
+from ...batch_rows.fused_layers import bind_layers
+from ...batch_rows.row_lora import MapAdapter
 from ...loading.text_encoder import CLIP_L, TextFamily, TextPart
-from ..backbone import TENSOR_LORA, Backbone, Family, MapAttention
+from ..backbone import INTRINSIC_LORA, TENSOR_LORA, Backbone, Family, MapAttention
+from ..flow_step import flow_step
 from .loading import PATCH, load_flux
 from .maps import attach_tensor_lora, join_maps_in
 
@@ -19,6 +27,17 @@ _LATER_VARIANTS = ("global_modulation", "mlp_silu_act", "yak_mlp")
 def is_flux1(network: nn.Module) -> bool:
     """Whether a network is a FLUX.1, not one of its successors."""
     return isinstance(network, Flux) and not any(getattr(network.params, variant, False) for variant in _LATER_VARIANTS)
+
+
+def input_channels(network: Flux) -> int:
+    """Of latents."""
+    return network.in_channels // network.patch_size**2
+
+
+def bind_lora(model: ModelPatcher, layers: Mapping[str, LoraLayer], strength: float, source: str) -> MapAdapter:
+    """A LoRA file's layers bound to the MODEL's. Raises ValueError, naming `source`, where they do not fit."""
+    targets = comfy.utils.flux_to_diffusers(model.model.model_config.unet_config)
+    return bind_layers(model.get_model_object("diffusion_model"), layers, targets, strength, source)
 
 
 def image_tokens(latent: dict) -> int:
@@ -48,12 +67,13 @@ FLUX = Backbone(
                 comfy.text_encoders.flux.FluxTokenizer,
                 comfy.text_encoders.flux.flux_clip(),
             ),
-            trainers=(TENSOR_LORA,),
+            trainers=(INTRINSIC_LORA, TENSOR_LORA),
         ),
     ),
     load=load_flux,
     latent_formats=(comfy.latent_formats.Flux,),
     layouts={},
+    single_step=flow_step(bind_lora, input_channels, lambda network: network.params.context_in_dim),
     map_attention=MapAttention(join_maps_in, map_sigmas),
     attach_tensor_lora=attach_tensor_lora,
 )
