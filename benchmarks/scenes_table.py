@@ -23,7 +23,7 @@ from diffusers import UNet2DConditionModel
 from einops import rearrange
 from torch import Tensor
 
-from ..methods.intrinsic_lora.recipe import RAW, READINGS, recipe_of
+from ..methods.intrinsic_lora.recipe import RAW, recipe_of
 from ..methods.lora.lora_file import read_lora
 from ..methods.maps import MAPS
 from ..scenes import render_scenes
@@ -40,7 +40,7 @@ from ..training.intrinsic_lora import (
     train_intrinsic_lora,
 )
 from ..training.loop import LoopConfig
-from ..training.nano.adapters import ADAPTER_DATA, FLUX_READING, KIND, RANK
+from ..training.nano.adapters import ADAPTER_DATA, FLUX_STEPS, KIND, RANK
 from ..training.scene_pictures import BUNDLED_MAPS, HELD_OUT_SEEDS, scene_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,18 +62,10 @@ class Run:
     kind: str
     init: str
     seed: int
-    base: str = UNET
-    reading: str = RAW
 
     @property
     def name(self) -> str:
-        return f"{self.map}-{self.kind}-{self.init}-{self.seed}" + (f"-{self.reading}" if self.base == FLUX else "")
-
-    @property
-    def row(self) -> str:
-        what = "full fine-tuning" if self.kind == "full" else f"LoRA {self.kind} r{8 if self.kind == 'attention' else RANK}"
-        on = f"nano FLUX, read as {self.reading}: " if self.base == FLUX else ""
-        return f"{on}{what}, {self.init} base, {STEPS} steps"
+        return f"{self.map}-{self.kind}-{self.init}-{self.seed}"
 
 
 def planned_runs() -> list[Run]:
@@ -83,9 +75,7 @@ def planned_runs() -> list[Run]:
         Run(name, kind, init, 0) for name in BUNDLED_MAPS[1:] for kind, init in ((KIND, "trained"), (KIND, "random"), ("full", "trained"))
     ]
     paper = [Run(name, "attention", "trained", 0) for name in BUNDLED_MAPS]
-    flux = [Run(name, KIND, "trained", 0, FLUX, reading) for reading in READINGS for name in BUNDLED_MAPS]
-    flux += [Run(name, KIND, "random", 0, FLUX, FLUX_READING) for name in BUNDLED_MAPS]
-    return normals[:4] + others + paper[:1] + normals[4:] + paper[1:] + flux
+    return normals[:4] + others + paper[:1] + normals[4:] + paper[1:]
 
 
 def references(map_name: str) -> tuple[Tensor, Tensor]:
@@ -115,30 +105,21 @@ def evaluate(base, network, map_name: str, latent_bchw: Tensor, reading: str = R
     return MAPS[map_name].evaluation.score(decode(base.vae, predicted, map_name), references(map_name)[1])
 
 
-def run_config(run: Run, bases: Path, runs: Path) -> IntrinsicLoraConfig:
+def run_config(run: Run, base: Path, runs: Path) -> IntrinsicLoraConfig:
     """The same steps, batch and data for every row; the learning rate is the kind's own."""
     loop = LoopConfig(runs / run.name, steps=STEPS, learning_rate=LEARNING_RATES[run.kind], warmup=50, ema_decay=0.99, seed=run.seed)
     rank = 8 if run.kind == "attention" else RANK
     return IntrinsicLoraConfig(
-        base=bases / run.base,
-        map=run.map,
-        loop=loop,
-        data=ADAPTER_DATA,
-        kind=run.kind,
-        rank=rank,
-        batch=BATCH,
-        init=run.init,
-        save_dtype="float16",
-        reading=run.reading,
+        base=base, map=run.map, loop=loop, data=ADAPTER_DATA, kind=run.kind, rank=rank, batch=BATCH, init=run.init, save_dtype="float16"
     )
 
 
-def trained_network(run: Run, bases: Path, runs: Path):
-    """The network of a finished run, ready to predict."""
-    config = run_config(run, bases, runs)
+def trained_unet(run: Run, base: Path, runs: Path):
+    """The UNet of a finished run, ready to predict."""
+    config = run_config(run, base, runs)
     if run.kind == "full":
         return UNet2DConditionModel.from_pretrained(config.weights).eval()
-    return with_adapter(load_base(config.base, run.init, run.seed).network, config.weights)
+    return with_adapter(load_base(base, run.init, run.seed).network, config.weights)
 
 
 def with_adapter(network, path: Path):
@@ -191,7 +172,7 @@ def table(bases: Path, runs: Path) -> dict:
     for name in BUNDLED_MAPS:
         rows = {"VAE bound": [once(score_file(unet_base, f"{name}-bound"), partial(score_vae_bound, name, vae))]}
         rows["mean map"] = [once(score_file(unet_base, f"{name}-mean"), partial(score_mean_map, name, vae, runs))]
-        for base, row in ((UNET, "bundled adapter"), (FLUX, "nano FLUX: bundled adapter")):
+        for base, row in ((UNET, "bundled adapter"), (FLUX, f"nano FLUX: bundled adapter, {FLUX_STEPS} steps")):
             bundled = bases / f"{base}_{name}.safetensors"
             if bundled.exists():
                 network = with_adapter(load_base(bases / base).network, bundled)
@@ -199,14 +180,12 @@ def table(bases: Path, runs: Path) -> dict:
                 reading = recipe_of(read_lora(bundled), bundled.name).reading
                 rows[row] = [once(kept, partial(evaluate, loaded[base], network, name, latents, reading))]
         for run in (run for run in planned_runs() if run.map == name):
-            kept = score_file(bases / run.base, run.name)
-            if not kept.exists() and not run_config(run, bases, runs).weights.exists():
+            kept = score_file(unet_base, run.name)
+            if not kept.exists() and not run_config(run, unet_base, runs).weights.exists():
                 continue
-            scores = once(
-                kept,
-                lambda run=run, name=name: evaluate(loaded[run.base], trained_network(run, bases, runs), name, latents, run.reading),
-            )
-            rows.setdefault(run.row, []).append(scores)
+            scores = once(kept, lambda run=run, name=name: evaluate(loaded[UNET], trained_unet(run, unet_base, runs), name, latents))
+            what = "full fine-tuning" if run.kind == "full" else f"LoRA {run.kind} r{8 if run.kind == 'attention' else RANK}"
+            rows.setdefault(f"{what}, {run.init} base, {STEPS} steps", []).append(scores)
         result[name] = {row: {key: [seed[key] for seed in kept] for key in kept[0]} for row, kept in rows.items()}
     return result
 
@@ -242,7 +221,7 @@ def main() -> None:
     if not arguments.report:
         part, parts = (int(number) for number in arguments.part.split("/"))
         for run in planned_runs()[part - 1 :: parts]:
-            config = run_config(run, arguments.assets, arguments.runs)
+            config = run_config(run, arguments.assets / UNET, arguments.runs)
             if not (score_file(config.base, run.name).exists() or config.weights.exists()):
                 train_intrinsic_lora(config, cache=arguments.runs / "latents", report=console_report(run.name, every=250))
         if parts > 1:

@@ -20,7 +20,7 @@ from ..methods.intrinsic_lora.multi_step import AUGMENTED, SINGLE
 from ..methods.intrinsic_lora.recipe import AUTO, Recipe, conventions, recipe_of
 from ..methods.lora.layers import LoraFile
 from ..methods.maps import MAPS, image_from_map, map_from_image
-from .native.backbones import MULTI_STEP, SINGLE_STEP, require
+from .native.backbones import MULTI_STEP, SINGLE_STEP, known, require
 from .native.batch_rows import row_lora
 from .native.joint_sampling.multi_step import see_picture
 from .native.joint_sampling.single_step import interruptible, make_generator, require_parts, rows_per_forward
@@ -124,7 +124,8 @@ class ApplyIntrinsicLoRA(Node):
         if lora.ignored:
             logging.warning("%s: %d text-encoder tensors are left out, intrinsic maps use the UNet only.", lora_name, lora.ignored)
         # A file without a header can make its map in one step only where the MODEL has no channels for the picture.
-        widened = lora.picture_in is not None or require(model, MULTI_STEP).is_widened(model)
+        multi_step = known(model, MULTI_STEP)
+        widened = lora.picture_in is not None or (multi_step is not None and multi_step.is_widened(model))
         recipe = recipe_of(lora, lora_name, map, convention, AUGMENTED if widened else SINGLE)
         carrying = _carrying(model, lora, recipe, strength, lora_name)
         logging.info("%s: %s", lora_name, recipe.in_words)

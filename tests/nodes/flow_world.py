@@ -1,18 +1,21 @@
 """Tiny random transformers of 2026 by diffusers' own classes, each with one call of its forward and the native one."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.latent_formats
+import comfy.text_encoders.z_image
 import diffusers
 import torch
 from einops import rearrange
 from intrinsic_lab.nodes.native.backbones import BACKBONES, FAMILIES
 from intrinsic_lab.nodes.native.backbones.backbone import LoadRequest
 from intrinsic_lab.nodes.native.loading.latent_format import AnyLatent
-from intrinsic_lab.tests.nodes.conftest import randn
+from intrinsic_lab.tests.nodes.conftest import edit_json, randn, tiny_clip, tiny_vae, write_own_tokenizer
+from intrinsic_lab.training.nano.flux import write_t5_tokenizer
 from torch import Tensor
 
 FIXED_SHIFT = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
@@ -77,20 +80,20 @@ def _flux2(network, latent, time, context, pooled):
 
 
 _SD3 = dict(sample_size=16, patch_size=2, in_channels=16, out_channels=16, attention_head_dim=64, num_attention_heads=2)
-_SD3 |= dict(joint_attention_dim=32, caption_projection_dim=128, pooled_projection_dim=24, pos_embed_max_size=12)
+_SD3 |= dict(joint_attention_dim=4096, caption_projection_dim=128, pooled_projection_dim=64, pos_embed_max_size=12)
 _LUMINA = dict(in_channels=16, hidden_size=48, num_layers=2, num_refiner_layers=1, num_attention_heads=4, num_kv_heads=2, multiple_of=16)
 
 TINY = {
-    "sd3": TinyFlow("SD3Transformer2DModel", _SD3 | {"num_layers": 3}, 32, 16, _sd3, FIXED_SHIFT, 1000.0, 24),
+    "sd3": TinyFlow("SD3Transformer2DModel", _SD3 | {"num_layers": 3}, 4096, 16, _sd3, FIXED_SHIFT, 1000.0, 64),
     "sd35": TinyFlow(
         "SD3Transformer2DModel",
         _SD3 | {"num_layers": 2, "qk_norm": "rms_norm", "dual_attention_layers": (0, 1)},
-        32,
+        4096,
         16,
         _sd3,
         FIXED_SHIFT,
         1000.0,
-        24,
+        64,
     ),
     "qwen_image": TinyFlow(
         "QwenImageTransformer2DModel",
@@ -176,3 +179,47 @@ def inputs(name: str, rows: int = 2) -> tuple[Tensor, Tensor, Tensor | None]:
         randn(rows, 20, tiny.text, seed=1),
         randn(rows, tiny.pooled, seed=2) if tiny.pooled else None,
     )
+
+
+def write_pipeline(name: str, folder: Path) -> Path:
+    """The whole folder of a tiny model whose text encoders are read from folders: "sd3", "sd35", "z_image"."""
+    build(name, folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = {"vae": tiny_vae(16, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.5305, shift_factor=0.0609)}
+        parts |= _z_image_text() if name == "z_image" else _sd3_text(folder)
+    for part, module in parts.items():
+        module.save_pretrained(folder / part)
+    if name == "z_image":
+        shutil.copytree(Path(comfy.text_encoders.z_image.__file__).parent / "qwen25_tokenizer", folder / "tokenizer")
+        # As Qwen3's own, without instructions of a system.
+        edit_json(folder / "tokenizer/tokenizer_config.json", chat_template=_CHAT)
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "Tiny"}))
+    return folder
+
+
+_CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def _z_image_text() -> dict:
+    from transformers import Qwen3Config, Qwen3Model
+
+    sizes = dict(vocab_size=151936, hidden_size=32, intermediate_size=48, num_hidden_layers=3, max_position_embeddings=512)
+    return {"text_encoder": Qwen3Model(Qwen3Config(**sizes, num_attention_heads=2, num_key_value_heads=1, head_dim=128)).eval()}
+
+
+def _sd3_text(folder: Path) -> dict:
+    """Two CLIPs of a vocabulary of their own, and a T5 as wide as ComfyUI's SD 3 wants it, of few words."""
+    from transformers import T5Config, T5EncoderModel
+
+    words = [write_own_tokenizer(folder / name) for name in ("tokenizer", "tokenizer_2")]
+    write_t5_tokenizer(folder / "tokenizer_3")
+    pieces = len(json.loads((folder / "tokenizer_3/tokenizer.json").read_text())["model"]["vocab"])
+    first, second = (tiny_clip(act, 32, vocabulary=count, projection=32) for act, count in zip(("quick_gelu", "gelu"), words, strict=True))
+    # What SD 3 pools of its first CLIP is not projected.
+    torch.nn.init.eye_(first.text_projection.weight)
+    t5 = T5Config(vocab_size=pieces, d_model=4096, d_kv=16, d_ff=48, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu")
+    return {"text_encoder": first, "text_encoder_2": second, "text_encoder_3": T5EncoderModel(t5).eval()}

@@ -1,9 +1,22 @@
 """The transformers of 2026: loaded natively they are diffusers' own, and Intrinsic LoRA's single step on them is its trainer's."""
 
+import copy
+
+import comfy.sd
+import folder_paths
 import pytest
 import torch
+from intrinsic_lab.methods.intrinsic_lora.recipe import READINGS, Recipe
+from intrinsic_lab.methods.maps import MAPS
+from intrinsic_lab.nodes.extract import ApplyIntrinsicLoRA, ExtractIntrinsicMaps
+from intrinsic_lab.nodes.native.joint_sampling.single_step import make_generator
+from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
+from intrinsic_lab.nodes.native.paths import bundled_file
 from intrinsic_lab.tests.nodes import flow_world
-from intrinsic_lab.tests.nodes.conftest import largest_difference
+from intrinsic_lab.tests.nodes.conftest import largest_difference, randn
+from intrinsic_lab.training.intrinsic_lora import add_adapter, load_base, map_latent, predict_maps, save_lora
+from intrinsic_lab.training.intrinsic_lora.latents import model_latents, vae_latents
+from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
@@ -32,3 +45,75 @@ def test_native_transformers_equal_diffusers(name, flows):
         native = flow_world.native_velocity(name, model, latent, times, context, pooled)
         assert expected.std() > 0.01
         assert largest_difference(native, expected) <= 1e-5
+
+
+PICTURES = torch.rand(2, 64, 96, 3, generator=torch.Generator().manual_seed(4))
+
+
+@pytest.fixture(scope="module", params=["flux", "sd35", "z_image"])
+def whole(request, tmp_path_factory):
+    """A whole small folder, loaded natively and by the trainer, which has a random LoRA."""
+    folder = bundled_file("nano_flux") if request.param == "flux" else tmp_path_factory.mktemp("whole")
+    if request.param != "flux":
+        flow_world.write_pipeline(request.param, folder)
+    base = load_base(folder)
+    plain = copy.deepcopy(base.network)
+    add_adapter(base.network, "wide", 3, 0)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(1)
+        for name, parameter in base.network.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+    return base, plain, load_pipeline(folder, dtype=torch.float32, text_dtype=torch.float32)
+
+
+@torch.no_grad()
+def test_prompts_are_encoded_as_by_the_trainer(whole):
+    base, _, native = whole
+    for prompt in ("surface normal", "albedo"):
+        wanted = base.embed(prompt)
+        context, extra = native.clip.encode_from_tokens_scheduled(native.clip.tokenize(prompt))[0]
+        assert largest_difference(context, wanted.context) < 1e-4 and wanted.context.std() > 0.01
+        if wanted.pooled is not None:
+            assert largest_difference(extra["pooled_output"], wanted.pooled) < 1e-4
+
+
+@torch.no_grad()
+def test_what_the_trainer_predicts_is_what_extract_gives_however_the_output_is_read(whole, tmp_path, monkeypatch):
+    base, plain, native = whole
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
+    readings, model = dict(zip(("depth", "albedo", "shading"), READINGS, strict=True)), native.model
+    for name, reading in readings.items():
+        header = {"intrinsic_lab.map": name, "intrinsic_lab.reading": reading}
+        save_lora(base.network, tmp_path / f"{name}.safetensors", header)
+        model = ApplyIntrinsicLoRA.execute(model, f"{name}.safetensors", "auto", 1.0)[0]
+    output = ExtractIntrinsicMaps.execute(model, native.clip, native.vae, PICTURES, 0, 0, 0, False, "none")
+    pictures_bchw = PICTURES.movedim(-1, 1)
+    latent = model_latents(base.vae, base.vae.encode(2 * pictures_bchw - 1).latent_dist.mode())
+    found = model_latents(base.vae, output[4]["samples"])
+    for row, (name, reading) in enumerate((name, readings[name]) for name in MAPS if name in readings):
+        text = base.embed(MAPS[name].prompt)
+        wanted = map_latent(base.network, latent, text, reading)
+        rows = found[2 * row : 2 * row + 2]
+        assert largest_difference(rows, wanted) < 1e-4, name
+        assert largest_difference(rows, map_latent(plain, latent, text, reading)) > 0.02, "the LoRA says too little"
+        picture = predict_maps(base.network, base.vae, text, pictures_bchw, name, reading=reading)
+        assert largest_difference(output[list(MAPS).index(name)][..., : picture.shape[-1]], picture) < 1e-3
+
+
+@torch.no_grad()
+def test_the_trainers_files_are_loaded_by_core_and_by_diffusers(whole, tmp_path):
+    base, plain, native = whole
+    save_lora(base.network, tmp_path / "lora.safetensors", {})
+    state, text = load_file(tmp_path / "lora.safetensors"), base.embed("albedo")
+    latent = randn(1, 16, 8, 12)
+    wanted = map_latent(base.network, latent, text)
+    again = copy.deepcopy(plain)
+    again.load_lora_adapter(dict(state), prefix="transformer")
+    assert largest_difference(map_latent(again, latent, text), wanted) < 1e-5
+    merged, _ = comfy.sd.load_lora_for_models(native.model, None, state, 1.0, 0.0)
+    assert len(merged.patches) == len({name.rsplit(".lora_", 1)[0] for name in state}) or len(merged.patches) > 0
+    plan = make_generator(merged, native.clip, native.vae, {"albedo": Recipe("albedo", "albedo")}, assign=False)
+    found = model_latents(base.vae, plan.predict(vae_latents(base.vae, latent), [0]))
+    assert largest_difference(found, wanted) < 1e-4

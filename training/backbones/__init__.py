@@ -10,9 +10,12 @@ from ..bases import base_at
 from .backbone import Backbone, Denoiser, JointDenoising, MapFlow, SingleStep
 from .flux import FLUX
 from .pixart import PIXART
+from .qwen_image import QWEN_IMAGE
+from .sd3 import SD3
 from .unet import UNET
+from .z_image import Z_IMAGE
 
-BACKBONES: tuple[Backbone, ...] = (UNET, PIXART, FLUX)
+BACKBONES: tuple[Backbone, ...] = (UNET, PIXART, FLUX, SD3, QWEN_IMAGE, Z_IMAGE)
 
 
 class _Trainable(Protocol):
@@ -90,4 +93,5 @@ def _in(folder: Path, ability: Callable[[Backbone], Answer | None]) -> Answer:
 
 def _models(able: list[tuple[Backbone, Answer]]) -> str:
     """What can be used, in words."""
-    return " or ".join(answer.models for _, answer in able)
+    *most, last = (answer.models for _, answer in able)
+    return " or ".join(part for part in (", ".join(most), last) if part)

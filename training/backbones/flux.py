@@ -1,7 +1,6 @@
 """FLUX.1: tokens, positions, text embeddings, one prediction of the flow, and LumiX's maps meeting in its attention."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,14 +10,13 @@ from diffusers.models.embeddings import apply_rotary_emb
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...methods.intrinsic_lora.recipe import flow_time
-from ...methods.lora.lora_file import peft_state_dict
 from ...methods.lumix.attention import attend_maps
 from ...methods.lumix.design import QUERY_BROADCAST, Design
 from ...methods.lumix.tensor_lora.layer import Adapter, BlockAdapter, MapLayer, Update
-from ..bases import base_at
+from ..bases import Base, base_at
 from ..pairs import OnEncoded
-from .backbone import TIMESTEP, Backbone, FlowBase, MapFlow, SingleStep, SingleStepBase, TextEmbeddings, randomly_initialised
+from .backbone import Backbone, FlowBase, MapFlow, TextEmbeddings
+from .flow import flow_step
 
 PATCH = 2
 # The length to which ComfyUI pads T5's prompts for FLUX.
@@ -63,17 +61,9 @@ def predict_velocity(transformer, latent_bchw: Tensor, time_b: Tensor, text: Tex
     return unpack(tokens, height, width)
 
 
-def raw_output(transformer, latent_bchw: Tensor, text: TextEmbeddings) -> Tensor:
-    """The velocity at time 1, where the network expects noise alone; a distilled model's guidance is 3.5, as ComfyUI's by default."""
-    rows = len(latent_bchw)
-    return predict_velocity(transformer, latent_bchw, latent_bchw.new_full((rows,), flow_time(TIMESTEP)), text.expanded(rows))
-
-
-def load_single_step(path: Path, init: str, seed: int) -> SingleStepBase:
-    """Read a FLUX.1 base; init "random" gives the transformer fresh weights drawn with `seed`."""
-    base = load_flux_base(path)
-    transformer = randomly_initialised(base.transformer, seed) if init == "random" else base.transformer
-    return SingleStepBase(transformer, base.vae, lambda prompt: encode_texts(path, [prompt], SINGLE_STEP_TOKENS))
+def encode_text(base: Base, prompt: str) -> TextEmbeddings:
+    """As ComfyUI's CLIP for FLUX.1 encodes a prompt."""
+    return encode_texts(base.path, [prompt], SINGLE_STEP_TOKENS)
 
 
 def load_flux_base(path: Path, dtype: torch.dtype = torch.float32) -> FlowBase:
@@ -235,21 +225,22 @@ def adapter_sizes(transformer: FluxTransformer2DModel) -> tuple[int, int, int]:
 
 
 _BLOCKS = r"(?:single_)?transformer_blocks\.\d+"
-_ATTENTION = rf"{_BLOCKS}\.attn\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|single_transformer_blocks\.\d+\.proj_out"
-_TRANSFORMER = rf"{_ATTENTION}|{_BLOCKS}\.(?:proj_mlp|ff(?:_context)?\.net\.(?:0\.proj|2))"
-_WIDE = rf"{_TRANSFORMER}|{_BLOCKS}\.norm1?(?:_context)?\.linear|norm_out\.linear|x_embedder|context_embedder|proj_out"
 
 FLUX = Backbone(
     name="flux",
     part="transformer",
     network=FluxTransformer2DModel,
-    single_step=SingleStep(
-        models="FLUX.1",
-        load=load_single_step,
-        raw_output=raw_output,
-        layers={"attention": _ATTENTION, "transformer": _TRANSFORMER, "wide": _WIDE},
-        lora_state=partial(peft_state_dict, prefix="transformer."),
-        patch=PATCH,
+    # Guidance is 3.5 for distilled models, as in ComfyUI where no node sets it.
+    single_step=flow_step(
+        "FLUX.1",
+        FluxTransformer2DModel,
+        predict_velocity,
+        encode_text,
+        (
+            rf"{_BLOCKS}\.attn\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|single_transformer_blocks\.\d+\.proj_out",
+            rf"{_BLOCKS}\.(?:proj_mlp|ff(?:_context)?\.net\.(?:0\.proj|2))",
+            rf"{_BLOCKS}\.norm1?(?:_context)?\.linear|norm_out\.linear|x_embedder|context_embedder|proj_out",
+        ),
     ),
     map_flow=MapFlow("FLUX.1", PATCH, load_flux_base, encode_texts, adapter_sizes, join_maps, predict_velocity),
 )

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import comfy.latent_formats
 import comfy.model_base
 import comfy.supported_models
+import comfy.text_encoders.z_image
 import comfy.utils
 from comfy.ldm.lumina.model import JointAttention, NextDiT, NextDiTPixelSpace
 from comfy.ldm.modules.diffusionmodules.mmdit import TimestepEmbedder
@@ -26,6 +27,7 @@ from ..loading.folder_files import (
 )
 from ..loading.patcher import build_patcher, configure, require_channels
 from ..loading.sampling import read_flow_schedule
+from ..loading.text_encoder import TextFamily, TextPart
 from .backbone import INTRINSIC_LORA, Backbone, Family, LoadRequest
 from .flow_step import flow_step
 
@@ -235,7 +237,17 @@ Z_IMAGE = Backbone(
     part="transformer",
     family_of=family_of,
     families=(
-        Family("z_image", "Z-Image", text=None, trainers=(INTRINSIC_LORA,)),
+        Family(
+            "z_image",
+            "Z-Image",
+            text=TextFamily(
+                (TextPart("qwen3_4b", "text_encoder", "tokenizer"),),
+                comfy.text_encoders.z_image.ZImageTokenizer,
+                comfy.text_encoders.z_image.te(),
+                fewest_layers=3,
+            ),
+            trainers=(INTRINSIC_LORA,),
+        ),
         Family("lumina2", "Lumina 2", text=None, trainers=()),
     ),
     load=load_z_image,

@@ -12,13 +12,16 @@ from .row_lora import MapAdapter
 
 
 def native_layers(layers: Mapping[str, LoraLayer], key_map: KeyMap, network: nn.Module) -> dict[str, LoraLayer]:
-    """By native name, LoRA layers by diffusers' names or by native ones. key_map: of `comfy.utils.*_to_diffusers`.
+    """By native name, LoRA layers by diffusers' names or by native ones, also with `_` for `.`. key_map: of `comfy.utils.*_to_diffusers`.
 
     Raises ValueError for layers whose widths are not those of the part they change, and for two that change the same.
     """
     native: dict[str, LoraLayer] = {}
     parts: dict[str, list[tuple[LoraLayer, int, int]]] = {}
+    known = {key: key.removesuffix(".weight") for key in key_map} | {f"{name}.weight": name for name, _ in network.named_modules()}
+    dotted = {name.replace(".", "_"): name for name in known.values()}
     for name, layer in layers.items():
+        name = dotted.get(name, name)
         goes_to = key_map.get(f"{name}.weight", name)
         target, span, change = (goes_to, None, None) if isinstance(goes_to, str) else (*goes_to, None)[:3]
         target = target.removesuffix(".weight")

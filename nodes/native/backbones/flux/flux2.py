@@ -66,7 +66,11 @@ def flux2_config(config: dict) -> dict:
 
 def key_map(native: Mapping) -> dict:
     """Where diffusers' weights go."""
-    return comfy.utils.flux_to_diffusers(native) | {f"{name}.weight": f"{target}.weight" for name, target in _MORE.items()}
+    names = comfy.utils.flux_to_diffusers(native) | {f"{name}.weight": f"{target}.weight" for name, target in _MORE.items()}
+    for block in range(native["depth_single_blocks"]):
+        # As LoRA files are read here: the old name of an output projection.
+        names[f"single_transformer_blocks.{block}.attn.to_out.0.weight"] = f"single_blocks.{block}.linear2.weight"
+    return names
 
 
 class AnyWidthFlux2(comfy.supported_models.Flux2):
