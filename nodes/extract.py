@@ -23,7 +23,7 @@ from ..methods.maps import MAPS, image_from_map, map_from_image
 from .native.backbones import MULTI_STEP, SINGLE_STEP, known, require
 from .native.batch_rows import row_lora
 from .native.joint_sampling.multi_step import see_picture
-from .native.joint_sampling.single_step import interruptible, make_generator, require_parts, rows_per_forward
+from .native.joint_sampling.single_step import as_model_takes, interruptible, make_generator, require_parts, rows_per_forward
 from .native.lora_library.files import lora_names, lora_path
 from .native.node import Node
 from .native.node_text import show_on_node
@@ -266,7 +266,9 @@ class ExtractIntrinsicMaps(Node):
         progress = comfy.utils.ProgressBar(plan.forwards)
         extraction = extract(image_bhw3, list(recipes), generator, settings, plan, interruptible(lambda: progress.update(1)))
         preview = ui.PreviewImage(contact_sheet(image_bhw3, extraction.maps), cls=cls)
-        return io.NodeOutput(*_in_order(map_outputs(extraction.maps, recipes), {"samples": extraction.latents}), ui=preview)
+        return io.NodeOutput(
+            *_in_order(map_outputs(extraction.maps, recipes), {"samples": as_model_takes(model, extraction.latents)}), ui=preview
+        )
 
 
 def single_step(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .interrupts import stopping_inside
@@ -20,6 +21,20 @@ def decode(vae: Any, latent_bchw: Tensor) -> Tensor:
             f"This VAE decodes latents of {wanted} channels, these have {latent_bchw.shape[1]}: connect the VAE of the model that sampled."
         )
     return _run(vae, vae.decode, latent_bchw)
+
+
+def encode_pictures(vae: Any, pictures_bhwc: Tensor) -> Tensor:
+    """Latents `bchw` of pictures, each by itself where the VAE would take them for the frames of one video (Qwen-Image's)."""
+    if getattr(vae, "latent_dim", 2) != 3:
+        return encode(vae, pictures_bhwc)
+    return torch.cat([encode(vae, picture)[:, :, 0] for picture in pictures_bhwc.split(1)])
+
+
+def decode_pictures(vae: Any, latent_bchw: Tensor) -> Tensor:
+    """Pictures of latents `bchw`, also of a VAE for videos."""
+    if getattr(vae, "latent_dim", 2) != 3:
+        return decode(vae, latent_bchw)
+    return decode(vae, latent_bchw.unsqueeze(2))[:, 0]
 
 
 def _run(vae: Any, run: Any, values: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import comfy.latent_formats
 import comfy.model_base
 import comfy.supported_models
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
@@ -80,7 +79,8 @@ QWEN_IMAGE = Backbone(
     family_of=lambda config: "qwen_image" if config.get("_class_name") == "QwenImageTransformer2DModel" else None,
     families=(Family("qwen_image", "Qwen-Image", text=None, trainers=(INTRINSIC_LORA,)),),
     load=load_qwen,
-    latent_formats=(comfy.latent_formats.Wan21,),
+    # Its VAE is not read from folders; a format of no scale would be taken for that of others.
+    latent_formats=(),
     layouts={},
     single_step=flow_step(
         bind_lora, lambda network: network.in_channels // network.patch_size**2, lambda network: network.txt_in.in_features

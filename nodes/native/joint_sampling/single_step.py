@@ -127,9 +127,9 @@ class RowForward(RowPrediction):
         sigma_of_row = self.noise_levels[rows]
         sigmas = torch.stack([sigma_of_row.max(), torch.zeros(())])
         with stopping_inside_model(self.model):
-            sampler = RawOutput(sigma_of_row, [self.readings[row] for row in rows])
-            output = guider.sample(torch.zeros_like(latent_bchw), latent_bchw, sampler, sigmas, disable_pbar=True)
-        return output.to(comfy.model_management.intermediate_device())
+            sampler, latent = RawOutput(sigma_of_row, [self.readings[row] for row in rows]), as_model_takes(self.model, latent_bchw)
+            output = guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, disable_pbar=True)
+        return output.view(latent_bchw.shape).to(comfy.model_management.intermediate_device())
 
 
 def make_generator(model: ModelPatcher, clip, vae, recipes: Mapping[str, Recipe], assign: bool, anchor_weight: float = 0.0) -> Generator:
@@ -162,8 +162,8 @@ def make_generator(model: ModelPatcher, clip, vae, recipes: Mapping[str, Recipe]
 def generator_of(predict: RowPrediction, vae, recipes: Mapping[str, Recipe], anchored: bool = False) -> Generator:
     """Around a prediction the VAE's both ends, which clamp nothing. anchored: whether rows read an anchor's keys."""
     to_own = {name: recipe.to_own for name, recipe in recipes.items() if recipe.to_own is not None}
-    encode, decode = partial(vaes.encode, vae), partial(vaes.decode, unclamped(vae))
-    return Generator(encode, predict, decode, int(vae.downscale_ratio), to_own, predict if anchored else None)
+    encode, decode = partial(vaes.encode_pictures, vae), partial(vaes.decode_pictures, unclamped(vae))
+    return Generator(encode, predict, decode, int(vae.spacial_compression_encode()), to_own, predict if anchored else None)
 
 
 def encode_prompt(clip, prompt: str, context_width: int | None) -> tuple[Tensor, dict]:
@@ -195,6 +195,11 @@ def rows_per_forward(model: ModelPatcher, latent_height: int, latent_width: int)
     per_row = model.model.memory_required([1, channels, latent_height, latent_width])
     budget = ACTIVATION_SHARE * comfy.model_management.get_total_memory(model.load_device)
     return max(1, int(budget / max(per_row, 1)))
+
+
+def as_model_takes(model: ModelPatcher, latent_bchw: Tensor) -> Tensor:
+    """A picture's latent in as many dimensions as the MODEL's have: of Qwen-Image, a video of one frame."""
+    return latent_bchw.unsqueeze(2) if model.get_model_object("latent_format").latent_dimensions == 3 else latent_bchw
 
 
 def unclamped(vae):

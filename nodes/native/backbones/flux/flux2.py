@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import comfy.latent_formats
 import comfy.model_base
 import comfy.supported_models
 import comfy.utils
@@ -113,7 +112,7 @@ FLUX2 = Backbone(
     family_of=lambda config: "flux2" if config.get("_class_name") == "Flux2Transformer2DModel" else None,
     families=(Family("flux2", "FLUX.2", text=None, trainers=()),),
     load=load_flux2,
-    latent_formats=(comfy.latent_formats.Flux2,),
+    latent_formats=(),
     layouts={},
     single_step=flow_step(bind_lora, lambda network: network.in_channels, lambda network: network.params.context_in_dim),
 )
