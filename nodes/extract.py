@@ -50,7 +50,8 @@ class ApplyIntrinsicLoRA(Node):
             display_name="Apply Intrinsic LoRA",
             category="intrinsic lab/extract",
             description=(
-                f"Lets a Stable Diffusion MODEL carry the LoRA of one intrinsic map ({', '.join(MAPS)}) without merging it. "
+                f"Lets a MODEL (Stable Diffusion, FLUX, SD 3, Qwen-Image, Z-Image, Lumina 2) carry the LoRA of one intrinsic map "
+                f"({', '.join(MAPS)}) without merging it. "
                 "Chain it once per map, then use Extract Intrinsic Maps: all maps come out of one forward pass. A multi-step LoRA "
                 "goes to Extract Maps in Steps, or to any sampler."
             ),
@@ -67,7 +68,8 @@ class ApplyIntrinsicLoRA(Node):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="A Stable Diffusion 1.x, 2.x or SDXL model from any loader, also fp8 or with merged LoRAs. It is not changed.",
+                    tooltip="Stable Diffusion 1.x, 2.x, SDXL or 3, FLUX.1, FLUX.2, Qwen-Image, Z-Image or Lumina 2, from any loader, "
+                    "also fp8 or with merged LoRAs. It is not changed.",
                 ),
                 io.Combo.Input(
                     "lora_name",
@@ -122,7 +124,9 @@ class ApplyIntrinsicLoRA(Node):
 
         lora = read_lora(lora_path(lora_name, BUNDLED_LORAS))
         if lora.ignored:
-            logging.warning("%s: %d text-encoder tensors are left out, intrinsic maps use the UNet only.", lora_name, lora.ignored)
+            logging.warning(
+                "%s: %d text-encoder tensors are left out, intrinsic maps use the diffusion model only.", lora_name, lora.ignored
+            )
         # A file without a header can make its map in one step only where the MODEL has no channels for the picture.
         multi_step = known(model, MULTI_STEP)
         widened = lora.picture_in is not None or (multi_step is not None and multi_step.is_widened(model))
@@ -221,7 +225,7 @@ class ExtractIntrinsicMaps(Node):
             display_name="Extract Intrinsic Maps",
             category="intrinsic lab/extract",
             description=(
-                f"Reads intrinsic maps ({', '.join(MAPS)}) out of a picture with a Stable Diffusion model that carries intrinsic LoRAs: "
+                f"Reads intrinsic maps ({', '.join(MAPS)}) out of a picture with a diffusion model that carries intrinsic LoRAs: "
                 "one step, no noise, one forward pass for all maps. The outputs are float data at the picture's exact size, never clamped; "
                 "the Format nodes turn them into pictures."
             ),
@@ -249,7 +253,7 @@ class ExtractIntrinsicMaps(Node):
             outputs=_in_order(
                 [io.Image.Output(name, tooltip=kind.tooltip) for name, kind in MAPS.items()],
                 io.Latent.Output(
-                    "latent", tooltip=f"The UNet's raw output: all pictures of the first map, then of the next ({', '.join(MAPS)})."
+                    "latent", tooltip=f"The maps' latents: all pictures of the first map, then of the next ({', '.join(MAPS)})."
                 ),
             ),
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],

@@ -24,7 +24,7 @@ LEARNING_RATE = 2e-3
 # Of the adapters on nano FLUX: as many pictures as the rows of benchmarks/scenes_table.py that compare networks. How their maps are read
 # from its output, benchmarks/results/readings_table.md decides.
 FLUX_STEPS, FLUX_BATCH, FLUX_LEARNING_RATE = 1000, 1, 1e-3
-FLUX_READING = "data"
+FLUX_READING = "negative"
 
 
 def adapter_config(base: Path, runs: Path, map_name: str) -> IntrinsicLoraConfig:

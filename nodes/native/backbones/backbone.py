@@ -1,15 +1,16 @@
 """What the pack asks of a kind of network. Each kind answers in a `Backbone` of its own, in a file (or folder) beside this one."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from comfy.latent_formats import LatentFormat
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ....methods.ildm.schedules import Block
+from ....methods.ildm.schedules import Block, transformer_blocks
 from ....methods.lora.layers import LoraLayer
 from ....methods.lumix.intrinsix import RowAdapter
 from ....methods.lumix.tensor_lora.layer import Adapter
@@ -109,6 +110,26 @@ class MapAttention:
 
 
 @dataclass(frozen=True)
+class AttentionPlace:
+    """An attention of a transformer over the picture's tokens.
+
+    block: its place in the order of execution (`schedules.transformer_blocks`). module: native name of what holds its projections.
+    joint: whether text tokens, with projections and keys of their own or not, meet the picture's in it. replacement: the kind and number
+    by which core lets its block be replaced; None where it does not.
+    """
+
+    block: Block
+    module: str
+    joint: bool = True
+    replacement: tuple[str, int] | None = None
+
+
+def in_order(places: Sequence[tuple[str, bool, tuple[str, int] | None]]) -> tuple[AttentionPlace, ...]:
+    """Attentions in order of execution, by module, joint and replacement."""
+    return tuple(AttentionPlace(block, *place) for block, place in zip(transformer_blocks(len(places)), places, strict=True))
+
+
+@dataclass(frozen=True)
 class TensorLora:
     """An adapter of LumiX or IntrinsiX and the blocks of a network that it changes; None for all blocks of a kind.
 
@@ -130,6 +151,7 @@ class Backbone:
     name: of this file and of the one under `training.backbones`. title: in messages. matches: whether a MODEL's network is of this kind.
     part: the subfolder of a diffusers folder that holds it. family_of: the name of the family that its config.json belongs to, None for
     other networks. layouts: self-attentions of published models, by the name that schedule previews show.
+    attentions: of a transformer's network, in order of execution.
     attach_tensor_lora: puts a LumiX adapter into a clone; raises ValueError for widths, depths and numbers of blocks that do not fit.
     """
 
@@ -147,3 +169,4 @@ class Backbone:
     map_attention: MapAttention | None = None
     attach_tensor_lora: Callable[[ModelPatcher, TensorLora], None] | None = None
     multi_step: MultiStep | None = None
+    attentions: Callable[[Any], tuple[AttentionPlace, ...]] | None = None

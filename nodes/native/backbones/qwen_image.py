@@ -15,7 +15,7 @@ from ..loading.folder_files import MOST_LAYERS, read_config, read_weights, requi
 from ..loading.patcher import build_patcher, configure, require_channels
 from ..loading.rope import rope_axes
 from ..loading.sampling import read_flow_schedule
-from .backbone import INTRINSIC_LORA, Backbone, Family, LoadRequest
+from .backbone import INTRINSIC_LORA, Backbone, Family, LoadRequest, in_order
 from .flow_step import flow_step
 
 PART = "Qwen-Image transformer"
@@ -82,6 +82,9 @@ QWEN_IMAGE = Backbone(
     # Its VAE is not read from folders; a format of no scale would be taken for that of others.
     latent_formats=(),
     layouts={},
+    attentions=lambda network: in_order(
+        [(f"transformer_blocks.{number}.attn", True, ("double_block", number)) for number in range(len(network.transformer_blocks))]
+    ),
     single_step=flow_step(
         bind_lora, lambda network: network.in_channels // network.patch_size**2, lambda network: network.txt_in.in_features
     ),

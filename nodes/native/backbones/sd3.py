@@ -27,7 +27,7 @@ from ..loading.folder_files import (
 from ..loading.patcher import build_patcher, configure, require_channels
 from ..loading.sampling import NoiseSchedule, read_flow_schedule
 from ..loading.text_encoder import CLIP_L, TextFamily, TextPart
-from .backbone import INTRINSIC_LORA, Backbone, Family, LoadRequest
+from .backbone import INTRINSIC_LORA, AttentionPlace, Backbone, Family, LoadRequest, in_order
 from .flow_step import flow_step
 
 PART = "SD 3 transformer"
@@ -122,6 +122,16 @@ def bind_lora(model: ModelPatcher, layers: Mapping[str, LoraLayer], strength: fl
     return bind_layers(model.get_model_object("diffusion_model"), layers, targets, strength, source)
 
 
+def attentions(network: MMDiT) -> tuple[AttentionPlace, ...]:
+    """One with the text in every block; of SD 3.5 medium's first blocks a second one, of the picture alone."""
+    places: list[tuple[str, bool, tuple[str, int] | None]] = []
+    for number, block in enumerate(network.joint_blocks):
+        places.append((f"joint_blocks.{number}", True, ("double_block", number)))
+        if block.x_block.x_block_self_attn:
+            places.append((f"joint_blocks.{number}.x_block.attn2", False, ("double_block", number)))
+    return in_order(places)
+
+
 SD3 = Backbone(
     name="sd3",
     title="SD 3 and 3.5",
@@ -145,4 +155,5 @@ SD3 = Backbone(
     latent_formats=(comfy.latent_formats.SD3,),
     layouts={},
     single_step=flow_step(bind_lora, lambda network: network.in_channels, lambda network: network.context_embedder.in_features),
+    attentions=attentions,
 )

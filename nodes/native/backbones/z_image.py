@@ -28,7 +28,7 @@ from ..loading.folder_files import (
 from ..loading.patcher import build_patcher, configure, require_channels
 from ..loading.sampling import read_flow_schedule
 from ..loading.text_encoder import TextFamily, TextPart
-from .backbone import INTRINSIC_LORA, Backbone, Family, LoadRequest
+from .backbone import INTRINSIC_LORA, AttentionPlace, Backbone, Family, LoadRequest, in_order
 from .flow_step import flow_step
 
 PART, LUMINA = "Z-Image transformer", "Lumina 2 transformer"
@@ -230,6 +230,12 @@ def bind_lora(model: ModelPatcher, layers: Mapping[str, LoraLayer], strength: fl
     return bind_layers(model.get_model_object("diffusion_model"), layers, names, strength, source)
 
 
+def attentions(network: NextDiT) -> tuple[AttentionPlace, ...]:
+    """Of the picture alone in its refiner, then of text and picture in one row of tokens. Core lets none of the blocks be replaced."""
+    parts = (("noise_refiner", False, network.noise_refiner), ("layers", True, network.layers))
+    return in_order([(f"{part}.{number}.attention", joint, None) for part, joint, blocks in parts for number in range(len(blocks))])
+
+
 Z_IMAGE = Backbone(
     name="z_image",
     title="Z-Image and Lumina 2",
@@ -254,4 +260,5 @@ Z_IMAGE = Backbone(
     latent_formats=(comfy.latent_formats.Flux,),
     layouts={},
     single_step=flow_step(bind_lora, lambda network: network.in_channels, lambda network: network.cap_embedder[1].in_features),
+    attentions=attentions,
 )

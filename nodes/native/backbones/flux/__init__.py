@@ -15,7 +15,7 @@ from .....methods.lumix.schedule import published_shift, shift_by_tokens, shifte
 from ...batch_rows.fused_layers import bind_layers
 from ...batch_rows.row_lora import MapAdapter
 from ...loading.text_encoder import CLIP_L, TextFamily, TextPart
-from ..backbone import INTRINSIC_LORA, TENSOR_LORA, Backbone, Family, MapAttention
+from ..backbone import INTRINSIC_LORA, TENSOR_LORA, AttentionPlace, Backbone, Family, MapAttention, in_order
 from ..flow_step import flow_step
 from .loading import PATCH, load_flux
 from .maps import attach_tensor_lora, join_maps_in
@@ -38,6 +38,13 @@ def bind_lora(model: ModelPatcher, layers: Mapping[str, LoraLayer], strength: fl
     """A LoRA file's layers bound to the MODEL's. Raises ValueError, naming `source`, where they do not fit."""
     targets = comfy.utils.flux_to_diffusers(model.model.model_config.unet_config)
     return bind_layers(model.get_model_object("diffusion_model"), layers, targets, strength, source)
+
+
+def attentions(network: Flux) -> tuple[AttentionPlace, ...]:
+    """Of FLUX.1 and FLUX.2: blocks of two streams, then of one."""
+    counts = {"double": len(network.double_blocks), "single": len(network.single_blocks)}
+    blocks = [(kind, number) for kind, count in counts.items() for number in range(count)]
+    return in_order([(f"{kind}_blocks.{number}", True, (f"{kind}_block", number)) for kind, number in blocks])
 
 
 def image_tokens(latent: dict) -> int:
@@ -76,4 +83,5 @@ FLUX = Backbone(
     single_step=flow_step(bind_lora, input_channels, lambda network: network.params.context_in_dim),
     map_attention=MapAttention(join_maps_in, map_sigmas),
     attach_tensor_lora=attach_tensor_lora,
+    attentions=attentions,
 )

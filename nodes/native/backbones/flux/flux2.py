@@ -19,6 +19,7 @@ from ...loading.rope import rope_axes
 from ...loading.sampling import NoiseSchedule
 from ..backbone import Backbone, Family, LoadRequest
 from ..flow_step import flow_step
+from . import attentions
 
 PART = "FLUX.2 transformer"
 FIXED_OPTIONS = {"patch_size": (1,), "timestep_guidance_channels": (256,), "eps": (1e-6,)}
@@ -115,4 +116,5 @@ FLUX2 = Backbone(
     latent_formats=(),
     layouts={},
     single_step=flow_step(bind_lora, lambda network: network.in_channels, lambda network: network.params.context_in_dim),
+    attentions=attentions,
 )
