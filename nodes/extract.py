@@ -38,6 +38,8 @@ PREVIEW_HEIGHT, PREVIEW_WIDTH = 320, 640
 BUNDLED_LORAS = {f"nano/{name}": f"nano_{name}.safetensors" for name in MAPS} | {
     f"nano/{name} augmented": f"nano_{name}_augmented.safetensors" for name in MAPS
 }
+# Of the bundled FLUX.
+BUNDLED_LORAS |= {f"nano_flux/{name}": f"nano_flux_{name}.safetensors" for name in MAPS}
 
 
 class ApplyIntrinsicLoRA(Node):
