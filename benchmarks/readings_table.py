@@ -1,40 +1,65 @@
-"""How the maps should be read from the output of a network that predicts a flow, decided on nano FLUX.
+"""How the maps should be read from the output of a network that predicts a flow, decided on nano FLUX, beside the nano UNet.
 
     python -m intrinsic_lab.benchmarks.readings_table [--steps 200]
 
-The same short training of each map's adapter with every one of `methods.intrinsic_lora.recipe.READINGS`, scored on held-out scenes. Runs
-resume where they stopped; their folders keep the scores.
+The same short training of each map's adapter, on the same pictures, with every one of `methods.intrinsic_lora.recipe.READINGS`, scored on
+held-out scenes. Runs resume where they stopped; their folders keep the scores.
 """
 
 import argparse
 import logging
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from ..kernels.machine import machine_and_card
-from ..methods.intrinsic_lora.recipe import READINGS
+from ..methods.intrinsic_lora.recipe import RAW, READINGS
 from ..methods.maps import MAPS
 from ..training.atomic import write_json, write_text
 from ..training.command_line import console_report
-from ..training.intrinsic_lora import predict_maps, train_intrinsic_lora
-from ..training.nano.adapters import FLUX_BATCH, flux_config
+from ..training.intrinsic_lora import add_adapter, load_base, predict_maps, train_intrinsic_lora
+from ..training.nano.adapters import FLUX_BATCH, KIND, RANK, flux_config
 from ..training.scene_pictures import BUNDLED_MAPS
-from .scenes_table import FLUX, RESULTS, ROOT, once, references
+from .scenes_table import FLUX, RESULTS, ROOT, UNET, once, references
 
 SCENES = 64
 
 
-def score(assets: Path, runs: Path, map_name: str, reading: str, steps: int) -> dict[str, float]:
-    """All metrics of one short training's map."""
-    config = flux_config(assets / FLUX, runs / f"{map_name}-{reading}-{steps}", map_name, reading, steps)
+@dataclass(frozen=True)
+class Column:
+    """A base of assets/, and how its output is read."""
+
+    title: str
+    base: str
+    reading: str
+
+    def run(self, map_name: str, steps: int) -> str:
+        """Name of one training."""
+        return f"{map_name}-{self.reading}-{steps}" + ("" if self.base == FLUX else f"-{self.base}")
+
+
+COLUMNS = (*(Column(f"FLUX, {reading}", FLUX, reading) for reading in READINGS), Column("UNet, raw", UNET, RAW))
+
+
+def score(assets: Path, runs: Path, map_name: str, column: Column, steps: int) -> dict[str, float]:
+    """All metrics of one short training's map, and how many parameters learnt it."""
+    reading = column.reading
+    config = flux_config(assets / column.base, runs / column.run(map_name, steps), map_name, reading, steps)
     report = console_report(f"{map_name} read as {reading}", every=100)
     base = train_intrinsic_lora(config, cache=runs.parent / "table" / "latents", report=report).base
     pictures, exact = (tensor[:SCENES] for tensor in references(map_name))
     text = base.embed(MAPS[map_name].prompt)
     predicted = predict_maps(base.network.eval(), base.vae, text, pictures, map_name, reading=reading)
     return MAPS[map_name].evaluation.score(predicted, exact)
+
+
+def parameters(assets: Path, base: str) -> int:
+    """Of an adapter."""
+    network = load_base(assets / base).network
+    add_adapter(network, KIND, RANK, 0)
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
 def main() -> None:
@@ -49,16 +74,18 @@ def main() -> None:
     assets, runs, steps = arguments.assets, arguments.runs, arguments.steps
     maps: dict[str, dict[str, float]] = {}
     for name in BUNDLED_MAPS:
-        for reading in READINGS:
-            kept = runs / f"{name}-{reading}-{steps}.json"
-            scores = once(kept, partial(score, assets, runs, name, reading, steps))
-            maps.setdefault(name, {})[reading] = scores[MAPS[name].evaluation.main]
-    lines = ["| map | judged by | " + " | ".join(READINGS) + " |", "| --- | --- |" + " --- |" * len(READINGS)]
+        for column in COLUMNS:
+            scores = once(runs / f"{column.run(name, steps)}.json", partial(score, assets, runs, name, column, steps))
+            maps.setdefault(name, {})[column.title] = scores[MAPS[name].evaluation.main]
+    titles = [column.title for column in COLUMNS]
+    lines = ["| map | judged by | " + " | ".join(titles) + " |", "| --- | --- |" + " --- |" * len(titles)]
     for name, found in maps.items():
-        lines.append(f"| {name} | {MAPS[name].evaluation.main} | " + " | ".join(f"{found[reading]:.3f}" for reading in READINGS) + " |")
+        lines.append(f"| {name} | {MAPS[name].evaluation.main} | " + " | ".join(f"{found[title]:.3f}" for title in titles) + " |")
+    sizes = {column.base: parameters(assets, column.base) for column in COLUMNS}
+    lines.append("| parameters of an adapter | | " + " | ".join(f"{sizes[column.base]:,}" for column in COLUMNS) + " |")
     text = "\n".join(lines)
     print(text)
-    record = {"steps": steps, "batch": FLUX_BATCH, "scenes": SCENES, "machine": machine_and_card(), "maps": maps}
+    record = {"steps": steps, "batch": FLUX_BATCH, "scenes": SCENES, "machine": machine_and_card(), "parameters": sizes, "maps": maps}
     write_json(RESULTS / "readings_table.json", record)
     write_text(RESULTS / "readings_table.md", text + "\n")
 

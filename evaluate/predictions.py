@@ -18,6 +18,7 @@ from ..methods.intrinsic_lora.recipe import AUTO, Recipe, recipe_of
 from ..methods.lora.lora_file import LoraFile, read_lora
 from ..methods.maps import MapKind, map_kind
 from ..methods.maps.files import COLOR_FILES, Reading
+from ..training.backbones import single_step_of
 from ..training.intrinsic_lora import SingleStepBase, load_base, noise_for, predict_maps, predict_maps_in_steps
 from ..training.intrinsic_lora.latents import downscale
 from ..training.intrinsic_lora.widened import widen
@@ -110,7 +111,7 @@ class NetworkPredictions:
 
     def of(self, picture_hw3: Tensor) -> Tensor:
         """`[h, w, c]` of map data, of the picture's size."""
-        factor = downscale(self.base.vae)
+        factor = downscale(self.base.vae) * single_step_of(self.base.network).patch
         own_height, own_width = picture_hw3.shape[:2]
         cells = (max(1, round(side / factor)) for side in processed_size(own_height, own_width, self.size))
         picture = resized(picture_hw3, *(factor * cell for cell in cells)).clamp(0, 1)

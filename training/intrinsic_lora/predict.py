@@ -24,9 +24,9 @@ def map_latent(network: nn.Module, latent_bchw: Tensor, text: TextEmbeddings, re
     return READINGS[reading](single_step_of(network).raw_output(network, latent_bchw, text), latent_bchw)
 
 
-def require_whole_cells(vae: AutoencoderKL, pictures_bchw: Tensor) -> None:
-    """Raises ValueError if the pictures' sides are no multiples of the VAE's factor."""
-    factor = downscale(vae)
+def require_whole_cells(vae: AutoencoderKL, pictures_bchw: Tensor, patch: int = 1) -> None:
+    """Raises ValueError if the pictures' sides are no multiples of the VAE's factor, times `patch` latents along a network's token."""
+    factor = downscale(vae) * patch
     height, width = pictures_bchw.shape[-2:]
     if height % factor or width % factor:
         raise ValueError(f"pictures of {width} x {height} pixels came, both sides must be multiples of {factor}: crop or resize them.")
@@ -47,7 +47,7 @@ def predict_maps(
     text: embedding of MAPS[map_name].prompt (`SingleStepBase.embed`). reading: one of READINGS. Raises ValueError if the sides are no
     multiples of the VAE's factor: the nodes bring other sizes there and back.
     """
-    require_whole_cells(vae, pictures_bchw)
+    require_whole_cells(vae, pictures_bchw, single_step_of(network).patch)
     text = text.to(network.device, network.dtype)
     decoded = []
     for part in pictures_bchw.split(batch):

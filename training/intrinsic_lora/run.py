@@ -12,7 +12,7 @@ from ...methods.intrinsic_lora.multi_step import AUGMENTED, SINGLE
 from ...methods.intrinsic_lora.recipe import READINGS
 from ...methods.lora.lora_file import read_lora
 from ...methods.maps import MAPS
-from ..backbones import single_step_of
+from ..backbones import denoiser_of, single_step_of
 from ..backbones.backbone import SingleStepBase, TextEmbeddings
 from ..config import require_size
 from ..loop import History, Report, train
@@ -91,6 +91,8 @@ def train_intrinsic_lora(
     source = config.data.source(config.map)
     base = load_base(config.base, config.init, config.loop.seed)
     require_size(config.data.size, downscale(base.vae) * single_step_of(base.network).patch)
+    if config.method != SINGLE:
+        denoiser_of(base.network)
     base.to(state.device)
     add_adapter(base.network, config.kind, config.rank, config.loop.seed, config.layers)
     if start is not None:
