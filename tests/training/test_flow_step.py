@@ -19,7 +19,8 @@ SCENES = SceneData(count=4, size=32)
 
 
 def config_of(folder, **changes) -> IntrinsicLoraConfig:
-    return IntrinsicLoraConfig(BASE, "normal", LoopConfig(folder, 2, 1e-2), SCENES, **{"kind": "wide", "rank": 2, "batch": 2} | changes)
+    settings = {"data": SCENES, "kind": "wide", "rank": 2, "batch": 2} | changes
+    return IntrinsicLoraConfig(BASE, "normal", LoopConfig(folder, 2, 1e-2), **settings)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Intrinsic LoRA's single step on transformers that predict a flow: a clean latent in, time at the noise end, the raw output back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.model_sampling
@@ -9,7 +9,11 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from ....methods.intrinsic_lora.recipe import flow_time
-from .backbone import BindLora, SingleStep
+from ....methods.lora.layers import LoraLayer
+from ..batch_rows.fused_layers import bind_layers
+from ..batch_rows.row_lora import MapAdapter
+from ..loading.folder_files import KeyMap
+from .backbone import SingleStep
 
 
 class FlowToImage(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.IMG_TO_IMG_FLOW):
@@ -23,8 +27,14 @@ def _model_sampling(model: ModelPatcher) -> nn.Module:
     return sampling
 
 
-def flow_step(bind_lora: BindLora, channels: Callable[[Any], int], context: Callable[[Any], int]) -> SingleStep:
-    """channels: that a network takes, of latents; context: numbers that it takes for a text token."""
+def flow_step(key_map: Callable[[Mapping], KeyMap], channels: Callable[[Any], int], context: Callable[[Any], int]) -> SingleStep:
+    """key_map: where diffusers' weights go, for ComfyUI's `unet_config`. channels: of latents, that a network takes; context: numbers that
+    it takes for a text token.
+    """
+
+    def bind_lora(model: ModelPatcher, layers: Mapping[str, LoraLayer], strength: float, source: str) -> MapAdapter:
+        targets = key_map(model.model.model_config.unet_config)
+        return bind_layers(model.get_model_object("diffusion_model"), layers, targets, strength, source)
 
     def check(model: ModelPatcher) -> None:
         taken, wanted = channels(model.get_model_object("diffusion_model")), model.get_model_object("latent_format").latent_channels

@@ -1,16 +1,11 @@
 """Qwen-Image of any width: ComfyUI's names of its weights are diffusers'."""
 
-from collections.abc import Mapping
-
 import comfy.model_base
 import comfy.supported_models
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 
-from ....methods.lora.layers import LoraLayer
-from ..batch_rows.fused_layers import bind_layers
-from ..batch_rows.row_lora import MapAdapter
 from ..loading.folder_files import MOST_LAYERS, read_config, read_weights, require_numbers, require_options
 from ..loading.patcher import build_patcher, configure, require_channels
 from ..loading.rope import rope_axes
@@ -66,11 +61,6 @@ def load_qwen(request: LoadRequest) -> ModelPatcher:
     return build_patcher(model_config, read_weights(part), PART, request.dtype, request.disable_dynamic)
 
 
-def bind_lora(model: ModelPatcher, layers: Mapping[str, LoraLayer], strength: float, source: str) -> MapAdapter:
-    """A LoRA file's layers bound to the MODEL's. Raises ValueError, naming `source`, where they do not fit."""
-    return bind_layers(model.get_model_object("diffusion_model"), layers, {}, strength, source)
-
-
 QWEN_IMAGE = Backbone(
     name="qwen_image",
     title="Qwen-Image",
@@ -86,6 +76,6 @@ QWEN_IMAGE = Backbone(
         [(f"transformer_blocks.{number}.attn", True, ("double_block", number)) for number in range(len(network.transformer_blocks))]
     ),
     single_step=flow_step(
-        bind_lora, lambda network: network.in_channels // network.patch_size**2, lambda network: network.txt_in.in_features
+        lambda config: {}, lambda network: network.in_channels // network.patch_size**2, lambda network: network.txt_in.in_features
     ),
 )

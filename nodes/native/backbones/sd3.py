@@ -11,12 +11,8 @@ from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 
-from ....methods.lora.layers import LoraLayer
-from ..batch_rows.fused_layers import bind_layers
-from ..batch_rows.row_lora import MapAdapter
 from ..loading.folder_files import (
     MOST_LAYERS,
-    KeyMap,
     ModelFolderError,
     read_config,
     read_weights,
@@ -116,12 +112,6 @@ def load_sd3(request: LoadRequest) -> ModelPatcher:
     return build_patcher(model_config, weights, PART, request.dtype, request.disable_dynamic)
 
 
-def bind_lora(model: ModelPatcher, layers: Mapping[str, LoraLayer], strength: float, source: str) -> MapAdapter:
-    """A LoRA file's layers bound to the MODEL's. Raises ValueError, naming `source`, where they do not fit."""
-    targets: KeyMap = key_map(model.model.model_config.unet_config)
-    return bind_layers(model.get_model_object("diffusion_model"), layers, targets, strength, source)
-
-
 def attentions(network: MMDiT) -> tuple[AttentionPlace, ...]:
     """One with the text in every block; of SD 3.5 medium's first blocks a second one, of the picture alone."""
     places: list[tuple[str, bool, tuple[str, int] | None]] = []
@@ -154,6 +144,6 @@ SD3 = Backbone(
     load=load_sd3,
     latent_formats=(comfy.latent_formats.SD3,),
     layouts={},
-    single_step=flow_step(bind_lora, lambda network: network.in_channels, lambda network: network.context_embedder.in_features),
+    single_step=flow_step(key_map, lambda network: network.in_channels, lambda network: network.context_embedder.in_features),
     attentions=attentions,
 )

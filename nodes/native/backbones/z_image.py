@@ -12,9 +12,6 @@ from comfy.ldm.modules.diffusionmodules.mmdit import TimestepEmbedder
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 
-from ....methods.lora.layers import LoraLayer
-from ..batch_rows.fused_layers import bind_layers
-from ..batch_rows.row_lora import MapAdapter
 from ..loading.folder_files import (
     MOST_LAYERS,
     ModelFolderError,
@@ -55,18 +52,11 @@ def z_image_config(config: dict) -> dict:
     width = config["dim"]
     if config["n_heads"] != config["n_kv_heads"]:
         raise ModelFolderError(f"The {PART} has {config['n_heads']} heads and {config['n_kv_heads']} for keys: as many were expected.")
-    return {
-        "image_model": "lumina2",
-        "patch_size": 2,
-        "in_channels": config["in_channels"],
-        "dim": width,
-        "cap_feat_dim": config["cap_feat_dim"],
+    return _shared(config, width) | {
         "n_layers": config["n_layers"],
         "n_refiner_layers": config["n_refiner_layers"],
-        "qk_norm": True,
         "n_heads": config["n_heads"],
         "n_kv_heads": config["n_kv_heads"],
-        "norm_eps": config.get("norm_eps", 1e-5),
         "axes_dims": _axes(list(config["axes_dims"]), width, config["n_heads"], PART),
         "rope_theta": config.get("rope_theta", 256.0),
         **_feed_forward(int(width / 3 * 8), width),
@@ -94,21 +84,27 @@ def lumina_config(config: dict) -> dict:
     require_finite(config, ("norm_eps", "ffn_dim_multiplier"), LUMINA)
     width, multiple = config["hidden_size"], config["multiple_of"]
     inner = int((config.get("ffn_dim_multiplier") or 1.0) * 4 * width)
+    return _shared(config, width) | {
+        "n_layers": config["num_layers"],
+        "n_refiner_layers": config["num_refiner_layers"],
+        "n_heads": config["num_attention_heads"],
+        "n_kv_heads": config["num_kv_heads"],
+        "axes_dims": _axes(list(config["axes_dim_rope"]), width, config["num_attention_heads"], LUMINA),
+        "rope_theta": 10000.0,
+        **_feed_forward(-(-inner // multiple) * multiple, width),
+    }
+
+
+def _shared(config: dict, width: int) -> dict:
+    """What both configs call the same, or ComfyUI's NextDiT wants of both."""
     return {
         "image_model": "lumina2",
         "patch_size": 2,
         "in_channels": config["in_channels"],
         "dim": width,
         "cap_feat_dim": config["cap_feat_dim"],
-        "n_layers": config["num_layers"],
-        "n_refiner_layers": config["num_refiner_layers"],
         "qk_norm": True,
-        "n_heads": config["num_attention_heads"],
-        "n_kv_heads": config["num_kv_heads"],
         "norm_eps": config.get("norm_eps", 1e-5),
-        "axes_dims": _axes(list(config["axes_dim_rope"]), width, config["num_attention_heads"], LUMINA),
-        "rope_theta": 10000.0,
-        **_feed_forward(-(-inner // multiple) * multiple, width),
     }
 
 
@@ -199,14 +195,9 @@ def load_z_image(request: LoadRequest) -> ModelPatcher:
     """MODEL from the `transformer` and `scheduler` of a diffusers folder. Raises ModelFolderError for what ComfyUI cannot hold."""
     folder = request.folder / "transformer"
     config = read_config(folder)
-    if is_lumina(config):
-        part, native = LUMINA, lumina_config(config)
-        names = lumina_key_map(native)
-    else:
-        part, native = PART, z_image_config(config)
-        names = comfy.utils.z_image_to_diffusers(native)
+    part, native = (LUMINA, lumina_config(config)) if is_lumina(config) else (PART, z_image_config(config))
     require_channels(native["in_channels"], request.latent_format, part)
-    weights = rename(read_weights(folder), names, part)
+    weights = rename(read_weights(folder), key_map(native), part)
     model_config = configure(AnyWidthNextDiT(native), read_flow_schedule(request.folder / "scheduler"), request.latent_format)
     return build_patcher(model_config, weights, part, request.dtype, request.disable_dynamic)
 
@@ -223,11 +214,9 @@ def family_of(config: Mapping) -> str | None:
     return "z_image" if config.get("_class_name") == "ZImageTransformer2DModel" else None
 
 
-def bind_lora(model: ModelPatcher, layers: Mapping[str, LoraLayer], strength: float, source: str) -> MapAdapter:
-    """A LoRA file's layers bound to the MODEL's. Raises ValueError, naming `source`, where they do not fit."""
-    native = model.model.model_config.unet_config
-    names = comfy.utils.z_image_to_diffusers(native) if native.get("z_image_modulation") else lumina_key_map(native)
-    return bind_layers(model.get_model_object("diffusion_model"), layers, names, strength, source)
+def key_map(native: Mapping) -> dict:
+    """Where diffusers' weights go."""
+    return comfy.utils.z_image_to_diffusers(native) if native.get("z_image_modulation") else lumina_key_map(native)
 
 
 def attentions(network: NextDiT) -> tuple[AttentionPlace, ...]:
@@ -259,6 +248,6 @@ Z_IMAGE = Backbone(
     load=load_z_image,
     latent_formats=(comfy.latent_formats.Flux,),
     layouts={},
-    single_step=flow_step(bind_lora, lambda network: network.in_channels, lambda network: network.cap_embedder[1].in_features),
+    single_step=flow_step(key_map, lambda network: network.in_channels, lambda network: network.cap_embedder[1].in_features),
     attentions=attentions,
 )

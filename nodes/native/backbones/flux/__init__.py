@@ -1,19 +1,13 @@
 """FLUX.1."""
 
-from collections.abc import Mapping
-
 import comfy.latent_formats
 import comfy.text_encoders.flux
 import comfy.utils
 from comfy.ldm.flux.model import Flux
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from .....methods.lora.layers import LoraLayer
 from .....methods.lumix.intrinsix import MAPS as INTRINSIX_MAPS
 from .....methods.lumix.schedule import published_shift, shift_by_tokens, shifted_sigmas
-from ...batch_rows.fused_layers import bind_layers
-from ...batch_rows.row_lora import MapAdapter
 from ...loading.text_encoder import CLIP_L, TextFamily, TextPart
 from ..backbone import INTRINSIC_LORA, TENSOR_LORA, AttentionPlace, Backbone, Family, MapAttention, in_order
 from ..flow_step import flow_step
@@ -32,12 +26,6 @@ def is_flux1(network: nn.Module) -> bool:
 def input_channels(network: Flux) -> int:
     """Of latents."""
     return network.in_channels // network.patch_size**2
-
-
-def bind_lora(model: ModelPatcher, layers: Mapping[str, LoraLayer], strength: float, source: str) -> MapAdapter:
-    """A LoRA file's layers bound to the MODEL's. Raises ValueError, naming `source`, where they do not fit."""
-    targets = comfy.utils.flux_to_diffusers(model.model.model_config.unet_config)
-    return bind_layers(model.get_model_object("diffusion_model"), layers, targets, strength, source)
 
 
 def attentions(network: Flux) -> tuple[AttentionPlace, ...]:
@@ -80,7 +68,7 @@ FLUX = Backbone(
     load=load_flux,
     latent_formats=(comfy.latent_formats.Flux,),
     layouts={},
-    single_step=flow_step(bind_lora, input_channels, lambda network: network.params.context_in_dim),
+    single_step=flow_step(comfy.utils.flux_to_diffusers, input_channels, lambda network: network.params.context_in_dim),
     map_attention=MapAttention(join_maps_in, map_sigmas),
     attach_tensor_lora=attach_tensor_lora,
     attentions=attentions,

@@ -10,9 +10,6 @@ from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from .....methods.lora.layers import LoraLayer
-from ...batch_rows.fused_layers import bind_layers
-from ...batch_rows.row_lora import MapAdapter
 from ...loading.folder_files import MOST_LAYERS, read_config, read_weights, rename, require_finite, require_numbers, require_options
 from ...loading.patcher import build_patcher, configure, require_channels
 from ...loading.rope import rope_axes
@@ -100,11 +97,6 @@ def is_flux2(network: nn.Module) -> bool:
     return isinstance(network, Flux) and network.params.global_modulation and network.params.mlp_silu_act
 
 
-def bind_lora(model: ModelPatcher, layers: Mapping[str, LoraLayer], strength: float, source: str) -> MapAdapter:
-    """A LoRA file's layers bound to the MODEL's. Raises ValueError, naming `source`, where they do not fit."""
-    return bind_layers(model.get_model_object("diffusion_model"), layers, key_map(model.model.model_config.unet_config), strength, source)
-
-
 FLUX2 = Backbone(
     name="flux2",
     title="FLUX.2",
@@ -115,6 +107,6 @@ FLUX2 = Backbone(
     load=load_flux2,
     latent_formats=(),
     layouts={},
-    single_step=flow_step(bind_lora, lambda network: network.in_channels, lambda network: network.params.context_in_dim),
+    single_step=flow_step(key_map, lambda network: network.in_channels, lambda network: network.params.context_in_dim),
     attentions=attentions,
 )
