@@ -172,7 +172,7 @@ class LoraIndex:
         ids = self._members(family, subnetwork)
         fitted = next(iter(self._rows("SELECT * FROM spaces WHERE family = ? AND subnetwork = ?", [family, subnetwork])), None)
         if len(ids) < LEAST_FOR_PCA:
-            rows = numpy.concatenate([*self._unit_sketches(ids, subnetwork), numpy.empty((0, 2, SKETCH_SIZE), numpy.float32)])
+            rows = numpy.concatenate([*self.unit_sketches(ids, subnetwork), numpy.empty((0, 2, SKETCH_SIZE), numpy.float32)])
             space = Space(
                 family, subnetwork, ids, {kind: rows[:, place] for place, kind in enumerate(KINDS)}, {kind: Pca() for kind in KINDS}
             )
@@ -191,7 +191,7 @@ class LoraIndex:
         )
         return numpy.array([row["id"] for row in self._rows(query, [family, SKETCH_VERSION, *parts])], dtype=numpy.int64)
 
-    def _unit_sketches(self, ids: Sequence[int] | numpy.ndarray, subnetwork: str) -> Iterator[numpy.ndarray]:
+    def unit_sketches(self, ids: Sequence[int] | numpy.ndarray, subnetwork: str) -> Iterator[numpy.ndarray]:
         """[m, 2, SKETCH_SIZE] unit sketches, a chunk of ids at a time."""
         query = (
             "SELECT file_id, vectors FROM sketches JOIN files ON files.id = file_id "
@@ -212,7 +212,7 @@ class LoraIndex:
         chosen = ids[numpy.linspace(0, len(ids) - 1, min(len(ids), _FIT_ROWS)).astype(int)]
         pca = {}
         for place, kind in enumerate(KINDS):
-            pca[kind] = fit_pca((rows[:, place] for rows in self._unit_sketches(chosen, subnetwork)), DIMENSIONS)
+            pca[kind] = fit_pca((rows[:, place] for rows in self.unit_sketches(chosen, subnetwork)), DIMENSIONS)
         dimensions, data = pack(pca)
         with self._writing():
             self._connection.execute("DELETE FROM spaces WHERE family = ? AND subnetwork = ?", [family, subnetwork])
@@ -229,7 +229,7 @@ class LoraIndex:
         missing = [int(number) for number in self._members(family, subnetwork) if int(number) not in placed]
         for start in range(0, len(missing), _CHUNK):
             ids = missing[start : start + _CHUNK]
-            rows = next(self._unit_sketches(ids, subnetwork))
+            rows = next(self.unit_sketches(ids, subnetwork))
             vectors = numpy.stack([pca[kind].project(rows[:, place]) for place, kind in enumerate(KINDS)], axis=1).astype("<f4")
             with self._writing():
                 # Only while both are still there: another process may have fitted anew, or dropped the file.

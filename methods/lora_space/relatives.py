@@ -1,0 +1,157 @@
+"""LoRAs that were made from others and are no copies: later steps, lower ranks, parts, merges. Found by sketches, proven exactly.
+
+Two-sided sketches are linear: that of a merge is the sum of its sources' in the same shares. So sources are picked one by one, each the
+nearest to what the others leave (matching pursuit), without reading a file; only what is left with little is then fitted exactly.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+
+from ..lora.header import BadFile
+from .comparison import compare
+from .entries import Entry, Progress, Report
+from .index import LoraIndex
+from .kinship import LATER, MERGED, Kinship, allowed, fit_shares, kinship, nonnegative_fit
+from .sketch import KINDS
+from .space import Space
+
+# Of sketches: a relative's cosine, and what the components, which are centred, may show of it.
+_LEAST_COSINE, _LEAST_OF_COMPONENTS = 0.5, 0.3
+_NEAREST, _CHUNK = 3, 1_000
+_MOST_SOURCES = 6
+# Of a sketch's length: what fp8 leaves of a merge, and what is no direction of a source any more.
+_MOST_LEFT, _NOTHING_LEFT, _LEAST_MATCH = 0.12, 1e-3, 0.1
+_LEAST_SHARE = 1e-3
+
+
+@dataclass(frozen=True)
+class Relative:
+    """A LoRA that was made from others. kind: of `kinship`. sources: with their shares, 1 but for merges. cosine: with the first source."""
+
+    entry: Entry
+    kind: str
+    text: str
+    sources: tuple[tuple[Entry, float], ...]
+    cosine: float
+
+    def as_json(self) -> dict[str, Any]:
+        sources = [{"name": source.name, "path": source.path, "share": round(share, 4)} for source, share in self.sources]
+        return self.entry.as_json() | {"kind": self.kind, "text": self.text, "cosine": round(self.cosine, 6), "sources": sources}
+
+
+def find_relatives(
+    index: LoraIndex,
+    *,
+    family: str | None = None,
+    folder: str | None = None,
+    copies: Collection[int] = (),
+    report: Report | None = None,
+) -> list[Relative]:
+    """What was made from what, by name. copies: ids that are left out, because their originals stand for them."""
+    found = []
+    for name in [family] if family is not None else index.families():
+        entries = {entry.id: entry for entry in index.entries(family=name, folder=folder) if entry.id not in copies}
+        found += _of_family(index, index.space(name), entries, report)
+    return sorted(found, key=lambda relative: relative.entry.name)
+
+
+def _of_family(index: LoraIndex, space: Space, entries: dict[int, Entry], report: Report | None) -> list[Relative]:
+    rows = [row for row, number in enumerate(space.ids) if int(number) in entries]
+    ids = [int(space.ids[row]) for row in rows]
+    near: dict[int, list[tuple[float, int]]] = {}
+    for one, other in _near_pairs(space.vectors[KINDS[0]][rows]):
+        near.setdefault(one, []).append((0.0, other))
+        near.setdefault(other, []).append((0.0, one))
+    if not near:
+        return []
+    sketches = numpy.concatenate([numpy.asarray(chunk[:, 0], numpy.float16) for chunk in index.unit_sketches(ids, space.subnetwork)])
+    asked: dict[frozenset[int], Kinship | None] = {}
+    found: list[Relative] = []
+    for done, (row, others) in enumerate(sorted(near.items()), 1):
+        own = sketches[row].astype(numpy.float32)
+        cosines = {other: float(sketches[other].astype(numpy.float32) @ own) for _, other in others}
+        nearest = [other for other in sorted(cosines, key=lambda other: -cosines[other]) if cosines[other] >= _LEAST_COSINE][:_NEAREST]
+        if nearest and (merged := _merge(sketches, row, [entries[number] for number in ids])):
+            found.append(merged)
+            nearest = [other for other in nearest if ids[other] not in {source.id for source, _ in merged.sources}]
+        for other in nearest:
+            pair = frozenset((row, other))
+            if pair not in asked:
+                asked[pair] = _asked(entries[ids[min(pair)]], entries[ids[max(pair)]])
+        if report:
+            report(Progress("compare", done, len(near), entries[ids[row]].path))
+    merges = {(relative.entry.id, source.id) for relative in found for source, _ in relative.sources}
+    for pair, kin in asked.items():
+        first, second = entries[ids[min(pair)]], entries[ids[max(pair)]]
+        if kin and not {(first.id, second.id), (second.id, first.id)} & merges:
+            made, source = (first, second) if kin.turned else (second, first)
+            found.append(Relative(made, kin.kind, kin.text, ((source, 1.0),), kin.cosine))
+    return list(_only_the_last_step(found))
+
+
+def _near_pairs(vectors: numpy.ndarray) -> Iterator[tuple[int, int]]:
+    for start in range(0, len(vectors), _CHUNK):
+        cosines = vectors[start : start + _CHUNK] @ vectors[start:].T
+        yield from (numpy.argwhere(numpy.triu(cosines >= _LEAST_OF_COMPONENTS, 1)) + start).tolist()
+
+
+def _asked(first: Entry, second: Entry) -> Kinship | None:
+    # A file that has changed or gone since it was indexed is nobody's relative.
+    try:
+        return kinship(first.path, second.path)
+    except (BadFile, OSError):
+        return None
+
+
+def _merge(sketches: numpy.ndarray, row: int, entries: list[Entry]) -> Relative | None:
+    """The LoRA of a row as a sum of others with positive shares; None if it is none."""
+    rows = _pursued(sketches, row)
+    if len(rows) < 2:
+        return None
+    try:
+        found = compare([entries[row].path, *(entries[source].path for source in rows)])
+    except (BadFile, OSError):
+        return None
+    shares = fit_shares(found, 0, range(1, len(rows) + 1))
+    kept = [place for place, share in shares.items() if share >= _LEAST_SHARE]
+    shares = {place: share for place, share in fit_shares(found, 0, kept).items() if share > 0}
+    weights = numpy.array([-1.0, *shares.values()])
+    places = [0, *shares]
+    left = max(float(weights @ found.inner[numpy.ix_(places, places)] @ weights), 0.0) ** 0.5
+    if len(shares) < 2 or left > allowed(found, 0, shares):
+        return None
+    ordered = sorted(((entries[rows[place - 1]], share) for place, share in shares.items()), key=lambda one: -one[1])
+    text = f"{entries[row].name} is merged from " + " + ".join(f"{share:.3g} x {source.name}" for source, share in ordered)
+    first = max(shares, key=shares.__getitem__)
+    cosine = found.inner[0, first] / (found.inner[0, 0] * found.inner[first, first]) ** 0.5
+    return Relative(entries[row], MERGED, text, tuple(ordered), float(cosine))
+
+
+def _pursued(sketches: numpy.ndarray, row: int) -> list[int]:
+    """Rows whose positive combination leaves little of this one; none if there are no such."""
+    own = sketches[row].astype(numpy.float32)
+    rows: list[int] = []
+    left = own
+    while len(rows) < _MOST_SOURCES and (length := float(numpy.linalg.norm(left))) > _NOTHING_LEFT:
+        scores = numpy.concatenate([sketches[start : start + _CHUNK].astype(numpy.float32) @ left for start in range(0, len(sketches), _CHUNK)])
+        scores[[row, *rows]] = -numpy.inf
+        if scores.max() < _LEAST_MATCH * length:
+            break
+        rows.append(int(scores.argmax()))
+        chosen = sketches[rows].astype(numpy.float32)
+        left = own - numpy.array(nonnegative_fit(chosen @ chosen.T, chosen @ own), numpy.float32) @ chosen
+    return rows if numpy.linalg.norm(left) <= _MOST_LEFT else []
+
+
+def _only_the_last_step(relatives: list[Relative]) -> Iterator[Relative]:
+    """Of the steps that a LoRA is later than, the nearest."""
+    nearest: dict[int, Relative] = {}
+    for relative in relatives:
+        if relative.kind != LATER:
+            yield relative
+        elif relative.entry.id not in nearest or relative.cosine > nearest[relative.entry.id].cosine:
+            nearest[relative.entry.id] = relative
+    yield from nearest.values()
