@@ -27,6 +27,7 @@ from .entries import Progress
 from .index import WORKERS, LoraIndex
 from .lora_map import draw_map, map_loras
 from .qdrant_store import QdrantStore, connect
+from .relatives import find_relatives
 from .search import RERANK, family_of, find_similar
 
 
@@ -86,7 +87,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         embed = options.command != "index" or not options.headers_only
         summary = index.update([options.folder], embed=embed, workers=options.workers, report=_progress)
         if options.command == "index":
-            return asdict(summary) | {"database": str(index.database), "statistics": index.statistics()}
+            not_loading = {entry.name: entry.loading for entry in index.not_loading()}
+            return asdict(summary) | {"database": str(index.database), "statistics": index.statistics(), "not_loading": not_loading}
         print(summary.text(), file=sys.stderr)
         choice = {"family": options.family, "folder": options.subfolder, "report": _progress}
         if options.command == "similar":
@@ -100,7 +102,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 found = find_similar(index, like, unlike, k=options.k, subnetwork=options.subnetwork, rerank=options.rerank, **choice)
             return {"query": [str(path) for path in like], "matches": [match.as_json() for match in found]}
         if options.command == "duplicates":
-            return {"groups": [group.as_json() for group in find_duplicates(index, **choice)]}
+            groups = find_duplicates(index, **choice)
+            copies = {copy.entry.id for group in groups for copy in group.copies}
+            relatives = find_relatives(index, copies=copies, **choice)
+            return {"groups": [group.as_json() for group in groups], "relatives": [one.as_json() for one in relatives]}
         drawn = map_loras(index, subnetwork=options.subnetwork, clusters=options.clusters, **choice)
         _save(options.out, draw_map(drawn, options.size))
         return {"picture": str(options.out)} | drawn.as_json()

@@ -21,7 +21,8 @@ from .sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, Sketches, packed, unit, 
 from .space import DIMENSIONS, LEAST_FOR_PCA, Pca, Space, fit_pca, pack, unpack
 
 _COLUMNS = (
-    "id, path, root, name, size, mtime_ns, family, format, rank_min, rank_max, dtype, modules, approximate, tags, variant, sketch_version"
+    "id, path, root, name, size, mtime_ns, family, format, rank_min, rank_max, dtype, modules, approximate, tags, variant, loading, "
+    "sketch_version"
 )
 # Rows that the PCA is fitted on, at most; drawn evenly from the collection.
 _FIT_ROWS = 20_000
@@ -141,6 +142,10 @@ class LoraIndex:
             Problem(row["path"], row["reason"]) for row in self._rows("SELECT path, reason FROM files WHERE state != 'good' ORDER BY path")
         ]
 
+    def not_loading(self, *, family: str | None = None, folder: str | None = None) -> list[Entry]:
+        """Those of `entries` of which ComfyUI's loader leaves out something."""
+        return [entry for entry in self.entries(family=family, folder=folder) if entry.loading]
+
     def statistics(self) -> dict[str, Any]:
         """Counts for a person: files, embedded, bytes, problems, families, formats, ranks."""
         one = "SELECT count(*) AS files, coalesce(sum(size), 0) AS bytes, coalesce(sum(sketch_version = ?), 0) AS embedded FROM files"
@@ -172,7 +177,7 @@ class LoraIndex:
         ids = self._members(family, subnetwork)
         fitted = next(iter(self._rows("SELECT * FROM spaces WHERE family = ? AND subnetwork = ?", [family, subnetwork])), None)
         if len(ids) < LEAST_FOR_PCA:
-            rows = numpy.concatenate([*self.unit_sketches(ids, subnetwork), numpy.empty((0, 2, SKETCH_SIZE), numpy.float32)])
+            rows = numpy.concatenate([*self._unit_sketches(ids, subnetwork), numpy.empty((0, 2, SKETCH_SIZE), numpy.float32)])
             space = Space(
                 family, subnetwork, ids, {kind: rows[:, place] for place, kind in enumerate(KINDS)}, {kind: Pca() for kind in KINDS}
             )
@@ -191,7 +196,7 @@ class LoraIndex:
         )
         return numpy.array([row["id"] for row in self._rows(query, [family, SKETCH_VERSION, *parts])], dtype=numpy.int64)
 
-    def unit_sketches(self, ids: Sequence[int] | numpy.ndarray, subnetwork: str) -> Iterator[numpy.ndarray]:
+    def _unit_sketches(self, ids: Sequence[int] | numpy.ndarray, subnetwork: str) -> Iterator[numpy.ndarray]:
         """[m, 2, SKETCH_SIZE] unit sketches, a chunk of ids at a time."""
         query = (
             "SELECT file_id, vectors FROM sketches JOIN files ON files.id = file_id "
@@ -212,7 +217,7 @@ class LoraIndex:
         chosen = ids[numpy.linspace(0, len(ids) - 1, min(len(ids), _FIT_ROWS)).astype(int)]
         pca = {}
         for place, kind in enumerate(KINDS):
-            pca[kind] = fit_pca((rows[:, place] for rows in self.unit_sketches(chosen, subnetwork)), DIMENSIONS)
+            pca[kind] = fit_pca((rows[:, place] for rows in self._unit_sketches(chosen, subnetwork)), DIMENSIONS)
         dimensions, data = pack(pca)
         with self._writing():
             self._connection.execute("DELETE FROM spaces WHERE family = ? AND subnetwork = ?", [family, subnetwork])
@@ -229,7 +234,7 @@ class LoraIndex:
         missing = [int(number) for number in self._members(family, subnetwork) if int(number) not in placed]
         for start in range(0, len(missing), _CHUNK):
             ids = missing[start : start + _CHUNK]
-            rows = next(self.unit_sketches(ids, subnetwork))
+            rows = next(self._unit_sketches(ids, subnetwork))
             vectors = numpy.stack([pca[kind].project(rows[:, place]) for place, kind in enumerate(KINDS)], axis=1).astype("<f4")
             with self._writing():
                 # Only while both are still there: another process may have fitted anew, or dropped the file.

@@ -4,7 +4,7 @@ Two-sided sketches are linear: that of a merge is the sum of its sources' in the
 nearest to what the others leave (matching pursuit), without reading a file; only what is left with little is then fitted exactly.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,15 @@ from ..lora.header import BadFile
 from .comparison import compare
 from .entries import Entry, Progress, Report
 from .index import LoraIndex
-from .kinship import LATER, MERGED, Kinship, allowed, fit_shares, kinship, nonnegative_fit
-from .sketch import KINDS
+from .kinship import MERGED, PART, REDUCED, RELATED, allowed, fit_shares, kinship, nonnegative_fit
+from .sketch import KINDS, SKETCH_SIZE, subnetwork_vectors
 from .space import Space
 
 # Of sketches: a relative's cosine, and what the components, which are centred, may show of it.
 _LEAST_COSINE, _LEAST_OF_COMPONENTS = 0.5, 0.3
-_NEAREST, _CHUNK = 3, 1_000
-_MOST_SOURCES = 6
+_NEAREST, _CHUNK = 5, 1_000
+# A merge of merges is told by their sources, so deep.
+_MOST_SOURCES, _PASSES = 6, 4
 # Of a sketch's length: what fp8 leaves of a merge, and what is no direction of a source any more.
 _MOST_LEFT, _NOTHING_LEFT, _LEAST_MATCH = 0.12, 1e-3, 0.1
 _LEAST_SHARE = 1e-3
@@ -61,35 +62,65 @@ def find_relatives(
 def _of_family(index: LoraIndex, space: Space, entries: dict[int, Entry], report: Report | None) -> list[Relative]:
     rows = [row for row, number in enumerate(space.ids) if int(number) in entries]
     ids = [int(space.ids[row]) for row in rows]
-    near: dict[int, list[tuple[float, int]]] = {}
+    near: dict[int, list[int]] = {}
     for one, other in _near_pairs(space.vectors[KINDS[0]][rows]):
-        near.setdefault(one, []).append((0.0, other))
-        near.setdefault(other, []).append((0.0, one))
+        near.setdefault(one, []).append(other)
+        near.setdefault(other, []).append(one)
     if not near:
         return []
-    sketches = numpy.concatenate([numpy.asarray(chunk[:, 0], numpy.float16) for chunk in index.unit_sketches(ids, space.subnetwork)])
-    asked: dict[frozenset[int], Kinship | None] = {}
-    found: list[Relative] = []
+    # Half the memory: 400 MB for 100,000.
+    sketches = numpy.zeros((len(ids), SKETCH_SIZE), numpy.float16)
+    for row, number in enumerate(ids):
+        if vectors := subnetwork_vectors(index.sketches(number), space.subnetwork):
+            sketches[row] = vectors[KINDS[0]]
+    pairs: list[Relative] = []
+    asked: set[frozenset[int]] = set()
+    related: list[int] = []
     for done, (row, others) in enumerate(sorted(near.items()), 1):
-        own = sketches[row].astype(numpy.float32)
-        cosines = {other: float(sketches[other].astype(numpy.float32) @ own) for _, other in others}
-        nearest = [other for other in sorted(cosines, key=lambda other: -cosines[other]) if cosines[other] >= _LEAST_COSINE][:_NEAREST]
-        if nearest and (merged := _merge(sketches, row, [entries[number] for number in ids])):
-            found.append(merged)
-            nearest = [other for other in nearest if ids[other] not in {source.id for source, _ in merged.sources}]
+        cosines = sketches[others].astype(numpy.float32) @ sketches[row].astype(numpy.float32)
+        nearest = [others[place] for place in numpy.argsort(-cosines)[:_NEAREST] if cosines[place] >= _LEAST_COSINE]
+        related += [row] if nearest else []
         for other in nearest:
-            pair = frozenset((row, other))
-            if pair not in asked:
-                asked[pair] = _asked(entries[ids[min(pair)]], entries[ids[max(pair)]])
+            if (pair := frozenset((row, other))) not in asked:
+                asked.add(pair)
+                pairs += _asked(*(entries[ids[one]] for one in sorted(pair)))
         if report:
             report(Progress("compare", done, len(near), entries[ids[row]].path))
-    merges = {(relative.entry.id, source.id) for relative in found for source, _ in relative.sources}
-    for pair, kin in asked.items():
-        first, second = entries[ids[min(pair)]], entries[ids[max(pair)]]
-        if kin and not {(first.id, second.id), (second.id, first.id)} & merges:
-            made, source = (first, second) if kin.turned else (second, first)
-            found.append(Relative(made, kin.kind, kin.text, ((source, 1.0),), kin.cosine))
-    return list(_only_the_last_step(found))
+    lesser = {relative.entry.id for relative in pairs if relative.kind in (REDUCED, PART)}
+    merges = _merges(sketches, related, [entries[number] for number in ids], lesser, report)
+    return [*merges, *_told(pairs, merges)]
+
+
+def _told(pairs: list[Relative], merges: list[Relative]) -> Iterator[Relative]:
+    """Of each LoRA the fullest that it is a part of, the nearest step that it is later than, and what has no other explanation."""
+    chosen: dict[tuple[int, str], Relative] = {}
+    explained = {relative.entry.id for relative in (*pairs, *merges) if relative.kind != RELATED}
+    merged = {frozenset((relative.entry.id, source.id)) for relative in merges for source, _ in relative.sources}
+    for relative in sorted(pairs, key=lambda one: one.cosine, reverse=True):
+        both = {relative.entry.id, relative.sources[0][0].id}
+        if frozenset(both) in merged or (relative.kind == RELATED and both & explained):
+            continue
+        place = (relative.entry.id, relative.kind)
+        if place not in chosen or relative.kind in (REDUCED, PART):
+            chosen[place] = relative
+    yield from chosen.values()
+
+
+def _merges(sketches: numpy.ndarray, rows: Sequence[int], entries: Sequence[Entry], lesser: set[int], report: Report | None) -> list[Relative]:
+    """The merges among some rows, in terms of LoRAs that are none, where they can be. lesser: ids of what stands for a fuller one."""
+    found: dict[int, Relative] = {}
+    for _ in range(_PASSES):
+        pool = numpy.array([row not in found and entry.id not in lesser for row, entry in enumerate(entries)])
+        before = dict(found)
+        for done, row in enumerate(rows, 1):
+            settled = row in found and not {source.id for source, _ in found[row].sources} & {entries[one].id for one in found}
+            if not settled and entries[row].id not in lesser and (merge := _merge(sketches, row, entries, pool)):
+                found[row] = merge
+            if report:
+                report(Progress("compare", done, len(rows), entries[row].path))
+        if found == before:
+            break
+    return list(found.values())
 
 
 def _near_pairs(vectors: numpy.ndarray) -> Iterator[tuple[int, int]]:
@@ -98,17 +129,19 @@ def _near_pairs(vectors: numpy.ndarray) -> Iterator[tuple[int, int]]:
         yield from (numpy.argwhere(numpy.triu(cosines >= _LEAST_OF_COMPONENTS, 1)) + start).tolist()
 
 
-def _asked(first: Entry, second: Entry) -> Kinship | None:
+def _asked(first: Entry, second: Entry) -> list[Relative]:
     # A file that has changed or gone since it was indexed is nobody's relative.
     try:
-        return kinship(first.path, second.path)
+        kin = kinship(first.path, second.path)
     except (BadFile, OSError):
-        return None
+        return []
+    made, source = (first, second) if kin and kin.turned else (second, first)
+    return [Relative(made, kin.kind, kin.text, ((source, 1.0),), kin.cosine)] if kin else []
 
 
-def _merge(sketches: numpy.ndarray, row: int, entries: list[Entry]) -> Relative | None:
-    """The LoRA of a row as a sum of others with positive shares; None if it is none."""
-    rows = _pursued(sketches, row)
+def _merge(sketches: numpy.ndarray, row: int, entries: Sequence[Entry], pool: numpy.ndarray) -> Relative | None:
+    """The LoRA of a row as a sum of others of the pool with positive shares; None if it is none."""
+    rows = _pursued(sketches, row, pool)
     if len(rows) < 2:
         return None
     try:
@@ -130,28 +163,17 @@ def _merge(sketches: numpy.ndarray, row: int, entries: list[Entry]) -> Relative 
     return Relative(entries[row], MERGED, text, tuple(ordered), float(cosine))
 
 
-def _pursued(sketches: numpy.ndarray, row: int) -> list[int]:
-    """Rows whose positive combination leaves little of this one; none if there are no such."""
+def _pursued(sketches: numpy.ndarray, row: int, pool: numpy.ndarray) -> list[int]:
+    """Rows of the pool whose positive combination leaves little of this one; none if there are no such."""
     own = sketches[row].astype(numpy.float32)
     rows: list[int] = []
     left = own
     while len(rows) < _MOST_SOURCES and (length := float(numpy.linalg.norm(left))) > _NOTHING_LEFT:
         scores = numpy.concatenate([sketches[start : start + _CHUNK].astype(numpy.float32) @ left for start in range(0, len(sketches), _CHUNK)])
-        scores[[row, *rows]] = -numpy.inf
+        scores[~pool] = scores[[row, *rows]] = -numpy.inf
         if scores.max() < _LEAST_MATCH * length:
             break
         rows.append(int(scores.argmax()))
         chosen = sketches[rows].astype(numpy.float32)
         left = own - numpy.array(nonnegative_fit(chosen @ chosen.T, chosen @ own), numpy.float32) @ chosen
     return rows if numpy.linalg.norm(left) <= _MOST_LEFT else []
-
-
-def _only_the_last_step(relatives: list[Relative]) -> Iterator[Relative]:
-    """Of the steps that a LoRA is later than, the nearest."""
-    nearest: dict[int, Relative] = {}
-    for relative in relatives:
-        if relative.kind != LATER:
-            yield relative
-        elif relative.entry.id not in nearest or relative.cosine > nearest[relative.entry.id].cosine:
-            nearest[relative.entry.id] = relative
-    yield from nearest.values()
