@@ -96,7 +96,9 @@ def merged(*parts: tuple[State, float], dtype: torch.dtype = torch.float32) -> S
     for state, share in parts:
         for name, up, down, scale in modules(state):
             layers.setdefault(name, []).append((up * scale * share, down))
-    return stored({name: (torch.cat([up for up, _ in one], 1), torch.cat([down for _, down in one])) for name, one in layers.items()}, dtype)
+    return stored(
+        {name: (torch.cat([up for up, _ in one], 1), torch.cat([down for _, down in one])) for name, one in layers.items()}, dtype
+    )
 
 
 def resized(state: State, rank: int, dtype: torch.dtype = torch.float32) -> State:

@@ -45,9 +45,15 @@ def known_names() -> dict[str, list[dict[str, list[str]]]]:
     return json.loads((Path(__file__).parent / "known_names.json").read_text(encoding="utf-8"))
 
 
+def like_family(family: str) -> str:
+    """The family whose names a base model has: UNets of any width have those of SD 1, the refiner SDXL's; "" where it is not known."""
+    like = "sd1" if family.startswith("unet-") else "sdxl" if family == "sdxl-refiner" else family
+    return like if like in known_names() else ""
+
+
 @lru_cache(maxsize=64)
 def _patterns(family: str) -> frozenset[str]:
-    groups = (group for one in (family, TEXT_ENCODERS) for group in known_names()[one])
+    groups = (group for one in (like_family(family), TEXT_ENCODERS) for group in known_names()[one])
     return frozenset(pattern_of(prefix + name) for group in groups for prefix in group["prefixes"] for name in group["names"])
 
 
@@ -66,7 +72,7 @@ def _spelling(key: str) -> str | None:
 @once_per_layout
 def left_out(layout: Layout, family: str) -> tuple[str, ...]:
     """Keys that ComfyUI's loader takes nothing from; none where it is not known what it knows of the family."""
-    if family not in known_names():
+    if not like_family(family):
         return ()
     keys = layout.tensors
     converted = _converter(keys)

@@ -92,7 +92,8 @@ def _groups(layouts: Sequence[Layout]) -> list[list[list[str]]]:
         return piece
 
     pieces = [
-        {name: [piece for piece, *_ in fused_rows(name, size.out, size.width)] for name, size in sizes_of(layout).items()} for layout in layouts
+        {name: [piece for piece, *_ in fused_rows(name, size.out, size.width)] for name, size in sizes_of(layout).items()}
+        for layout in layouts
     ]
     for file in pieces:
         for first, *others in file.values():
@@ -231,5 +232,8 @@ def rounding_of(numbers: Tensor, dtype: torch.dtype, axis: int = 0) -> Tensor:
     """Expected squared error, summed over an axis, of numbers that were rounded to the nearest of dtype."""
     info = torch.finfo(dtype)
     _, exponent = torch.frexp(numbers)
-    spacing = torch.ldexp(torch.full_like(numbers, info.eps), exponent - 1).clamp(min=info.smallest_normal * info.eps)
+    least = info.smallest_normal * info.eps
+    spacing = torch.ldexp(torch.full_like(numbers, info.eps), exponent - 1).clamp(min=least)
+    # Nothing has no exponent.
+    spacing[numbers == 0] = least
     return spacing.square().sum(axis) / 12

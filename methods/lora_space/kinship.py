@@ -91,22 +91,14 @@ def _copy_of(found: Comparison) -> Kinship | None:
     times = float(found.inner[0, 1] / found.inner[0, 0])
     if found.distance(0, 1) <= _ARITHMETIC * length:
         return _made(found, SAME_CHANGE, "the same change")
-    if not _may_be_rounded(found) or times <= 0:
-        return None
-    if found.distance(0, 1) <= allowed(found, 1, {0: 1.0}):
-        return _made(found, ROUNDED, f"the same change up to rounding ({_dtypes(found)})")
-    if found.distance(0, 1, times) <= allowed(found, 1, {0: times}):
+    rounding = allowed(found, 1, {0: 1.0})
+    # Equal tensors of one dtype round to equal ones: where they differ by less than their rounding, it is not by rounding.
+    may_round = found.precision[0] != found.precision[1] or found.alike[0, 1] < 1 - 1e-3
+    if found.distance(0, 1) <= rounding:
+        return _made(found, ROUNDED, f"the same change up to rounding ({_dtypes(found)})") if may_round else None
+    if times > 0 and found.distance(0, 1, times) <= allowed(found, 1, {0: times}):
         return _made(found, SCALED, f"the same change times {times:.4g}")
     return None
-
-
-def _may_be_rounded(found: Comparison) -> bool:
-    """Equal tensors of one dtype round to equal ones: where they differ, it is not by rounding."""
-    return found.precision[0] != found.precision[1] or found.alike[0, 1] < 1 - 1e-3 or _ARITHMETIC * 10 < abs(_times(found) - 1)
-
-
-def _times(found: Comparison) -> float:
-    return float(found.inner[0, 1] / found.inner[0, 0])
 
 
 def _dtypes(found: Comparison) -> str:

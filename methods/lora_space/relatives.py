@@ -14,7 +14,7 @@ from ..lora.header import BadFile
 from .comparison import compare
 from .entries import Entry, Progress, Report
 from .index import LoraIndex
-from .kinship import MERGED, PART, REDUCED, RELATED, allowed, fit_shares, kinship, nonnegative_fit
+from .kinship import LATER, MERGED, PART, REDUCED, RELATED, allowed, fit_shares, kinship, nonnegative_fit
 from .sketch import KINDS, SKETCH_SIZE, subnetwork_vectors
 from .space import Space
 
@@ -95,10 +95,11 @@ def _told(pairs: list[Relative], merges: list[Relative]) -> Iterator[Relative]:
     """Of each LoRA the fullest that it is a part of, the nearest step that it is later than, and what has no other explanation."""
     chosen: dict[tuple[int, str], Relative] = {}
     explained = {relative.entry.id for relative in (*pairs, *merges) if relative.kind != RELATED}
-    merged = {frozenset((relative.entry.id, source.id)) for relative in merges for source, _ in relative.sources}
+    merged = {relative.entry.id for relative in merges}
     for relative in sorted(pairs, key=lambda one: one.cosine, reverse=True):
         both = {relative.entry.id, relative.sources[0][0].id}
-        if frozenset(both) in merged or (relative.kind == RELATED and both & explained):
+        # A merge is like its sources, and like other merges of them.
+        if (relative.kind == RELATED and both & explained) or (relative.kind in (RELATED, LATER) and both & merged):
             continue
         place = (relative.entry.id, relative.kind)
         if place not in chosen or relative.kind in (REDUCED, PART):
@@ -106,7 +107,9 @@ def _told(pairs: list[Relative], merges: list[Relative]) -> Iterator[Relative]:
     yield from chosen.values()
 
 
-def _merges(sketches: numpy.ndarray, rows: Sequence[int], entries: Sequence[Entry], lesser: set[int], report: Report | None) -> list[Relative]:
+def _merges(
+    sketches: numpy.ndarray, rows: Sequence[int], entries: Sequence[Entry], lesser: set[int], report: Report | None
+) -> list[Relative]:
     """The merges among some rows, in terms of LoRAs that are none, where they can be. lesser: ids of what stands for a fuller one."""
     found: dict[int, Relative] = {}
     for _ in range(_PASSES):
@@ -169,7 +172,9 @@ def _pursued(sketches: numpy.ndarray, row: int, pool: numpy.ndarray) -> list[int
     rows: list[int] = []
     left = own
     while len(rows) < _MOST_SOURCES and (length := float(numpy.linalg.norm(left))) > _NOTHING_LEFT:
-        scores = numpy.concatenate([sketches[start : start + _CHUNK].astype(numpy.float32) @ left for start in range(0, len(sketches), _CHUNK)])
+        scores = numpy.concatenate(
+            [sketches[start : start + _CHUNK].astype(numpy.float32) @ left for start in range(0, len(sketches), _CHUNK)]
+        )
         scores[~pool] = scores[[row, *rows]] = -numpy.inf
         if scores.max() < _LEAST_MATCH * length:
             break

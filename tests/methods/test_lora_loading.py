@@ -13,11 +13,22 @@ PAIRS = [
     ("lora_down.weight", "lora_up.weight"), ("lora_A.weight", "lora_B.weight"), ("lora_A.default.weight", "lora_B.default.weight"),
     ("lora_A.style.weight", "lora_B.style.weight"), ("lora.down.weight", "lora.up.weight"), ("lora_A", "lora_B"), ("lora_down", "lora_up"),
 ]  # fmt: skip
-SINGLE = ("diff", "diff_b", "w_norm", "b_norm", "set_weight", "alpha", "dora_scale", "lora_B.bias", "lora_magnitude_vector.weight", "on_input")
+SINGLE = (
+    "diff",
+    "diff_b",
+    "w_norm",
+    "b_norm",
+    "set_weight",
+    "alpha",
+    "dora_scale",
+    "lora_B.bias",
+    "lora_magnitude_vector.weight",
+    "on_input",
+)
 
 
 def layout_of(keys):
-    return Layout(dict.fromkeys(keys, {}), 0, {})
+    return Layout({key: {} for key in keys}, 0, {})
 
 
 def by_comfyui(state, keys, caplog):
