@@ -25,8 +25,8 @@ class ConvertLoRA(Node):
             display_name="Convert LoRA",
             category=CATEGORY,
             description=(
-                "Writes a LoRA anew under the names that ComfyUI's loader knows, whatever trainer made it: the same change, to the last bit "
-                "at equal precision. The original stays. What ComfyUI has no names for is refused in words."
+                "Writes a LoRA anew under names that ComfyUI's loader knows, whatever trainer made it: the same change, to the last "
+                "bit at equal precision. The original stays. What ComfyUI has no names for is refused in words."
             ),
             search_aliases=["convert lora", "lora keys not loaded", "fix lora", "lora format", "peft to comfyui", "lora key not loaded"],
             is_output_node=True,

@@ -334,7 +334,7 @@ class FindDuplicateLoRAs(Node):
                     min=0.5,
                     max=1.0,
                     step=0.001,
-                    tooltip="Cosine from which on two LoRAs are compared exactly as copies: those that differ by rounding and strength alone. "
+                    tooltip="Cosine from which on two LoRAs are compared exactly: copies differ by rounding and strength alone. "
                     "0.998 allows for 8-bit copies.",
                 ),
             ],
@@ -361,15 +361,16 @@ class FindDuplicateLoRAs(Node):
         from ..methods.lora_space.duplicates import find_duplicates
         from ..methods.lora_space.relatives import find_relatives
 
-        choice = {"family": lora_index.family, "folder": lora_index.folder, "report": lora_collection.progress_report()}
+        family, folder, report = lora_index.family, lora_index.folder, lora_collection.progress_report()
 
         def shown(entry: Entry) -> str:
             return shown_name(entry, lora_index.collection)
 
         with lora_index.open() as index:
-            groups = find_duplicates(index, threshold=threshold, **choice)
-            relatives = find_relatives(index, copies={copy.entry.id for group in groups for copy in group.copies}, **choice)
-            not_loading = index.not_loading(family=lora_index.family, folder=lora_index.folder)
+            groups = find_duplicates(index, family=family, folder=folder, threshold=threshold, report=report)
+            copies = {copy.entry.id for group in groups for copy in group.copies}
+            relatives = find_relatives(index, family=family, folder=folder, copies=copies, report=report)
+            not_loading = index.not_loading(family=family, folder=folder)
         rows, lines, names = [], [], []
         for number, group in enumerate(groups, 1):
             original = shown(group.original)

@@ -56,8 +56,8 @@ class Converted:
 def convert_file(source: Path, target: Path, precision: str = "as it is", *, overwrite: bool = False) -> Converted:
     """Writes `source`, safetensors or a pickle that holds only weights, as `target`, whole or not at all.
 
-    Raises ValueError, naming the file, where it cannot be read or converted, or where `target` is there, holds something else and is not to be
-    overwritten; OSError where it cannot be written.
+    Raises ValueError, naming the file, where it cannot be read or converted, or where `target` is there, holds something else and is not
+    to be overwritten; OSError where it cannot be written.
     """
     try:
         converted = convert(*load_tensors(source), precision)
@@ -81,7 +81,7 @@ def _holds(path: Path, converted: Converted) -> bool:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(*(tensor.flatten().view(torch.uint8) for tensor in (one, other)))
 
 
 def convert(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], precision: str = "as it is") -> Converted:

@@ -130,7 +130,7 @@ class Layout:
         return found.form.shape if isinstance(found, TensorInfo) else found.get("shape")
 
     def blocks(self, name: str, size: int) -> list[tuple[int, int]]:
-        """[(start, stop)] in the data of `name`, whatever it is, at most `size` bytes each. Raises BadFile where the header gives no place."""
+        """[(start, stop)] in the data of `name`, whatever it is, at most `size` bytes each. Raises BadFile where it has no place."""
         found = self.tensors[name]
         start, stop = (found.start, found.stop) if isinstance(found, TensorInfo) else (found["data_offsets"] + [None, None])[:2]
         if not (type(start) is type(stop) is int and 0 <= start <= stop):

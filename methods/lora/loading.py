@@ -1,4 +1,4 @@
-"""What ComfyUI's loader takes of a LoRA file, from its header: names by `known_names.json`, made of its key maps, and endings as it asks for.
+"""What ComfyUI's loader takes of a LoRA file, from its header: names by `known_names.json`, made of its key maps, and the endings it has.
 
     python -m intrinsic_lab.benchmarks.lora_formats_table --structures      makes the table anew
 
@@ -35,8 +35,8 @@ _OF_USO = re.compile(r"^(?:double_blocks\.\d+\.processor\.(?:qkv|proj)_lora[12]|
 
 
 def pattern_of(name: str) -> str:
-    """A name whatever its numbers."""
-    return re.sub(r"\d+", "N", name)
+    """A name whatever the numbers inside it, which are of blocks; one at its end is a layer's of its own."""
+    return re.sub(r"\d+(?=[._])", "N", name)
 
 
 @lru_cache(maxsize=1)

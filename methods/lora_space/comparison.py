@@ -34,8 +34,8 @@ _Changes = dict[str, list[Delta]]
 class Comparison:
     """Of k files. All are sums over the modules, squared lengths of changes where nothing else is said.
 
-    inner [k, k]: of the changes. rounding [k]: what rounding to the nearest in the file's dtype leaves on average. tails [a, b]: what the best
-    approximations of a's modules with b's ranks leave (Eckart and Young), all of a module that b lacks. lacking [a, b]: a's modules
+    inner [k, k]: of the changes. rounding [k]: what rounding to the nearest in the file's dtype leaves on average. tails [a, b]: what the
+    best approximations of a's modules with b's ranks leave (Eckart and Young), all of a module that b lacks. lacking [a, b]: a's modules
     that b lacks. alike [a, b]: mean cosine of the stored tensors that have one role and shape in both; 0 if none have. precision [k]: the
     dtype that most of its numbers fit in, which may be coarser than the stored one.
     """
@@ -122,7 +122,7 @@ class _File:
             for delta in deltas:
                 self.changes.setdefault(delta.module, []).append(delta)
             if module.format is LORA:
-                self.ranks.append((tuple(dict.fromkeys(delta.module for delta in deltas)), len(deltas[0].down)))
+                self.ranks.append((tuple(dict.fromkeys(delta.module for delta in deltas)), sizes_of(layout)[name].rank))
             kind = _fitting(deltas, stored)
             fitting[kind] += 1
             weights = sum(role != ALPHA for role in module.read)
@@ -130,14 +130,15 @@ class _File:
 
     def tail(self, pieces: Sequence[str], rank: int) -> float:
         """What the best approximation of these pieces together by a matrix of this rank leaves; 0 where they are no products."""
-        changes = [self.changes.get(piece, []) for piece in pieces]
-        if not all(isinstance(delta, LowRank) for deltas in changes for delta in deltas) or not any(changes):
+        changes = [_plain(self.changes.get(piece, [])) for piece in pieces]
+        if not any(changes) or any(plain is None for plain in changes):
             return 0.0
+        factors = [plain for plain in changes if plain]
         # Pieces lie one above the other: factors of the whole are all downs, and the ups on a diagonal.
-        down = torch.cat([delta.down for deltas in changes for delta in deltas])
+        down = torch.cat([delta.down for deltas in factors for delta in deltas])
         if len(down) <= rank:
             return 0.0
-        ups = [torch.cat([delta.up * delta.scale for delta in deltas], 1) for deltas in changes if deltas]
+        ups = [torch.cat([delta.up * delta.scale for delta in deltas], 1) for deltas in factors]
         values, vectors = torch.linalg.eigh(torch.block_diag(*(up.T @ up for up in ups)))
         left = vectors * values.clamp(min=0).sqrt()
         squares = torch.linalg.eigvalsh(left.T @ (down @ down.T) @ left)
@@ -175,15 +176,18 @@ def _gram(files: Sequence[Sequence[Delta]]) -> Tensor:
     for shape in set(shapes):
         places = torch.tensor([place for place, one in enumerate(shapes) if one == shape])
         alike = [files[place] for place in places]
-        total[places.unsqueeze(1), places] = _low_rank_gram(alike) if _all_low_rank(alike) else _dense_gram(alike, shape)
+        plain = [found for deltas in alike if (found := _plain(deltas))]
+        total[places.unsqueeze(1), places] = _low_rank_gram(plain) if len(plain) == len(alike) else _dense_gram(alike, shape)
     return total
 
 
-def _all_low_rank(files: Sequence[Sequence[Delta]]) -> bool:
-    return all(isinstance(delta, LowRank) for deltas in files for delta in deltas)
+def _plain(deltas: Sequence[Delta]) -> list[LowRank] | None:
+    """These, if all are products of two factors."""
+    found = [delta for delta in deltas if isinstance(delta, LowRank)]
+    return found if len(found) == len(deltas) else None
 
 
-def _low_rank_gram(files: Sequence[Sequence[Delta]]) -> Tensor:
+def _low_rank_gram(files: Sequence[Sequence[LowRank]]) -> Tensor:
     up = torch.cat([delta.up * delta.scale for deltas in files for delta in deltas], 1)
     down = torch.cat([delta.down for deltas in files for delta in deltas])
     sizes = [sum(len(delta.down) for delta in deltas) for deltas in files]
@@ -195,7 +199,7 @@ def _dense_gram(files: Sequence[Sequence[Delta]], shape: tuple[int, int]) -> Ten
     out, width = shape
     total = torch.zeros(len(files), len(files), dtype=torch.float64)
     for start, stop in _blocks(out, max(1, BLOCK_NUMBERS // max(width, 1))):
-        rows = torch.stack([sum(delta.dense(start, stop).double() for delta in deltas).flatten() for deltas in files])
+        rows = torch.stack([torch.stack([delta.dense(start, stop).double() for delta in deltas]).sum(0).flatten() for deltas in files])
         total += rows @ rows.T
     return total
 
@@ -207,9 +211,9 @@ def _blocks(out: int, at_once: int) -> Iterator[tuple[int, int]]:
 
 def _fitting(deltas: Sequence[Delta], stored: str) -> str:
     """The coarsest dtype that holds the numbers of a plain LoRA as they are; what it is stored in for any other."""
-    if not all(isinstance(delta, LowRank) for delta in deltas):
+    if (plain := _plain(deltas)) is None:
         return stored
-    numbers = [numbers for delta in deltas for numbers in (delta.up.float(), delta.down.float())]
+    numbers = [numbers for delta in plain for numbers in (delta.up.float(), delta.down.float())]
     coarser = _BY_PRECISION[: _BY_PRECISION.index(stored)]
     return next((kind for kind in coarser if all(torch.equal(one, one.to(DTYPES[kind]).float()) for one in numbers)), stored)
 

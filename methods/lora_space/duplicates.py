@@ -31,8 +31,8 @@ _DTYPE_BITS = {"F64": 64, "F32": 32, "BF16": 15.5, "F16": 16, "F8_E4M3": 8, "F8_
 class Copy:
     """A copy of an original. cosine: of the changes of weights, exact. strength: its length over the original's.
 
-    differences: for a person, such as "another dtype: F16 -> BF16"; empty if only the name differs. kind: one of `kinship.COPIES`; text: the
-    same for a person, such as "the same change times 1.02".
+    differences: for a person, such as "another dtype: F16 -> BF16"; empty if only the name differs. kind: one of `kinship.COPIES`; text:
+    the same for a person, such as "the same change times 1.02".
     """
 
     entry: Entry

@@ -7,7 +7,7 @@ Copies make the same change, but for rounding and strength; relatives do not. Wh
 - rank reduction: no matrix of rank r is nearer to A than what the singular values behind the r-th leave, and only what keeps the first r
   of them is that near;
 - merges: the residual of the non-negative fit over the sources is rounding;
-- later steps: changes and stored tensors point the same way. Trainings of their own start from other random tensors, or leave them elsewhere.
+- later steps: changes and stored tensors point the same way. Other trainings start from other random tensors, or leave them elsewhere.
 """
 
 from collections.abc import Sequence
@@ -113,8 +113,8 @@ def _part_of(found: Comparison, first: str | Path, second: str | Path) -> Kinshi
         whole, part = (Path(path).name for path in ((second, first) if turned else (first, second)))
         share = found.inner[b, b] / found.inner[a, a]
         for kind, left, text in (
-            (PART, found.lacking[a, b], f"{part} is {whole} without some of its modules ({{:.1%}} of the change is left)"),
-            (REDUCED, found.tails[a, b], f"{part} is {whole} reduced to a lower rank ({{:.1%}} of the change is left)"),
+            (PART, found.lacking[a, b], f"{part} is {whole} without some of its modules ({{:.1%}} of its energy)"),
+            (REDUCED, found.tails[a, b], f"{part} is {whole} reduced to a lower rank ({{:.1%}} of its energy)"),
         ):
             if rounding**2 < left and distance <= left**0.5 + rounding and share > 0:
                 return _made(found, kind, text.format(share), bool(turned))
@@ -126,9 +126,9 @@ def _later_than(found: Comparison, first: str | Path, second: str | Path) -> Kin
     if found.alike[0, 1] < _ALIKE or plain.cosine < _LEAST_OF_STEPS:
         text = f"a relative (cosine {plain.cosine:.3f}); what was done to it cannot be told"
         return _made(found, RELATED, text) if plain.cosine >= _LEAST_COSINE else None
-    steps = _steps(first), _steps(second)
+    steps = [count for count in (_steps(first), _steps(second)) if count is not None]
     # Training moves away from nothing: where the header does not say which is later, it is the longer one.
-    known = None not in steps and steps[0] != steps[1]
+    known = len({*steps}) == 2
     turned = steps[0] > steps[1] if known else plain.times < 1
     early, late = (Path(path).name for path in ((second, first) if turned else (first, second)))
     when = f" (steps {min(steps)} and {max(steps)})" if known else " (by the length of its change)"
@@ -167,15 +167,16 @@ def _unread_tensors(reader: Reader) -> dict[str, str]:
 
 
 def _equal_values(one: Reader, key: str, other: Reader, like: str) -> bool:
-    infos = one.header.layout.tensors[key], other.header.layout.tensors[like]
-    if all(isinstance(info, TensorInfo) and info.form.kind in DTYPES and info.form.size <= _VALUES_BYTES for info in infos):
+    both = one.header.layout.tensors[key], other.header.layout.tensors[like]
+    infos = [info for info in both if isinstance(info, TensorInfo) and info.form.kind in DTYPES and info.form.size <= _VALUES_BYTES]
+    if len(infos) == 2:
         values = one.tensor(key).double().flatten(), other.tensor(like).double().flatten()
         if values[0].shape != values[1].shape:
             return False
-        squares = sum(rounding_of(numbers, info.form.dtype) for numbers, info in zip(values, infos, strict=True))
-        return bool((values[1] - values[0]).norm() <= _ROUNDING_FACTOR * squares**0.5) or torch.equal(*values)
+        squares = sum(float(rounding_of(numbers, info.form.dtype)) for numbers, info in zip(values, infos, strict=True))
+        return torch.equal(*values) or float((values[1] - values[0]).norm()) <= _ROUNDING_FACTOR * squares**0.5
     kinds = [(reader.header.layout.dtype(name), reader.header.layout.shape(name)) for reader, name in ((one, key), (other, like))]
-    return kinds[0] == kinds[1] and all(a == b for a, b in zip_longest(one.stored(key), other.stored(like)))
+    return kinds[0] == kinds[1] and all(block == same for block, same in zip_longest(one.stored(key), other.stored(like)))
 
 
 def fit_shares(found: Comparison, place: int, sources: Sequence[int]) -> dict[int, float]:

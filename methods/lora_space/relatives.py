@@ -129,7 +129,7 @@ def _merges(
 def _near_pairs(vectors: numpy.ndarray) -> Iterator[tuple[int, int]]:
     for start in range(0, len(vectors), _CHUNK):
         cosines = vectors[start : start + _CHUNK] @ vectors[start:].T
-        yield from (numpy.argwhere(numpy.triu(cosines >= _LEAST_OF_COMPONENTS, 1)) + start).tolist()
+        yield from ((start + one, start + other) for one, other in numpy.argwhere(numpy.triu(cosines >= _LEAST_OF_COMPONENTS, 1)).tolist())
 
 
 def _asked(first: Entry, second: Entry) -> list[Relative]:

@@ -113,7 +113,7 @@ REFUSED = {
     "unread": (PLAIN | {"something.else": torch.ones(3)}, r"belong to no LoRA module \(something.else\)"),
     "another model": (
         PLAIN | {"strange_block_1.lora_A.weight": torch.ones(2, 5), "strange_block_1.lora_B.weight": torch.ones(5, 2)},
-        "no name",
+        "not known",
     ),
     "too large": (PLAIN, "choose another precision"),
 }

@@ -5,7 +5,6 @@ from collections import defaultdict
 from itertools import pairwise
 
 import pytest
-import torch
 from intrinsic_lab.benchmarks.lora_formats_table import KNOWN_NAMES, STRUCTURES, judge, known_names, structures
 from intrinsic_lab.benchmarks.lora_models import ARCHITECTURES, encoders, key_map
 from intrinsic_lab.methods.lora.families import variant_of
