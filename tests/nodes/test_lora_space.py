@@ -204,7 +204,7 @@ def test_copies_are_found_under_another_name_dtype_rank_and_strength(shelf_folde
         "padded.safetensors": padded,
         "strong.safetensors": {key: tensor * 2 if "lora_up" in key else tensor for key, tensor in state.items()},
         "later.safetensors": {
-            key: tensor + 0.02 * randn(*tensor.shape, seed=5) if "lora_up" in key else tensor for key, tensor in state.items()
+            key: 1.01 * tensor + 0.05 * randn(*tensor.shape, seed=5) if "lora_up" in key else tensor for key, tensor in state.items()
         },
     }
     try:
@@ -216,9 +216,11 @@ def test_copies_are_found_under_another_name_dtype_rank_and_strength(shelf_folde
             (shelf_folder / name).unlink(missing_ok=True)
     assert len(copies) == 4 and set(copies) <= {*made, "anime/a0.safetensors"} - {"later.safetensors"}
     assert "dtype" in report and "rank" in report and "strength 2" in report and "the same change times 2" in report
-    assert "later.safetensors" not in copies and len(relatives) == 1 and "is a later step of the training of" in report
+    # This shelf's styles are alike as steps of one training are: near in every tensor.
+    assert "later.safetensors" not in copies and "later.safetensors" in relatives and not {*relatives} & {*made} - {"later.safetensors"}
+    assert "later.safetensors is a later step of the training of" in report
     assert table.shape[2] == 720
-    assert lora_space.FindDuplicateLoRAs.execute(indexed()[0], 0.998).args[0] == "No duplicates."
+    assert lora_space.FindDuplicateLoRAs.execute(indexed()[0], 0.998).args[0].startswith("No duplicates.")
 
 
 def test_what_comfyui_cannot_load_is_said_and_converted_to_the_same(shelf_folder):
@@ -247,7 +249,7 @@ def test_what_comfyui_cannot_load_is_said_and_converted_to_the_same(shelf_folder
         with pytest.raises(ValueError, match="written over itself"):
             convert_lora.ConvertLoRA.execute("odd.safetensors", "fp16", "odd", True)
         with pytest.raises(FileNotFoundError):
-            convert_lora.ConvertLoRA.execute("../odd.safetensors", "fp16", "x", True)
+            convert_lora.ConvertLoRA.execute("/etc/passwd", "fp16", "odd x", True)
     finally:
         for path in shelf_folder.glob("odd*"):
             path.unlink()
