@@ -81,7 +81,10 @@ def _holds(path: Path, converted: Converted) -> bool:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(*(tensor.flatten().view(torch.uint8) for tensor in (one, other)))
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    # As bytes: what is no number equals itself too.
+    return torch.equal(*(tensor.flatten().view(torch.uint8) for tensor in (one, other)))
 
 
 def convert(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], precision: str = "as it is") -> Converted:
