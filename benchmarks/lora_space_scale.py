@@ -320,11 +320,15 @@ def measure_duplicates(count: int) -> list[dict]:
             indexing = seconds(lambda: index.update([shelf]))
             groups: list = []
             relatives: list = []
+            fitting = seconds(lambda: index.space("sdxl"))
+            used = time.process_time()
             copies = seconds(lambda: groups.extend(find_duplicates(index)))
             skipped = {copy.entry.id for group in groups for copy in group.copies}
             kin = seconds(lambda: relatives.extend(find_relatives(index, copies=skipped)))
+            used = time.process_time() - used
     found = {"copies found": len(skipped), "merges found": sum(one.kind == MERGED for one in relatives)}
-    return [{"LoRAs": count, "index s": round(indexing, 1), "copies s": round(copies, 2), "relatives s": round(kin, 2)} | found]
+    times = {"index s": indexing, "components s": fitting, "copies s": copies, "relatives s": kin, "both, processor s": used}
+    return [{"LoRAs": count} | {name: round(value, 1) for name, value in times.items()} | found]
 
 
 def fill_index(database: Path, count: int, seed: int = 0) -> Path:

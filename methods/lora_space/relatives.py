@@ -20,7 +20,7 @@ from .space import Space
 
 # Of sketches: a relative's cosine, and what the components, which are centred, may show of it.
 _LEAST_COSINE, _LEAST_OF_COMPONENTS = 0.5, 0.3
-_NEAREST, _CHUNK = 5, 1_000
+_NEAREST, _CHUNK, _MOST_IN_FULL = 5, 1_000, 20_000
 # A merge of merges is told by their sources, so deep.
 _MOST_SOURCES, _PASSES = 6, 4
 # Of a sketch's length: what fp8 leaves of a merge, and what is no direction of a source any more.
@@ -68,8 +68,8 @@ def _of_family(index: LoraIndex, space: Space, entries: dict[int, Entry], report
         near.setdefault(other, []).append(one)
     if not near:
         return []
-    # Half the memory: 400 MB for 100,000.
-    sketches = numpy.zeros((len(ids), SKETCH_SIZE), numpy.float16)
+    # Of very many at half the memory: 400 MB for 100,000.
+    sketches = numpy.zeros((len(ids), SKETCH_SIZE), numpy.float32 if len(ids) <= _MOST_IN_FULL else numpy.float16)
     for row, number in enumerate(ids):
         if vectors := subnetwork_vectors(index.sketches(number), space.subnetwork):
             sketches[row] = vectors[KINDS[0]]
@@ -77,7 +77,7 @@ def _of_family(index: LoraIndex, space: Space, entries: dict[int, Entry], report
     asked: set[frozenset[int]] = set()
     related: list[int] = []
     for done, (row, others) in enumerate(sorted(near.items()), 1):
-        cosines = sketches[others].astype(numpy.float32) @ sketches[row].astype(numpy.float32)
+        cosines = sketches[others].astype(numpy.float32, copy=False) @ sketches[row].astype(numpy.float32, copy=False)
         nearest = [others[place] for place in numpy.argsort(-cosines)[:_NEAREST] if cosines[place] >= _LEAST_COSINE]
         related += [row] if nearest else []
         for other in nearest:
@@ -168,17 +168,17 @@ def _merge(sketches: numpy.ndarray, row: int, entries: Sequence[Entry], pool: nu
 
 def _pursued(sketches: numpy.ndarray, row: int, pool: numpy.ndarray) -> list[int]:
     """Rows of the pool whose positive combination leaves little of this one; none if there are no such."""
-    own = sketches[row].astype(numpy.float32)
+    own = sketches[row].astype(numpy.float32, copy=False)
     rows: list[int] = []
     left = own
     while len(rows) < _MOST_SOURCES and (length := float(numpy.linalg.norm(left))) > _NOTHING_LEFT:
         scores = numpy.concatenate(
-            [sketches[start : start + _CHUNK].astype(numpy.float32) @ left for start in range(0, len(sketches), _CHUNK)]
+            [sketches[start : start + _CHUNK].astype(numpy.float32, copy=False) @ left for start in range(0, len(sketches), _CHUNK)]
         )
         scores[~pool] = scores[[row, *rows]] = -numpy.inf
         if scores.max() < _LEAST_MATCH * length:
             break
         rows.append(int(scores.argmax()))
-        chosen = sketches[rows].astype(numpy.float32)
+        chosen = sketches[rows].astype(numpy.float32, copy=False)
         left = own - numpy.array(nonnegative_fit(chosen @ chosen.T, chosen @ own), numpy.float32) @ chosen
     return rows if numpy.linalg.norm(left) <= _MOST_LEFT else []
