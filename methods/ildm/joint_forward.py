@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ...kernels.cross_domain_attention import Segment, cross_domain_attention, joint_attention
-from ..rows import Rows
+from ..rows import Rows, in_query_windows
 from .schedules import Block, WeightSchedule
 
 DOMAINS = PICTURE, INTRINSIC = "picture", "intrinsic"
@@ -40,6 +40,7 @@ def exchange(
     Where the schedule gives 0, picture rows are core's own attention and nothing else. Raises ValueError for a wrong number of rows.
     """
     rows = step.rows.seen_by("Self-attention", query.shape[0])
+    key, value = in_query_windows(query, key, value)
     weight = step.schedule(block, step.t)
     if abs(weight) < NEGLIGIBLE_WEIGHT:
         query_x, key_x, value_x = (rows.of(PICTURE, x) for x in (query, key, value))

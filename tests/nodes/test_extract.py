@@ -221,7 +221,7 @@ def test_prompts_of_different_token_counts_share_a_forward(tiny, folders):
 
 
 def test_a_stock_sampler_runs_a_single_map_on_every_row_and_refuses_several(tiny, normal_model, folders):
-    assert row_lora._map_of_row(None, {"normal": None}, 2) == ("normal", "normal")
+    assert row_lora._map_of_row({"normal": None}, torch.zeros(2, 4, 2, 2), {}) == ("normal", "normal")
     save_lora(folders, "depth", peft_unet(tiny, ATTENTION, seed=1)[1])
     both = apply(normal_model, "depth")
     clone = both.clone()

@@ -13,6 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ....methods.rows import Rows
+from .sampled_rows import note_rows, require_rows_kept, rows_of_forward, sampled_rows
 from .shared_noise import sharing_noise
 
 KEY = "intrinsic_lab.lumix"
@@ -35,6 +36,11 @@ class CleanRows:
     rows: tuple[int, ...]
     latent_bchw: Tensor
 
+    def among(self, chosen: tuple[int, ...]) -> "CleanRows":
+        """The same, numbered as in a forward over the `chosen` rows of the batch."""
+        there = [place for place, row in enumerate(chosen) if row in self.rows]
+        return CleanRows(tuple(there), self.latent_bchw[[self.rows.index(chosen[place]) for place in there]])
+
 
 def attach_rows(clone: ModelPatcher, maps: tuple[str, ...]) -> None:
     """Makes `clone` sample batches of these maps, in this order: it carries their names, shares their noise, keeps given ones clean."""
@@ -42,6 +48,7 @@ def attach_rows(clone: ModelPatcher, maps: tuple[str, ...]) -> None:
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _sample)
     clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _remember_clean_rows)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _run_together(maps))
+    note_rows(clone)
 
 
 def maps_of(model: ModelPatcher) -> tuple[str, ...]:
@@ -67,6 +74,7 @@ def require_map_batch(rows: int, maps: int) -> None:
 def _sample(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
     maps = len(executor.class_obj.model_patcher.get_attachment(KEY))
     require_map_batch(noise.shape[0], maps)
+    require_rows_kept(executor.class_obj.model_options)
     per_map = noise.chunk(maps)
     if not all(torch.equal(per_map[0], other) for other in per_map[1:]):
         raise ValueError(
@@ -96,12 +104,10 @@ def _remember_clean_rows(executor, guider, sigmas, extra_args, callback, noise, 
 def _run_together(maps: tuple[str, ...]) -> Callable:
     def run(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         options = dict(transformer_options or {})
-        conds = len(options.get("cond_or_uncond") or (0,))
-        require_map_batch(x.shape[0] // conds, len(maps))
+        rows = rows_of_forward(maps, x, options)
         if clean := options.get(_CLEAN):
-            x, t = _with_clean_rows(x, t, conds, clean)
-        pictures = x.shape[0] // conds // len(maps)
-        options[KEY] = forward = MapForward(executor.class_obj.diffusion_model, Rows(maps, conds, pictures))
+            x, t = _with_clean_rows(x, t, rows.conds, clean.among(sampled_rows(x, options)))
+        options[KEY] = forward = MapForward(executor.class_obj.diffusion_model, rows)
         denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         # Later steps may be skipped by packs that cache; the first never is.
         if not forward.ran and _is_first_step(options):

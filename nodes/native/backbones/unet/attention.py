@@ -15,7 +15,7 @@ from .....methods.ildm.schedules import Block
 from .....methods.intrinsic_lora.anchor import attend_with_anchor
 from .....methods.lumix.attention import attend_maps
 from .....methods.lumix.design import COLOR, CROSS_INTRINSIC, QUERY_BROADCAST
-from .....methods.rows import Rows
+from .....methods.rows import Rows, in_query_windows
 from ...batch_rows.lumix_rows import KEY, MapForward
 from ..backbone import ANCHOR
 
@@ -115,6 +115,7 @@ def _broadcast(query: Tensor, key: Tensor, value: Tensor, options: dict) -> tupl
 def _cross_intrinsic(query: Tensor, key: Tensor, value: Tensor, options: dict) -> Tensor:
     """attn1 replacement: queries of every map on the keys of all of them."""
     rows = _running(options)
+    key, value = in_query_windows(query, key, value)
     grouped = [
         rearrange(rows.split(x), "group map token (head dim) -> group map head token dim", head=options["n_heads"])
         for x in (query, key, value)
