@@ -74,7 +74,7 @@ def judge(method: Method, patch: Patch, unchanged: Tensor) -> dict[str, Cell]:
     except Needs as need:
         cell = Cell(OTHER, f"needs {need}")
         return {"before": cell, "after": cell}
-    except Exception as error:  # noqa: BLE001 - whatever core does with a network this patch was not made for
+    except Exception as error:
         cell = Cell(CORE_STOPS, f"{type(error).__name__}: {error}")
         return {"before": cell, "after": cell}
     orders = {
@@ -89,7 +89,7 @@ def _cell(method: Method, make: Callable[[], Any], changed: Tensor, effect: floa
         found = method.ours(make())
     except ValueError as error:
         return Cell(REFUSED, str(error), effect)
-    except Exception as error:  # noqa: BLE001 - a finding of this benchmark
+    except Exception as error:
         return Cell(WRONG, f"{type(error).__name__}: {error}", effect)
     error = relative_error(found, changed)
     # NaN is no agreement.

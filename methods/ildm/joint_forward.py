@@ -31,6 +31,17 @@ class JointForward:
 CURRENT: ContextVar[JointForward] = ContextVar("intrinsic_lab_joint_forward")
 
 
+def running() -> JointForward:
+    """The forward that runs here. Raises ValueError where none does: the exchange sits in a network that nobody told of it."""
+    try:
+        return CURRENT.get()
+    except LookupError:
+        raise ValueError(
+            "The network runs with Cross-Domain Attention's patches and without what tells them which rows are pictures: a node after it "
+            "made this MODEL anew from parts (AnimateDiff's Unload does). Put that node before Cross-Domain Attention."
+        ) from None
+
+
 def exchange(
     step: JointForward, block: Block, query: Tensor, key: Tensor, value: Tensor, heads: int, own_attention: OwnAttention
 ) -> Tensor:

@@ -4,7 +4,7 @@ Rows lie as `methods.rows` says. A map is given, and kept clean, where the laten
 it without noise at t = 0 while the others are denoised (LumiX, disentangled timesteps).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ....methods.rows import Rows
+from ..compiled import uncompiled
 from .sampled_rows import note_rows, require_rows_kept, rows_of_forward, sampled_rows
 from .shared_noise import sharing_noise
 
@@ -27,6 +28,16 @@ class MapForward:
     network: nn.Module
     rows: Rows
     ran: list = field(default_factory=list)
+
+
+def running(options: Mapping) -> MapForward:
+    """The forward that a block runs in, by its `transformer_options`. Raises ValueError where nobody told the network of it."""
+    if KEY not in options:
+        raise ValueError(
+            "The network runs with patches that join maps and without what tells them which rows are which map: a node after Apply Tensor "
+            "LoRA or Join Maps in Attention made this MODEL anew from parts (AnimateDiff's Unload does). Put that node before."
+        )
+    return options[KEY]
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,7 @@ def _run_together(maps: tuple[str, ...]) -> Callable:
         rows = rows_of_forward(maps, x, options)
         if clean := options.get(_CLEAN):
             x, t = _with_clean_rows(x, t, rows.conds, clean.among(sampled_rows(x, options)))
-        options[KEY] = forward = MapForward(executor.class_obj.diffusion_model, rows)
+        options[KEY] = forward = MapForward(uncompiled(executor.class_obj.diffusion_model), rows)
         denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         # Later steps may be skipped by packs that cache; the first never is.
         if not forward.ran and _is_first_step(options):

@@ -69,8 +69,8 @@ def rows_of_forward(members: tuple[str, ...], x: Tensor, options: Mapping) -> Ro
         return Rows(members, conditions_of(options), pictures)
     if options.get("context_window") is None:
         raise ValueError(
-            f"The model was called with {x.shape[0]} rows, a multiple of {len(members)} was expected ({', '.join(members)} of each picture): "
-            "another patch splits or batches rows. Remove it."
+            f"The model was called with {x.shape[0]} rows, a multiple of {len(members)} was expected ({', '.join(members)} of each "
+            "picture): another patch splits or batches rows. Remove it."
         )
     here = ", ".join(members[row // total] if row // total < len(members) else "none" for row in chosen)
     raise ValueError(

@@ -23,6 +23,7 @@ from ..backbones import SINGLE_STEP, require
 from ..backbones.backbone import ANCHOR
 from ..batch_rows import row_lora
 from ..interrupts import stopping_inside_model
+from ..other_patches import named_where_they_fail
 
 # Share of a device's memory that activations of one forward may take beside the weights.
 ACTIVATION_SHARE = 0.6
@@ -117,7 +118,7 @@ class RowForward(RowPrediction):
         guider.inner_set_conds({"positive": join_rows(self.embeddings, rows)})
         sigma_of_row = self.model.get_model_object("model_sampling").sigma(self.timesteps[rows])
         sigmas = torch.stack([sigma_of_row.max(), torch.zeros(())])
-        with stopping_inside_model(self.model):
+        with stopping_inside_model(self.model), named_where_they_fail(self.model, "The single step"):
             output = guider.sample(torch.zeros_like(latent_bchw), latent_bchw, RawOutput(sigma_of_row), sigmas, disable_pbar=True)
         return output.to(comfy.model_management.intermediate_device())
 
