@@ -49,11 +49,11 @@ def proxied(url, path):
         if request.headers.get("Upgrade", "").lower() == "websocket":
             return await _sockets(request, target)
         headers = {name: value for name, value in request.headers.items() if name.lower() in ("content-type", "comfy-user", "accept")}
-        async with aiohttp.ClientSession(auto_decompress=True) as session:
-            async with session.request(request.method, target, data=await request.read(), headers=headers) as answer:
-                return web.Response(
-                    status=answer.status, body=await answer.read(), headers={"Content-Type": answer.headers["Content-Type"]}
-                )
+        async with (
+            aiohttp.ClientSession() as session,
+            session.request(request.method, target, data=await request.read(), headers=headers) as answer,
+        ):
+            return web.Response(status=answer.status, body=await answer.read(), headers={"Content-Type": answer.headers["Content-Type"]})
 
     async def serve():
         app = web.Application(client_max_size=2**26)
