@@ -104,7 +104,7 @@ def widened_vae(base: Path) -> AutoencoderKL:
 def load_intrinsic_autoencoder(folder: Path) -> AutoencoderKL:
     """The intrinsic VAE in float32, frozen. Raises ValueError for a VAE of another number of channels."""
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no VAE in diffusers format: make one with `python -m intrinsic_lab.training.ildm vae`.")
+        raise ValueError(f"{folder} holds no VAE in diffusers format: make one with Train Intrinsic VAE, or on the command line.")
     vae = AutoencoderKL.from_pretrained(folder, local_files_only=True).float()
     if vae.config.in_channels != TOTAL_CHANNELS:
         raise ValueError(f"the VAE in {folder} takes {vae.config.in_channels} channels, an intrinsic VAE {TOTAL_CHANNELS}: choose another.")
