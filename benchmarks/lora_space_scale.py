@@ -320,7 +320,7 @@ def measure_duplicates(count: int) -> list[dict]:
             indexing = seconds(lambda: index.update([shelf]))
             groups: list = []
             relatives: list = []
-            fitting = seconds(lambda: index.space("sdxl"))
+            fitting = seconds(lambda: index.space(next(iter(index.families()))))
             used = time.process_time()
             copies = seconds(lambda: groups.extend(find_duplicates(index)))
             skipped = {copy.entry.id for group in groups for copy in group.copies}
