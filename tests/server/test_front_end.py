@@ -34,6 +34,7 @@ VUE_EXTENT = """() => [...document.querySelectorAll('[data-node-id]')].map(node 
     const { scale, offset } = app.canvas.ds;
     return [box.left, box.top, box.right, box.bottom].map((end, index) => end / scale - offset[index % 2]);
 })"""
+CORES_LOADERS = ("UNETLoader", "DualCLIPLoader", "VAELoader", "LoadDA3Model", "LoadMoGeModel")
 # What a graph may take in a window of 1600 x 900.
 ROOM = (1600, 900)
 VUE_BOXES = """() => Object.fromEntries([...document.querySelectorAll('[data-node-id]')].map(node => {
@@ -155,6 +156,12 @@ def test_a_template_opens_readable_and_apart_in_nodes_2_too(page, example):
     assert example.thumbnail_path.read_bytes()[:3] == b"\xff\xd8\xff"
     pictures = [node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "LoadImage"]
     assert all(name.startswith("intrinsic_lab_") for name in pictures), "a template brings its own picture"
+    loaders = [node for node in graph["nodes"] if node["type"] in CORES_LOADERS]
+    for node in loaders:
+        named = [value for value in node["widgets_values"] if value.endswith(".safetensors")]
+        models = node["properties"]["models"]
+        assert [model["name"] for model in models] == named, "core's Missing Models panel names it"
+        assert all(model["url"].startswith("https://") and model["directory"] for model in models)
 
 
 def test_a_graph_saved_before_there_were_conventions_asks_for_auto(page):
