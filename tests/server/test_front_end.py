@@ -22,7 +22,7 @@ LAYOUT = """() => {
     const box = (pos, size, above) => [pos[0], pos[1] - above, pos[0] + size[0], pos[1] + size[1]];
     return [
         Object.fromEntries(app.graph._nodes.map(node => {
-            const size = node.flags.collapsed ? [node._collapsed_width, 0] : node.size;
+            const size = node.flags.collapsed ? [node._collapsed_width || node.size[0], 0] : node.size;
             return [`${node.type} ${node.id}`, box(node.pos, size, title)];
         })),
         Object.fromEntries(app.graph._groups.map(group => [group.title, box(group.pos, group.size, 0)])),
