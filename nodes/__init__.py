@@ -27,7 +27,6 @@ from . import (
     sequence,
     train,
 )
-from .native.lora_library.lora_routes import add_routes
 
 
 def earlier_copy() -> Path | None:
@@ -42,7 +41,11 @@ class IntrinsicLabExtension(ComfyExtension):
     """Lists the pack's nodes, in the order in which a workflow meets them."""
 
     async def on_load(self) -> None:
-        add_routes()
+        # Tests and other hosts of nodes are no server.
+        if "server" in sys.modules:
+            from .native.lora_library.lora_routes import add_routes
+
+            add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         if (earlier := earlier_copy()) is not None:
