@@ -1,6 +1,7 @@
 // Relight from Maps shows its picture and relights it while lamps are dragged over it; nothing has to run for that.
 
 import { app } from "../../scripts/app.js";
+import { after } from "./hooks.js";
 import { linearColor, MOST_LAMPS, Relit } from "./relight_gl.js";
 
 const NODE = "IntrinsicLabRelight";
@@ -283,15 +284,6 @@ class RelightView {
             }),
         );
     }
-}
-
-function after(object, method, then) {
-    const original = object[method];
-    object[method] = function (...args) {
-        const result = original?.apply(this, args);
-        then(...args);
-        return result;
-    };
 }
 
 app.registerExtension({
