@@ -231,7 +231,7 @@ def test_dependencies_have_lower_bounds_only_and_are_the_same_for_comfyui_manage
     listed = [line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     assert listed == project["dependencies"]
     for requirement in (*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)):
-        assert re.fullmatch(r"[a-z0-9-]+>=[0-9.]+", requirement), requirement
+        assert re.fullmatch(r"[a-z0-9-]+(\[[a-z]+\])?>=[0-9.]+(; python_version < '3\.\d+')?", requirement), requirement
 
 
 PAGES = ["ARCHITECTURE.md", "CONTRIBUTING.md", *(f"{room}/README.md" for room in (*ROOMS, "assets", "benchmarks", "tests", "tools", "web"))]

@@ -26,8 +26,10 @@ from .duplicates import find_duplicates
 from .entries import Progress
 from .index import WORKERS, LoraIndex
 from .lora_map import draw_map, map_loras
+from .postgres_store import PostgresStore
 from .qdrant_store import QdrantStore, connect
 from .search import RERANK, family_of, find_similar
+from .space import Store
 
 
 def default_database(folder: Path) -> Path:
@@ -63,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         "--embedding", choices=["sketches", "raw"], default="sketches", help="raw: the paper's own form, at most 2,000 LoRAs"
     )
     similar.add_argument("--qdrant", metavar="WHERE", help="look the vectors up there: http://host:6333, or a folder (Qdrant's local mode)")
+    similar.add_argument(
+        "--postgres", metavar="WHERE", help="or there: postgresql://user@host/database (password: ~/.pgpass or PGPASSWORD), with pgvector"
+    )
     commands.add_parser("duplicates", parents=[common, choice], help="find the same weights in several files")
     drawing = commands.add_parser("map", parents=[common, choice, network], help="draw all LoRAs of a family")
     drawing.add_argument("--out", type=Path, required=True, help="the picture, a PNG")
@@ -92,8 +97,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if options.command == "similar":
             like, unlike = ([_file(options.folder, name) for name in names] for names in (options.query, options.unlike))
             if options.embedding == "raw":
-                if len(like) > 1 or unlike or options.family or options.qdrant:
-                    raise ValueError("--embedding raw takes one --query and neither --unlike, --family nor --qdrant.")
+                if len(like) > 1 or unlike or options.family or options.qdrant or options.postgres:
+                    raise ValueError("--embedding raw takes one --query and neither --unlike, --family, --qdrant nor --postgres.")
                 found = nearest_raw(index, like[0], k=options.k, subnetwork=options.subnetwork, folder=options.subfolder)
             else:
                 choice |= {"store": _store(options, index, [*like, *unlike])}
@@ -106,11 +111,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         return {"picture": str(options.out)} | drawn.as_json()
 
 
-def _store(options: argparse.Namespace, index: LoraIndex, query: Sequence[Path]) -> QdrantStore | None:
-    """The Qdrant that was asked for, in step with the index."""
-    if not options.qdrant:
+def _store(options: argparse.Namespace, index: LoraIndex, query: Sequence[Path]) -> Store | None:
+    """The server that was asked for, in step with the index."""
+    if options.qdrant and options.postgres:
+        raise ValueError("--qdrant and --postgres were both given: name one server.")
+    if not (options.qdrant or options.postgres):
         return None
-    return QdrantStore.sync(connect(options.qdrant), index, family_of(index, query), options.subnetwork, report=_progress)
+    choice = {"index": index, "family": family_of(index, query), "subnetwork": options.subnetwork, "report": _progress}
+    if options.postgres:
+        return PostgresStore.sync(options.postgres, **choice)
+    return QdrantStore.sync(connect(options.qdrant), **choice)
 
 
 def _save(path: Path, picture) -> None:

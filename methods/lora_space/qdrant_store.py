@@ -11,6 +11,7 @@ from typing import Any
 import numpy
 
 from ..extras import extra
+from .copies import Unsent, stamps_of
 from .entries import Progress, Report
 from .index import LoraIndex
 from .sketch import KINDS, SKETCH_VERSION
@@ -47,15 +48,14 @@ class QdrantStore:
         space = index.space(family, subnetwork)
         store = cls(client, index.identity, family, subnetwork, space.pca)
         store._make(space)
-        stamps = {entry.id: f"{entry.size} {entry.mtime_ns}" for entry in index.entries(family=family)}
-        there = store._stamps()
-        rows = [row for row, number in enumerate(space.ids.tolist()) if number in stamps and there.get(number) != stamps[number]]
-        for start in range(0, len(rows), _BATCH):
-            store._send(space, rows[start : start + _BATCH], stamps)
+        stamps = stamps_of(index, family)
+        unsent = Unsent.of(space, stamps, store._stamps())
+        for start in range(0, len(unsent.rows), _BATCH):
+            store._send(space, unsent.rows[start : start + _BATCH], stamps)
             if report:
-                report(Progress("send", min(start + _BATCH, len(rows)), len(rows)))
-        if gone := sorted(there.keys() - set(space.ids.tolist())):
-            client.delete(store.collection, points_selector=gone)
+                report(Progress("send", min(start + _BATCH, len(unsent.rows)), len(unsent.rows)))
+        if unsent.gone:
+            client.delete(store.collection, points_selector=unsent.gone)
         return store
 
     def project(self, sketches: Mapping[str, numpy.ndarray]) -> dict[str, numpy.ndarray]:

@@ -72,7 +72,7 @@ class Candidate:
 
 
 class Store(Protocol):
-    """Where the nearest vectors are looked up: a `Space` in memory, or a `QdrantStore`."""
+    """Where the nearest vectors are looked up: a `Space` in memory, a `QdrantStore` or a `PostgresStore`."""
 
     @property
     def family(self) -> str: ...
