@@ -64,8 +64,20 @@ export class MapView {
         canvas.addEventListener("wheel", (event) => this.turn(event), { passive: false });
         // Else the node moves; the middle button moves the graph as everywhere.
         this.element.addEventListener("pointerdown", (event) => event.button === 0 && event.stopPropagation());
-        this.observer = new ResizeObserver(() => this.redraw());
-        this.observer.observe(this.stage);
+        // Nodes 2.0 leaves the wheel to what has the focus.
+        this.element.dataset.captureWheel = "true";
+        this.element.tabIndex = -1;
+        canvas.addEventListener("pointerenter", () => {
+            if (!document.activeElement?.matches("input, textarea, [contenteditable]")) this.element.focus({ preventScroll: true });
+        });
+        // Another size, another theme.
+        this.observers = [new ResizeObserver(() => this.redraw()), new MutationObserver(() => this.redraw())];
+        this.observers[0].observe(this.stage);
+        this.observers[1].observe(document.documentElement, { attributes: true, attributeFilter: ["class", "style"] });
+    }
+
+    close() {
+        for (const observer of this.observers) observer.disconnect();
     }
 
     setMap(map) {

@@ -6,6 +6,10 @@ const SIDE = 72;
 const KEPT = 300;
 const NAME = 18; // Letters below a picture.
 
+function short(name) {
+    return name.split(/[\\/]/).at(-1).replace(/\.\w+( \(bundled\))?$/, "").slice(0, NAME);
+}
+
 export class Pictures {
     // arrived: called when one more can be drawn.
     constructor(arrived) {
@@ -42,7 +46,7 @@ export class Pictures {
             Object.assign(context, { globalAlpha: alpha, lineWidth: 2, strokeStyle: color, fillStyle: ink });
             context.drawImage(image, x - wide / 2, y - high / 2, wide, high);
             context.strokeRect(x - wide / 2, y - high / 2, wide, high);
-            context.fillText(name.split(/[\\/]/).at(-1).slice(0, NAME), x, y + high / 2 + 11);
+            context.fillText(short(name), x, y + high / 2 + 11);
             context.globalAlpha = 1;
         }
         return taken.length;

@@ -52,7 +52,7 @@ function addMap(node) {
     const showListed = (text) => view.setListed(String(text ?? "").split("|").map((name) => name.trim()).filter(Boolean));
     after(widgetOf(node, "listed"), "callback", showListed);
     after(node, "onConfigure", () => showListed(widgetOf(node, "listed").value));
-    after(node, "onRemoved", () => view.observer.disconnect());
+    after(node, "onRemoved", () => view.close());
 }
 
 const look = document.createElement("link");

@@ -24,7 +24,7 @@ class SimilarPanel {
         const head = make("div", "intrinsic-lab-head", "", this.title, this.close);
         this.element = make("div", "intrinsic-lab-panel", "", head, this.status, this.rows, make("div", "intrinsic-lab-foot", "", this.index, this.nodes));
         this.element.tabIndex = -1;
-        this.element.setAttribute("role", "dialog");
+        this.element.setAttribute("role", "region");
         this.close.addEventListener("click", () => this.hide());
         this.index.addEventListener("click", () => this.toggleIndexing());
         this.nodes.addEventListener("click", () => this.addNodes(this.node, this.name));
@@ -155,7 +155,7 @@ class SimilarPanel {
 
     showIndexing({ running, done, total, ending }) {
         const { indexed, message } = this.found;
-        const work = running ? `Indexing: ${done.toLocaleString()} of ${total ? total.toLocaleString() : "…"} files.` : ending;
+        const work = running ? `Indexing: ${done.toLocaleString()} of ${total ? total.toLocaleString() : "…"} files.` : this.running ? ending : "";
         const have = indexed ? `${indexed.toLocaleString()} LoRAs in the index.` : running ? "" : ABOUT_INDEXING;
         this.status.textContent = [message, have, work].filter(Boolean).join(" ");
         this.index.textContent = running ? "Stop indexing" : indexed ? "Update the index" : "Index these LoRAs";

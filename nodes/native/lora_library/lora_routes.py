@@ -76,8 +76,10 @@ async def _preview(request: web.Request) -> web.StreamResponse:
 
 
 async def _similar(request: web.Request) -> web.StreamResponse:
-    count = int(request.query.get("k", "12"))
-    return web.json_response(await asyncio.to_thread(similar_loras, request.query.get("name", ""), count))
+    count = request.query.get("k", "12")
+    if not count.isdecimal():
+        raise ValueError(f"k is {count[:20]!r}, the number of LoRAs is wanted.")
+    return web.json_response(await asyncio.to_thread(similar_loras, request.query.get("name", ""), int(count[:4])))
 
 
 async def _facts(request: web.Request) -> web.StreamResponse:
