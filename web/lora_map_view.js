@@ -228,9 +228,9 @@ export class MapView {
         const { colors, legend } = this.points.colored(this.colors.value);
         this.shades = colors;
         const rows = legend.slice(0, MOST_LEGEND).map(([label, color, many]) => {
-            const row = make("div", "", many === null ? `● ${label}` : `● ${label}  ${many.toLocaleString()}`);
-            row.style.color = css(color);
-            return row;
+            const dot = make("span", "", "● ");
+            dot.style.color = css(color);
+            return make("div", "", "", dot, many === null ? label : `${label}  ${many.toLocaleString()}`);
         });
         if (legend.length > MOST_LEGEND) rows.push(make("div", "", `and ${legend.length - MOST_LEGEND} more`));
         this.legend.replaceChildren(...rows);
