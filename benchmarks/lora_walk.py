@@ -3,7 +3,7 @@
     python -m intrinsic_lab.benchmarks.lora_walk [--points 20000] [--files 5000] [--seconds 5] [--parts frames routes]
 
 - frames: the map view (`web/lora_map_view.js`) with made-up points, panned at several zooms; what drawing a frame takes in the page's
-  script, and frames a second as the page shows them. The headless browser draws on the CPU, so this is the slow case.
+  script, and frames a second on an empty page. The headless browser draws on the CPU, so this is the slow case.
 - routes: copies of the bundled style LoRAs with noise of their own, indexed in the background, and what answers take meanwhile; the
   longest of each is said too.
 """
@@ -26,7 +26,7 @@ from ..tools.comfyui_server import comfyui_server
 from ..tools.comfyui_source import ROOT, find_comfyui
 from ..tools.console import format_table
 from ..tools.environment import link_pack
-from ..tools.front_end import front_end
+from ..tools.front_end import headless
 from .measuring import keep_result
 
 PARTS = ("frames", "routes")
@@ -59,25 +59,25 @@ MEASURE = """async ({ count, seconds, cases, sides }) => {
         view.look();
         view.fit();
         view.zoom = zoom;
-        const costs = [];
+        const draw = () => {
+            const now = performance.now();
+            view.x = view.y = (1 - 1 / zoom) * (0.5 + 0.5 * Math.sin(now / 700));
+            view.draw();
+            return performance.now() - now;
+        };
+        // What comes first is compiled first.
+        for (let turn = 0; turn < 30; turn++) draw();
+        const costs = [...Array(200)].map(draw).sort((one, other) => one - other);
         let frames = 0;
         const start = performance.now();
-        await new Promise(resolve => {
-            const frame = () => {
-                const now = performance.now();
-                if (now - start > 1000 * seconds) return resolve();
-                view.x = view.y = (1 - 1 / zoom) * (0.5 + 0.5 * Math.sin(now / 700));
-                view.draw();
-                costs.push(performance.now() - now);
-                frames++;
-                requestAnimationFrame(frame);
-            };
-            requestAnimationFrame(frame);
-        });
+        while (performance.now() - start < 1000 * seconds) {
+            await new Promise(requestAnimationFrame);
+            draw();
+            frames++;
+        }
         const fps = (1000 * frames) / (performance.now() - start);
         const hovers = performance.now();
         for (let turn = 0; turn < 1000; turn++) view.points.nearest(random(), random(), 0.02 / zoom, 0.02 / zoom);
-        costs.sort((one, other) => one - other);
         rows.push({
             zoom, searched, "frames a second": fps, "ms a frame (median)": costs[costs.length >> 1], "ms a frame (best)": costs[0],
             "ms a frame (95 %)": costs[Math.floor(costs.length * 0.95)],
@@ -91,9 +91,10 @@ MEASURE = """async ({ count, seconds, cases, sides }) => {
 
 
 def measure_frames(url: str, points: int, seconds: float) -> list[dict]:
-    with front_end(url) as page:
-        # Nothing else moves on the page.
-        page.evaluate("() => { app.graph.clear(); app.canvas.stopRendering?.(); }")
+    with headless() as page:
+        # A page of the server's with nothing on it: the front end's own drawing is another matter.
+        page.add_init_script("window.comfyAPI = { app: { app: { api: { apiURL: path => path } } } }")
+        page.goto(f"{url}/extensions/intrinsic-lab/lora_space.css")
         rows = page.evaluate(MEASURE, {"count": points, "seconds": seconds, "cases": CASES, "sides": SIDES})
     about = {"points": points, "pixels": f"{SIDES[0]} x {SIDES[1]}"}
     return [about | {key: value if isinstance(value, bool) else round(value, 3) for key, value in row.items()} for row in rows]
