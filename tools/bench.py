@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from .batch import write_atomically
+from .batch_jobs import write_atomically
 from .comfyui_source import ROOT
 from .console import WorkbenchError, exit_code, format_table, say
 

@@ -16,6 +16,15 @@ from pathlib import Path
 
 from .console import WorkbenchError
 
+# Runs a script until whoever holds the other end of standard input is gone, however that ended.
+_WITH_ITS_STARTER = """
+import os, runpy, sys, threading
+threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(1)), daemon=True).start()
+del sys.argv[0]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 @dataclass(frozen=True)
 class RunningServer:
@@ -58,12 +67,19 @@ def server_command(python: Path, comfyui: Path, base: Path, port: int, arguments
 
 @contextmanager
 def comfyui_server(
-    python: Path, comfyui: Path, base: Path, arguments: Sequence[str] = (), seconds_to_start: float = 600, port: int | None = None
+    python: Path,
+    comfyui: Path,
+    base: Path,
+    arguments: Sequence[str] = (),
+    seconds_to_start: float = 600,
+    port: int | None = None,
+    outlived: bool = True,
 ) -> Iterator[RunningServer]:
     """Runs ComfyUI on a free port of 127.0.0.1 while the `with` block lasts.
 
-    base: a folder made by environment.link_pack. Raises WorkbenchError with the server's last words if it does not start, and for a port
-    that is taken: whoever listens there would answer in its place.
+    base: a folder made by environment.link_pack. outlived=False: the server also ends if this process is killed.
+    Raises WorkbenchError with the server's last words if it does not start, and for a port that is taken: whoever listens there would
+    answer in its place.
     """
     port = port or free_port()
     if not is_free(port):
@@ -71,10 +87,11 @@ def comfyui_server(
     log = base / f"server-{port}.log"
     with open(log, "wb") as record:
         # A process group of its own: Ctrl-C reaches this process only, which then stops the server in order.
+        command = server_command(python, comfyui, base, port, arguments)
         process = subprocess.Popen(
-            server_command(python, comfyui, base, port, arguments),
+            command if outlived else [command[0], "-c", _WITH_ITS_STARTER, *command[1:]],
             cwd=base,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if outlived else subprocess.PIPE,
             stdout=record,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .batch import write_atomically
+from .batch_jobs import write_atomically
 from .bench import machine
 from .comfyui_source import ROOT
 from .console import WorkbenchError, exit_code, say

@@ -15,7 +15,7 @@ from pathlib import Path
 import aiohttp
 from PIL import Image, ImageDraw, ImageOps
 
-from .batch import Job, run_job
+from .batch_jobs import Job, run_job
 from .comfyui_client import PictureFailed, Server, ServerLost
 from .comfyui_server import RunningServer, comfyui_server, device_arguments
 from .comfyui_source import ROOT, find_comfyui

@@ -24,7 +24,7 @@ OLDEST_PYTHON = (3, 11)
 PACKAGES = [
     *("torch", "torchvision", "diffusers", "peft", "accelerate", "einops", "prodigyopt", "rich", "h5py", "openexr"),
     *("pytest", "ruff", "mypy", "playwright", "scikit-image", "websocket-client", "qdrant-client", "mkdocs-material", "hypothesis"),
-    *("psycopg[binary]", "pgvector", "pgserver; python_version < '3.13'"),
+    *("psycopg[binary]", "pgvector", "pgserver; python_version < '3.13'", "ray; python_version < '3.14'"),
 ]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

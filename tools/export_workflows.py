@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from .batch import write_atomically
+from .batch_jobs import write_atomically
 from .console import exit_code, say, step
 from .demo import started_server
 from .example_workflows import example_workflows

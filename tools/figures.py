@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .batch import write_atomically
+from .batch_jobs import write_atomically
 from .comfyui_source import ROOT
 from .console import WorkbenchError, exit_code, say
 

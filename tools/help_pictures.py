@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 from PIL import Image, ImageDraw, ImageFont
 
-from .batch import write_atomically
+from .batch_jobs import write_atomically
 from .comfyui_client import Server
 from .comfyui_source import ROOT
 from .console import exit_code, say

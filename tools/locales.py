@@ -8,7 +8,7 @@ import json
 import urllib.request
 from collections.abc import Iterator, Mapping
 
-from .batch import write_atomically
+from .batch_jobs import write_atomically
 from .comfyui_source import ROOT
 from .console import exit_code, say
 from .demo import started_server

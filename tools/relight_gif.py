@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from ..methods.lamps import Lamp, Lighting, Scene, relative_depth, relit
 from ..scenes import KINDS, render_scenes
-from .batch import write_atomically
+from .batch_jobs import write_atomically
 from .comfyui_source import ROOT
 
 WIDTH, HEIGHT, FRAMES, MILLISECONDS = 384, 288, 24, 100

@@ -21,7 +21,7 @@ from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
 from intrinsic_lab.nodes.native.loading.folder_files import ModelFolderError
 from intrinsic_lab.nodes.native.paths import BUNDLED, model_folders
 from intrinsic_lab.nodes.native.training import files as training_files
-from intrinsic_lab.tools.batch import RECORD_NAME, Job, collect_jobs, is_done
+from intrinsic_lab.tools.batch_jobs import RECORD_NAME, Job, collect_jobs, is_done
 from intrinsic_lab.training.folder_data import FolderData
 from PIL import Image
 

@@ -1,5 +1,6 @@
 """batch.py against real ComfyUI servers, with core's own nodes."""
 
+import asyncio
 import json
 import os
 import signal
@@ -9,10 +10,12 @@ import threading
 import time
 from pathlib import Path
 
+import aiohttp
 import av
 import numpy as np
 import pytest
-from intrinsic_lab.tools.batch import main
+from aiohttp import web
+from intrinsic_lab.tools.batch import LOCK_NAME, main, only_batch
 from intrinsic_lab.tools.comfyui_server import comfyui_server
 from intrinsic_lab.tools.comfyui_source import find_comfyui
 from intrinsic_lab.tools.environment import link_pack
@@ -109,7 +112,7 @@ def test_a_full_disk_ends_the_batch_in_words_and_the_same_command_goes_on_later(
     limited = subprocess.run(["bash", "-c", 'ulimit -f 1; exec "$0" "$@"', *command], capture_output=True, text=True, check=False)
     assert limited.returncode == 2 and "Traceback" not in limited.stderr, limited.stderr
     assert "the results of" in limited.stderr and "cannot be written: " in limited.stderr
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == [LOCK_NAME]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
     assert_inverted(tmp_path / "out", {"noise": noise})
 
@@ -164,6 +167,131 @@ def wait_until(condition, seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.002)
+
+
+class OddServers:
+    """Where HTTP servers stand that are not quite a ComfyUI."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+
+    def start(self, answer) -> str:
+        """answer: a coroutine, from a request to its response. Returns the URL."""
+
+        async def listen() -> str:
+            application = web.Application(client_max_size=2**26)
+            application.router.add_route("*", "/{path:.*}", answer)
+            runner = web.AppRunner(application, shutdown_timeout=0.1)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            return f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+        return asyncio.run_coroutine_threadsafe(listen(), self.loop).result(10)
+
+
+@pytest.fixture(scope="module")
+def odd_servers():
+    return OddServers()
+
+
+def odd(kind: str, asked: list[str]):
+    """One that says it is a ComfyUI and takes pictures, and then does as `kind` says."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        if request.path == "/system_stats":
+            return web.json_response({"system": {}})
+        if request.path == "/ws":
+            socket = web.WebSocketResponse()
+            await socket.prepare(request)
+            # Whoever was started anew closes; the others listen.
+            await socket.close() if kind == "forgets" else await socket.receive()
+            return socket
+        if kind == "500":
+            return web.Response(status=500, text="Internal error")
+        if request.path == "/upload/image":
+            return web.json_response({"name": "x.png", "subfolder": "batch"})
+        if kind == "HTML":
+            return web.Response(text="<html>Please log in</html>", content_type="text/html")
+        if kind == "malformed":
+            return web.Response(text='{"prompt_id": ', content_type="application/json")
+        if kind == "refuses":
+            error = {"type": "invalid_prompt", "message": "Cannot execute because node ImageInvert does not exist."}
+            return web.json_response({"error": error, "node_errors": {}}, status=400)
+        return web.json_response({"prompt_id": "1"} if request.path == "/prompt" else {})
+
+    return answer
+
+
+@pytest.mark.parametrize("kind", ["500", "HTML", "malformed", "refuses", "forgets"])
+def test_a_server_that_fails_is_set_aside_and_its_pictures_go_to_the_healthy_one(server, odd_servers, graph, tmp_path, capsys, kind):
+    pictures, asked = make_pictures(tmp_path / "in", 12), []
+    bad = odd_servers.start(odd(kind, asked))
+    arguments = [str(graph), "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--server", bad, "--server", server.url]
+    assert main(arguments) == 0
+    assert_inverted(tmp_path / "out", pictures)
+    tried = asked.count("/upload/image")
+    # The healthy one may be so quick that nothing is left for a third failure.
+    assert 1 <= tried <= 3
+    assert (f"{bad} failed 3 times in a row and gets no more pictures" in capsys.readouterr().err) == (tried == 3)
+
+
+def test_alone_a_faulty_server_ends_the_batch_after_a_few_failures(odd_servers, graph, tmp_path, capsys):
+    make_pictures(tmp_path / "in", 8)
+    bad = odd_servers.start(odd("HTML", []))
+    assert main([str(graph), "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--server", bad]) == 1
+    told = capsys.readouterr().err
+    assert "0 of 8 done" in told and "8 not run" in told and "/prompt of" in told and "(text/html): <html>Please log in</html>" in told
+
+
+def test_a_dropped_connection_is_made_anew_and_the_running_prompt_found(server, odd_servers, graph, tmp_path):
+    """Through a proxy that cuts the websocket once for each prompt."""
+    pictures, queued, cut = make_pictures(tmp_path / "in", 2), [], []
+
+    async def proxy(request: web.Request) -> web.StreamResponse:
+        async with aiohttp.ClientSession() as session:
+            if request.path == "/ws":
+                socket = web.WebSocketResponse()
+                await socket.prepare(request)
+                async with session.ws_connect(f"{server.url}{request.path_qs}") as upstream:
+                    async for message in upstream:
+                        if len(queued) > len(cut):
+                            cut.append(request.query["clientId"])
+                            break
+                        await (socket.send_str if message.type == aiohttp.WSMsgType.TEXT else socket.send_bytes)(message.data)
+                await socket.close()
+                return socket
+            kind = {"Content-Type": request.headers.get("Content-Type", "")}
+            body = await request.read()
+            async with session.request(request.method, f"{server.url}{request.path_qs}", data=body, headers=kind) as answer:
+                if request.path == "/prompt":
+                    queued.append(await answer.json())
+                return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
+
+    url = odd_servers.start(proxy)
+    assert main([str(graph), "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--server", url]) == 0
+    assert_inverted(tmp_path / "out", pictures)
+    assert len(queued) == 2 and len(set(cut)) >= 1
+
+
+def test_a_second_batch_into_one_folder_is_refused_until_the_first_has_ended(server, graph, tmp_path, capsys):
+    make_pictures(tmp_path / "in", 1)
+    arguments = [str(graph), "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--server", server.url]
+    with only_batch(tmp_path / "out"):
+        assert main(arguments) == 2
+    assert "another batch writes into" in capsys.readouterr().err and not list((tmp_path / "out").glob("*/*"))
+    assert main(arguments) == 0
+
+
+def test_a_result_that_was_cut_is_not_done(server, graph, tmp_path):
+    pictures = make_pictures(tmp_path / "in", 1)
+    arguments = [str(graph), "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--server", server.url]
+    assert main(arguments) == 0
+    for kept in (0, 20):
+        os.truncate(tmp_path / "out/picture00/inverted.png", kept)
+        assert main(arguments) == 0
+        assert_inverted(tmp_path / "out", pictures)
 
 
 def test_without_a_server_it_says_so_and_ends_with_2(graph, tmp_path, capsys):
