@@ -199,23 +199,6 @@ def test_the_map_is_zoomed_panned_searched_and_a_lasso_lists_loras(page, mode):
         assert page.evaluate("() => window.hacked") is None
 
 
-def test_listed_loras_come_out_of_the_map(client):
-    prompt = {
-        "index": {"class_type": "IntrinsicLabIndexLoRAs", "inputs": {"collection": "nano styles (bundled)", "family": "any"}},
-        "map": {
-            "class_type": "IntrinsicLabLoRAMap",
-            "inputs": {
-                **{"lora_index": ["index", 0], "subnetwork": "all", "clusters": 0, "size": 256, "selected": SHELVED[3]},
-                "listed": " | ".join(SHELVED[:2]),
-            },
-        },
-        "listed": {"class_type": "PreviewAny", "inputs": {"source": ["map", 3]}},
-    }
-    assert client.run(prompt)[1]["outputs"]["listed"]["text"] == SHELVED[:2]
-    prompt["map"]["inputs"]["listed"] = ""
-    assert client.run(prompt)[1]["outputs"]["listed"]["text"] == [SHELVED[3]]
-
-
 def similar(server, name: str, **headers: str) -> tuple[int, dict]:
     query = urllib.parse.urlencode({"name": name, "k": 5})
     request = urllib.request.Request(f"{server.url}/intrinsic_lab/similar_loras?{query}", headers=headers)
