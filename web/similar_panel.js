@@ -57,7 +57,7 @@ class SimilarPanel {
     }
 
     open(node, widget) {
-        [this.node, this.widget, this.name] = [node, widget, loraIn(widget)];
+        Object.assign(this, { node, widget, name: loraIn(widget), running: false, ended: "" });
         this.title.textContent = `Similar to ${this.name}`;
         this.status.textContent = "Looking …";
         this.rows.replaceChildren();
@@ -155,7 +155,10 @@ class SimilarPanel {
 
     showIndexing({ running, done, total, ending }) {
         const { indexed, message } = this.found;
-        const work = running ? `Indexing: ${done.toLocaleString()} of ${total ? total.toLocaleString() : "…"} files.` : this.running ? ending : "";
+        // Of the work that was seen, not of one long ago.
+        if (running) this.ended = "";
+        else if (this.running) this.ended = ending;
+        const work = running ? `Indexing: ${done.toLocaleString()} of ${total ? total.toLocaleString() : "…"} files.` : this.ended;
         const have = indexed ? `${indexed.toLocaleString()} LoRAs in the index.` : running ? "" : ABOUT_INDEXING;
         this.status.textContent = [message, have, work].filter(Boolean).join(" ");
         this.index.textContent = running ? "Stop indexing" : indexed ? "Update the index" : "Index these LoRAs";
@@ -167,7 +170,7 @@ class SimilarPanel {
     async toggleIndexing() {
         const body = JSON.stringify({ collection: this.found.collection, stop: this.running });
         try {
-            await ask("lora_index", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+            this.showIndexing(await ask("lora_index", { method: "POST", headers: { "Content-Type": "application/json" }, body }));
             this.poll();
         } catch (error) {
             this.status.textContent = error.message;
@@ -180,9 +183,9 @@ class SimilarPanel {
         this.timer = setTimeout(async () => {
             const state = await ask(`lora_index?${new URLSearchParams({ collection: this.found.collection })}`).catch(() => null);
             if (name !== this.name) return;
+            if (state && !state.running) return this.search();
             if (state) this.showIndexing(state);
-            if (state && !state.running) this.search();
-            else this.poll();
+            this.poll();
         }, POLL);
     }
 }
