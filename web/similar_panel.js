@@ -170,7 +170,10 @@ class SimilarPanel {
     async toggleIndexing() {
         const body = JSON.stringify({ collection: this.found.collection, stop: this.running });
         try {
-            this.showIndexing(await ask("lora_index", { method: "POST", headers: { "Content-Type": "application/json" }, body }));
+            const state = await ask("lora_index", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+            // It may be over by now.
+            this.running = true;
+            this.showIndexing(state);
             this.poll();
         } catch (error) {
             this.status.textContent = error.message;
