@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 from comfy.model_patcher import ModelPatcher
 
 from ....methods.ildm.schedules import Block
+from ..compiled import uncompiled
 from .backbone import Backbone, Family
 from .flux import FLUX
 from .pixart import PIXART
@@ -37,7 +38,7 @@ MAP_ADAPTER = Ability(lambda backbone: backbone.attach_tensor_lora, ": LumiX ada
 
 def require(model: ModelPatcher, ability: Ability[Answer]) -> Answer:
     """What the MODEL's backbone has for `ability`. Raises ValueError, naming the backbones that have it, for every other MODEL."""
-    network = model.get_model_object("diffusion_model")
+    network = uncompiled(model.get_model_object("diffusion_model"))
     able = [(backbone, answer) for backbone in BACKBONES if (answer := ability.of(backbone)) is not None]
     for backbone, answer in able:
         if backbone.matches(network):
