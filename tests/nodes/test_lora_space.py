@@ -10,7 +10,7 @@ import comfy.model_management
 import folder_paths
 import pytest
 import torch
-from intrinsic_lab.nodes import convert_lora, lora_space
+from intrinsic_lab.nodes import convert_lora, lora_map, lora_space
 from intrinsic_lab.nodes.native.lora_library import lora_collection
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -179,17 +179,19 @@ def test_previews_come_from_beside_the_file_and_never_through_a_link_out_of_the_
 
 
 def test_the_map_puts_styles_apart_and_names_them_by_their_folders():
-    output = lora_space.LoRAMap.execute(indexed()[0], "all", 3, 256, "photo/p1.safetensors")
-    image, selected, text = output.args
+    output = lora_map.LoRAMap.execute(indexed()[0], "all", 3, 256, "photo/p1.safetensors")
+    image, selected, text, listed = output.args
     places = json.loads(text)
-    assert image.shape == (1, 256, 256, 3) and selected == "photo/p1.safetensors"
+    assert image.shape == (1, 256, 256, 3) and selected == "photo/p1.safetensors" == listed[0]
     assert output.ui == {"lora_map": [places]}
     by_style = {style: {p["cluster"] for p in places["points"] if p["name"].startswith(style)} for style in STYLES}
     assert len(places["points"]) == 9 and len(set.union(*by_style.values())) == 3
     assert {places["clusters"][number]["label"] for numbers in by_style.values() for number in numbers} == set(STYLES)
     assert all(0 <= point[axis] <= 1 for point in places["points"] for axis in "xy")
-    plain = lora_space.LoRAMap.execute(indexed()[0], "all", 3, 256)[0]
-    assert not torch.equal(plain, image), "the selected LoRA is not marked"
+    assert all(point["family"] == places["family"] and point["date"] > "2020" for point in places["points"])
+    plain = lora_map.LoRAMap.execute(indexed()[0], "all", 3, 256, listed="b.safetensors | c.safetensors")
+    assert not torch.equal(plain[0], image), "the selected LoRA is not marked"
+    assert plain[3] == ["b.safetensors", "c.safetensors"]
 
 
 def test_copies_are_found_under_another_name_dtype_rank_and_strength(shelf_folder):
