@@ -29,7 +29,7 @@ def named_where_they_fail(model: ModelPatcher, what: str) -> Iterator[None]:
 
 def patches_of_others(transformer_options: Mapping) -> list[str]:
     """Names of the functions that others hung into the network, as "module.function"."""
-    found = {}
+    found: dict[str | None, None] = {}
     for patches in transformer_options.get("patches", {}).values():
         found |= dict.fromkeys(map(_name, patches))
     for by_address in transformer_options.get("patches_replace", {}).values():

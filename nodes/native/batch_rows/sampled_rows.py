@@ -5,6 +5,7 @@ that tile, split or batch on their own leave no note of what they did, so their 
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
@@ -51,7 +52,7 @@ def sampled_rows(x: Tensor, options: Mapping, total: int | None = None) -> tuple
     return rows
 
 
-def _in_window(window: object, total: int) -> tuple[int, ...]:
+def _in_window(window: Any, total: int) -> tuple[int, ...]:
     # Windows over other dimensions (0 is the batch) hold every row.
     if window is None or getattr(window, "dim", 0) != 0 or total == 1:
         return tuple(range(total))
