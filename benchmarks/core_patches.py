@@ -7,7 +7,7 @@ On the bundled nano models, for every node of core that takes a MODEL and gives 
 
 * Extract: two maps in one forward, a LoRA per row, against core running the MODEL with each LoRA merged. The single step has no guidance,
   so nothing that acts on guidance may act on it: core is asked without (`_network_alone`).
-* I-LDM at schedule 0: picture rows against core's sampling of the same pictures.
+* I-LDM at schedule 0: picture rows against core's sampling of the same rows.
 * LumiX at strength 0: the colour map against core's sampling of the same rows.
 
 Each has to be equal to core under the same change, to float32's rounding, or to refuse in words. A cell that is neither is an error, and
@@ -206,7 +206,8 @@ def ildm_method(pipeline: Any, files: dict[str, str]) -> Method:
         _parts(pipeline, files),
         apply,
         lambda model: _sampled(model, pipeline, 4, 2)[:2],
-        lambda model: _sampled(model, pipeline, 2, 2),
+        # As many rows: some guidance goes by a row's place in the batch (VideoLinearCFGGuidance).
+        lambda model: _sampled(model, pipeline, 4, 2)[:2],
     )
 
 
