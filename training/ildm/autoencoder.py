@@ -12,8 +12,10 @@ from ...methods.ildm.intrinsic_vae import TOTAL_CHANNELS, channel_slice, widen, 
 from ..autoencoder import reconstruction_loss
 from ..bases import base_at
 from ..config import TrainerConfig
+from ..look import OnSample, with_looks
 from ..loop import History, LoopConfig, Report, train
 from .data import INTRINSICS_KIND, JointFolderData, JointSceneData, JointSet, JointSource
+from .look import rebuilt_look
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,17 @@ def load_intrinsic_autoencoder(folder: Path) -> AutoencoderKL:
     return vae.requires_grad_(False).eval()
 
 
-def train_intrinsic_vae(config: IntrinsicVaeConfig, *, report: Report | None = None) -> tuple[AutoencoderKL, History]:
-    """Train (or resume) the intrinsic VAE of a base and write it to `config.weights`. report: see `loop.train`."""
+def train_intrinsic_vae(
+    config: IntrinsicVaeConfig, *, report: Report | None = None, on_sample: OnSample | None = None
+) -> tuple[AutoencoderKL, History]:
+    """Train (or resume) the intrinsic VAE of a base and write it to `config.weights`.
+
+    report: see `loop.train`. on_sample: see `look.OnSample`.
+    """
     vae = widened_vae(config.base) if config.decoder_of is None else load_intrinsic_autoencoder(config.decoder_of).requires_grad_(True)
-    task = IntrinsicVaeTask(config, vae, config.data.source())
+    source = config.data.source()
+    task = IntrinsicVaeTask(config, vae, source)
+    if on_sample is not None:
+        report = with_looks(report, config.loop, task.module, rebuilt_look(vae, source), on_sample)
     history = train(task, config.loop, report=report, settings=config.task_settings())
     return task.module.vae, history
