@@ -68,12 +68,12 @@ def _reading(collection: str) -> "LoraIndex":
     from ....methods.lora_space.index import LoraIndex
 
     database = Path(database_of(collection))
-    if not database.is_file():
+    state = database.stat() if database.is_file() else None
+    identity = (state.st_dev, state.st_ino) if state else (0, 0)
+    if collection in _open and _open[collection][0] != identity:
+        _open.pop(collection)[1].close()
+    if state is None:
         raise ValueError("These LoRAs have no index yet.")
-    state = database.stat()
-    identity = state.st_dev, state.st_ino
-    if collection not in _open or _open[collection][0] != identity:
-        if collection in _open:
-            _open.pop(collection)[1].close()
+    if collection not in _open:
         _open[collection] = identity, LoraIndex(database, read_only=True)
     return _open[collection][1]
