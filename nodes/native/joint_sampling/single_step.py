@@ -119,7 +119,8 @@ class RowForward(RowPrediction):
         sigma_of_row = self.model.get_model_object("model_sampling").sigma(self.timesteps[rows])
         sigmas = torch.stack([sigma_of_row.max(), torch.zeros(())])
         with stopping_inside_model(self.model), named_where_they_fail(self.model, "The single step"):
-            output = guider.sample(torch.zeros_like(latent_bchw), latent_bchw, RawOutput(sigma_of_row), sigmas, disable_pbar=True)
+            # Nothing is drawn, and patches that shuffle the noise (FreeNoise) want a seed to do so.
+            output = guider.sample(torch.zeros_like(latent_bchw), latent_bchw, RawOutput(sigma_of_row), sigmas, disable_pbar=True, seed=0)
         return output.to(comfy.model_management.intermediate_device())
 
 
