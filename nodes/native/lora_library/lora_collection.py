@@ -155,7 +155,7 @@ def progress_report() -> Callable[[Progress], None]:
 
 
 def server_store(index: "LoraIndex", like: Sequence[Path], subnetwork: str) -> "PostgresStore | None":
-    """The vectors in the PostgreSQL server that the environment names (`POSTGRES_VARIABLE`), in step with the index; None where it does not.
+    """The vectors in the PostgreSQL server that the environment names (`POSTGRES_VARIABLE`), in step with the index; else None.
 
     Raises ValueError if that server cannot be used; the log says why, with its address.
     """
