@@ -204,16 +204,18 @@ class FindSimilarLoRAs(Node):
 
         like = [query, *listed_names(also_like)]
         away = listed_names(unlike)
+        liked, disliked = ([lora_path(name) for name in names] for names in (like, away))
         with lora_index.open() as index:
             matches = find_similar(
                 index,
-                [lora_path(name) for name in like],
-                [lora_path(name) for name in away],
+                liked,
+                disliked,
                 k=k,
                 subnetwork=subnetwork,
                 family=lora_index.family,
                 folder=folder.strip().strip("/\\") or lora_index.folder,
                 rerank=exact_candidates,
+                store=lora_collection.server_store(index, liked, subnetwork),
                 report=lora_collection.progress_report(),
             )
         if not matches:

@@ -28,8 +28,6 @@ _COLUMNS = (
 _FIT_ROWS = 20_000
 # Of an index that is only read and has none: components for this once, in a moment.
 _QUICK_FIT_ROWS = 500
-# While others write, an index that is only read is looked at anew after so many seconds.
-_READ_AGAIN = 5.0
 _CHUNK = 2_000
 # Files read at once: one waits for the disk while the others work; more would only wait for each other in Python.
 WORKERS = min(4, 1 + (os.cpu_count() or 1))
@@ -41,10 +39,12 @@ class LoraIndex:
     def __init__(self, database: str | Path, *, read_only: bool = False) -> None:
         """Opens the index, making it if it is not there. Raises ValueError if a newer version made it, or it is no index.
 
-        read_only: nothing is written, and `update` fails; raises ValueError too where there is no index, or an older one.
+        read_only: nothing is written, and `update` fails; raises ValueError too where there is no index, or an older one. Its spaces may be
+        up to `stale_seconds` old (0): for questions while others write.
         """
         self.database = Path(database)
         self._read_only = read_only
+        self.stale_seconds = 0.0
         self._connection = (connect_reading if read_only else connect)(self.database)
         self._spaces: dict[tuple[str, str], tuple[tuple[int, int], float, Space]] = {}
 
@@ -175,14 +175,14 @@ class LoraIndex:
         """All embedded LoRAs of a family as vectors; fitted when there is none, or the collection has grown by a quarter or halved since.
 
         Kept in memory until the index changes. LoRAs without the sub-network are left out; without any, the space is empty.
-        An index that is only read keeps nothing: it takes the components there are, else quickly fitted ones, and is up to _READ_AGAIN old.
+        An index that is only read keeps nothing: it takes the components there are, else quickly fitted ones.
         """
         if subnetwork not in SUBNETWORKS:
             raise ValueError(f"there is no sub-network {subnetwork!r}: choose one of {', '.join(SUBNETWORKS)}.")
         state = self._state()
         if kept := self._spaces.get((family, subnetwork)):
             kept_state, read_at, space = kept
-            if kept_state == state or (self._read_only and time.monotonic() - read_at < _READ_AGAIN):
+            if kept_state == state or (self._read_only and time.monotonic() - read_at < self.stale_seconds):
                 return space
         ids = self._members(family, subnetwork)
         fitted = next(iter(self._rows("SELECT * FROM spaces WHERE family = ? AND subnetwork = ?", [family, subnetwork])), None)

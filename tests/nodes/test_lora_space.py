@@ -145,6 +145,22 @@ def test_the_index_runs_again_only_when_a_file_has_changed(shelf_folder):
         added.unlink()
 
 
+def test_the_neighbours_may_be_looked_up_in_a_server_that_whoever_starts_comfyui_names(tmp_path, monkeypatch, caplog):
+    pgserver = pytest.importorskip("pgserver")
+    wanted = similar("anime/a0.safetensors").args[1:3]
+    server = pgserver.get_server(tmp_path / "postgres")
+    try:
+        monkeypatch.setenv(lora_collection.POSTGRES_VARIABLE, server.get_uri())
+        assert similar("anime/a0.safetensors").args[1:3] == wanted
+        assert "lora_space_" in server.psql("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    finally:
+        server.cleanup()
+    monkeypatch.setenv(lora_collection.POSTGRES_VARIABLE, "postgresql:///x?host=/nowhere")
+    with pytest.raises(ValueError, match="log says why") as told:
+        similar("anime/a0.safetensors")
+    assert "/nowhere" not in str(told.value) and "/nowhere" in caplog.text
+
+
 def test_a_lora_with_nothing_to_compare_says_so():
     with pytest.raises(ValueError, match="no other LoRA is made for the same base model"):
         similar("xl.safetensors")

@@ -50,7 +50,8 @@ def widen(network: UNet2DConditionModel, weight: Tensor | None = None) -> None:
 
 def picture_in(network: nn.Module) -> Tensor | None:
     """The weight by which a widened network takes the picture; None for others."""
-    return network.conv_in.of_picture.weight if isinstance(network.conv_in, WidenedConvolution) else None
+    entry = getattr(network, "conv_in", None)
+    return entry.of_picture.weight if isinstance(entry, WidenedConvolution) else None
 
 
 def lora_name(module: str) -> str:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ....methods.lora_space.index import LoraIndex
 
 MOST = 100
+# While a shelf is indexed, it is looked at anew so often: reading all of it takes longer than an answer.
+STALE_SECONDS = 5.0
 # An index has the vectors of its collection in memory: opened once, and asked by one request after the other.
 _one_at_a_time = threading.Lock()
 _open: dict[str, tuple[tuple[int, int], "LoraIndex"]] = {}
@@ -34,6 +36,7 @@ def similar_loras(name: str, k: int) -> dict[str, Any]:
     with _one_at_a_time:
         try:
             index = _reading(collection)
+            index.stale_seconds = STALE_SECONDS if answer["indexing"]["running"] else 0.0
             answer["indexed"] = sum(index.families().values())
             entry = index.entry(path)
             answer["query"] = _row(entry, name)
@@ -65,12 +68,12 @@ def _reading(collection: str) -> "LoraIndex":
     from ....methods.lora_space.index import LoraIndex
 
     database = Path(database_of(collection))
-    if not database.is_file():
+    state = database.stat() if database.is_file() else None
+    identity = (state.st_dev, state.st_ino) if state else (0, 0)
+    if collection in _open and _open[collection][0] != identity:
+        _open.pop(collection)[1].close()
+    if state is None:
         raise ValueError("These LoRAs have no index yet.")
-    state = database.stat()
-    identity = state.st_dev, state.st_ino
-    if collection not in _open or _open[collection][0] != identity:
-        if collection in _open:
-            _open.pop(collection)[1].close()
+    if collection not in _open:
         _open[collection] = identity, LoraIndex(database, read_only=True)
     return _open[collection][1]
