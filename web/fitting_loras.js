@@ -57,7 +57,9 @@ async function narrow(node) {
         if (!widget) continue;
         const fits = (lora) => !without.has(lora === "bundled" ? `nano/${map} (bundled)` : lora) && (!map || (maps[lora] ?? map) === map);
         const values = offered(node.type, name).filter((lora) => lora === widget.value || fits(lora));
-        if (String(values) !== String(widget.options.values)) widget.options.values = values;
+        // Nodes 2.0 sees what is changed by way of its own record of the widget, which has the same options.
+        const { options } = widget._state ?? widget;
+        if (String(values) !== String(options.values)) options.values = values;
     }
 }
 
