@@ -7,6 +7,7 @@ from pathlib import Path
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..methods.lora.fitting import MAPS_TOGETHER, PLAIN
 from . import (
     bundle,
     compare,
@@ -29,6 +30,7 @@ from . import (
     sequence,
     train,
 )
+from .native.lora_library.fitting import Taker
 
 
 def earlier_copy() -> Path | None:
@@ -39,6 +41,15 @@ def earlier_copy() -> Path | None:
     return Path(inspect.getfile(taken)).resolve().parents[1]
 
 
+def lora_takers() -> dict[str, Taker]:
+    """By node id: whose lists of LoRAs are narrowed to what fits the model."""
+    return {
+        extract.ApplyIntrinsicLoRA.GET_SCHEMA().node_id: Taker(PLAIN, extract.BUNDLED_LORAS),
+        picture.PictureToMaps.GET_SCHEMA().node_id: Taker(PLAIN, extract.BUNDLED_LORAS),
+        lumix.ApplyTensorLoRA.GET_SCHEMA().node_id: Taker(MAPS_TOGETHER, lumix.BUNDLED_LORAS),
+    }
+
+
 class IntrinsicLabExtension(ComfyExtension):
     """Lists the pack's nodes, in the order in which a workflow meets them."""
 
@@ -47,7 +58,7 @@ class IntrinsicLabExtension(ComfyExtension):
         if "server" in sys.modules:
             from .native.lora_library.lora_routes import add_routes
 
-            add_routes()
+            add_routes(lora_takers())
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         if (earlier := earlier_copy()) is not None:

@@ -18,10 +18,15 @@ export function setWidget(node, widget, value) {
     node.graph?.setDirtyCanvas(true, true);
 }
 
+// All that the server offers for a list of a kind of node.
+export function offered(type, input) {
+    const spec = LiteGraph.registered_node_types[type]?.nodeData?.input?.required?.[input] ?? [];
+    return Array.isArray(spec[0]) ? spec[0] : (spec[1]?.options ?? []);
+}
+
 // The files of models/loras, as core's loader lists them.
 function loraFiles() {
-    const spec = LiteGraph.registered_node_types.LoraLoader?.nodeData?.input?.required?.lora_name ?? [];
-    return new Set(Array.isArray(spec[0]) ? spec[0] : (spec[1]?.options ?? []));
+    return new Set(offered("LoraLoader", "lora_name"));
 }
 
 function valuesOf(widget, node) {

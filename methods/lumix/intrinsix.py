@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..lora.spellings import split_prefix
 from .design import IMAGE_SHARING, SEPARATE
-from .tensor_lora.file import adapter_from_state, read_file
+from .tensor_lora.file import adapter_from_state, config_of_state, read_file
 from .tensor_lora.layer import Adapter, PairedLayer
 
 MATERIAL = "material"
@@ -54,6 +54,18 @@ class RowAdapter(nn.Module):
 def read_map_adapter(path: Path) -> Adapter | RowAdapter:
     """A file of LumiX or IntrinsiX, ready for inference. Raises ValueError, naming the file, what is wrong with it and what to do."""
     return read_file(path, _adapter)
+
+
+def width_in_header(shapes: Mapping[str, Sequence[int]], metadata: Mapping[str, str]) -> int | None:
+    """Width of the FLUX that a file of LumiX or IntrinsiX belongs to; None for any other file. shapes: of its tensors, by name."""
+    if rows := [shape for key, shape in shapes.items() if (match := _KEY.fullmatch(split_prefix(key)[0])) and match[5] == "down"]:
+        return rows[0][-1]
+    if not all("_lora." in key for key in shapes):
+        return None
+    try:
+        return config_of_state({key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, metadata).width
+    except ValueError:
+        return None
 
 
 def _adapter(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Adapter | RowAdapter:

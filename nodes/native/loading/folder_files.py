@@ -101,7 +101,7 @@ def require_options(config: Mapping, allowed: Mapping[str, tuple], part: str) ->
             )
 
 
-def _weight_files(part: Path) -> list[Path]:
+def weight_files(part: Path) -> list[Path]:
     """The safetensors files of a part, full precision before fp16, whole before sharded."""
     for variant in ("", ".fp16"):
         for stem in WEIGHT_STEMS:
@@ -138,7 +138,7 @@ def _shards(index: Path) -> list[Path]:
 def read_weights(part: Path) -> dict[str, Tensor]:
     """All weights of a part by their name in the files. Only safetensors are opened."""
     weights = {}
-    for path in _weight_files(part):
+    for path in weight_files(part):
         comfy.model_management.throw_exception_if_processing_interrupted()
         try:
             # Reads the header alone: it must fit the file's size.

@@ -4,6 +4,7 @@
     GET  /intrinsic_lab/similar_loras?name=&k=  `similar.similar_loras`
     GET  /intrinsic_lab/lora_facts?name=        `similar.lora_facts`
     GET  /intrinsic_lab/lora_index?collection=  `BackgroundIndex.state`
+    GET  /intrinsic_lab/fitting_loras?node=&loader=&model=  `fitting.fitting_loras`
     POST /intrinsic_lab/lora_index              {"collection", "stop"}: begins that work, or ends it
 
 Files and the index are read in threads: the server answers others meanwhile.
@@ -18,19 +19,20 @@ from aiohttp import web
 from server import PromptServer
 
 from .background_index import background_index
+from .fitting import Taker, fitting_loras
 from .lora_collection import preview_jpeg
 from .similar import lora_facts, similar_loras
 
 ROOT = "/intrinsic_lab"
-PREVIEW_ROUTE, SIMILAR_ROUTE, FACTS_ROUTE, INDEX_ROUTE = (
-    f"{ROOT}/{name}" for name in ("lora_preview", "similar_loras", "lora_facts", "lora_index")
+PREVIEW_ROUTE, SIMILAR_ROUTE, FACTS_ROUTE, INDEX_ROUTE, FITTING_ROUTE = (
+    f"{ROOT}/{name}" for name in ("lora_preview", "similar_loras", "lora_facts", "lora_index", "fitting_loras")
 )
 _SHORT_WHILE = {"Cache-Control": "max-age=60"}
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def add_routes() -> None:
-    """Serve them, where a server runs."""
+def add_routes(takers: Mapping[str, Taker]) -> None:
+    """Serve them, where a server runs. takers: by node id, nodes with lists of LoRAs."""
     if getattr(PromptServer, "instance", None) is None:
         return
     routes = PromptServer.instance.routes
@@ -39,6 +41,7 @@ def add_routes() -> None:
         return
     for path, handler in ((PREVIEW_ROUTE, _preview), (SIMILAR_ROUTE, _similar), (FACTS_ROUTE, _facts), (INDEX_ROUTE, _index_state)):
         routes.get(path)(_of_this_site(handler))
+    routes.get(FITTING_ROUTE)(_of_this_site(functools.partial(_fitting, takers)))
     routes.post(INDEX_ROUTE)(_of_this_site(_index))
 
 
@@ -88,6 +91,13 @@ async def _facts(request: web.Request) -> web.StreamResponse:
 
 async def _index_state(request: web.Request) -> web.StreamResponse:
     return web.json_response(background_index(request.query.get("collection", "")).state())
+
+
+async def _fitting(takers: Mapping[str, Taker], request: web.Request) -> web.StreamResponse:
+    node, loader, model = (request.query.get(name, "") for name in ("node", "loader", "model"))
+    if node not in takers:
+        raise ValueError(f"{node[:80]!r} lists no LoRAs for a model: {', '.join(takers)} do.")
+    return web.json_response(await asyncio.to_thread(fitting_loras, takers[node], loader, model))
 
 
 async def _index(request: web.Request) -> web.StreamResponse:
