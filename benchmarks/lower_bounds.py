@@ -1,4 +1,4 @@
-"""The oldest packages that pyproject.toml allows, in an environment of their own: does every trainer take its steps, does a pickled LoRA load?
+"""The oldest packages that pyproject.toml allows, in an environment of their own: every trainer takes two steps, a pickled LoRA is read.
 
 `uv pip install --resolution lowest-direct` takes what the nodes and the extra `train` name at its lower bound. Needs a package index and
 6 GB, and Python 3.11, for which such old packages still have wheels. `make bench ARGS=lower_bounds`.
@@ -20,19 +20,19 @@ from ..tools.environment import WORKSPACE
 
 ENVIRONMENT = WORKSPACE / "lower_bounds"
 LOG = WORKSPACE / "lower_bounds.log"
-# {out}: what the trainings before it wrote; {assets}: the bundled models.
-SHORT = "--steps 2 --batch 1 --threads 1"
+# OUT: what the trainings before it wrote; ASSETS: the bundled models.
+_STEPS = "--steps 2 --batch 2"
+_SCENES = "--scenes 2 --size 64"
 TRAININGS = {
-    "Intrinsic LoRA": f"intrinsic_lora --base {{assets}}/nano --map depth --scenes 2 --size 64 --output {{out}}/one {SHORT}",
-    "Intrinsic LoRA, in steps": f"intrinsic_lora --base {{assets}}/nano --map normal --method multi --scenes 2 --size 64 --output {{out}}/many {SHORT}",
-    "Intrinsic LoRA, on FLUX": f"intrinsic_lora --base {{assets}}/nano_flux --map depth --scenes 2 --size 64 --output {{out}}/flux {SHORT}",
-    "I-LDM, intrinsic VAE": f"ildm vae --base {{assets}}/nano --scenes 2 --size 64 --output {{out}}/vae {SHORT}",
-    "I-LDM, LoRA": f"ildm lora --base {{assets}}/nano --scenes 2 --size 64 --output {{out}}/joint {SHORT}",
-    "LumiX": f"lumix --base {{assets}}/nano_flux --scenes 2 --size 64 --output {{out}}/lumix {SHORT}",
-    "VQGAN LoRA": "generators --threads 1 vqgan-lora --base {assets}/nano_vqgan --map depth --scenes 2 --size 64 --output {out}/vqgan --steps 2 --batch 1",
-    "GAN": "generators --threads 1 gan --scenes 4 --output {out}/gan --steps 2 --batch 2",
-    "GAN LoRA": "generators --threads 1 gan-lora --base {out}/gan/gan --map depth --teacher {assets}/nano --adapter {assets}/nano_depth.safetensors "
-    "--teacher-size 64 --pictures 2 --output {out}/gan_lora --steps 2 --batch 1",
+    "Intrinsic LoRA": f"intrinsic_lora --base ASSETS/nano --map depth --output OUT/one {_SCENES} {_STEPS}",
+    "Intrinsic LoRA, in steps": f"intrinsic_lora --base ASSETS/nano --map normal --method multi --output OUT/many {_SCENES} {_STEPS}",
+    "I-LDM, intrinsic VAE": f"ildm vae --base ASSETS/nano --output OUT/vae {_SCENES} {_STEPS}",
+    "I-LDM, LoRA": f"ildm lora --base ASSETS/nano --intrinsic-vae ASSETS/nano/intrinsic_vae --output OUT/joint {_SCENES} {_STEPS}",
+    "LumiX": f"lumix --base ASSETS/nano_flux --output OUT/lumix {_SCENES} {_STEPS}",
+    "VQGAN LoRA": f"generators vqgan-lora --base ASSETS/nano_vqgan --map depth --output OUT/vqgan {_SCENES} {_STEPS}",
+    "GAN": f"generators gan --scenes 2 --output OUT {_STEPS}",
+    "GAN LoRA": "generators gan-lora --base OUT/gan --map depth --teacher ASSETS/nano --adapter ASSETS/nano_depth.safetensors "
+    f"--teacher-size 64 --pictures 2 --output OUT/gan_lora {_STEPS}",
 }
 PICKLED_LORA = """
 import sys, torch
@@ -74,24 +74,20 @@ def run(python: Path, *arguments: str) -> tuple[str, float]:
         raise WorkbenchError(
             f"{' '.join(arguments[:4])} failed:\n{lines}", "raise the lower bound in pyproject.toml and methods/extras.py."
         )
-    return done.stdout, time.monotonic() - start
+    return done.stdout, round(time.monotonic() - start, 1)
 
 
 def main() -> None:
     python, packages = make_environment()
     versions = json.loads(run(python, "-c", VERSIONS, *packages)[0])
-    rows, assets = [], ROOT / "assets"
+    rows, assets = [], str(ROOT / "assets")
     with tempfile.TemporaryDirectory() as out:
         for name, command in TRAININGS.items():
-            module, *options = (part.format(assets=assets, out=out) for part in command.split())
-            rows.append({"what": name, "seconds": round(run(python, "-m", f"intrinsic_lab.training.{module}", *options)[1], 1)})
-            say(f"- {name}: 2 steps")
-        rows.append(
-            {
-                "what": "a pickled LoRA",
-                "seconds": round(run(python, "-c", PICKLED_LORA, f"{assets}/nano_depth.safetensors", f"{out}/x.pt")[1], 1),
-            }
-        )
+            module, *options = command.replace("ASSETS", assets).replace("OUT", out).split()
+            rows.append({"what": f"{name}, 2 steps", "seconds": run(python, "-m", f"intrinsic_lab.training.{module}", *options)[1]})
+            say(f"- {name}")
+        pickled = run(python, "-c", PICKLED_LORA, f"{assets}/nano_depth.safetensors", f"{out}/lora.pt")
+        rows.append({"what": "a pickled LoRA is read", "seconds": pickled[1]})
     say(format_table([{"package": name, "version": version} for name, version in versions.items()]))
     say(format_table(rows))
     if result := os.environ.get("INTRINSIC_LAB_RESULT"):

@@ -107,7 +107,7 @@ class Pickled:
         return {key: self.tensor(value) for key, value in state.items()}
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """`tensors` of the whole file, or of the innermost `state_dict` where it keeps more than weights. Raises ValueError as `tensors`."""
+        """`tensors` of the whole file, or of the innermost `state_dict` in it. Raises ValueError as `tensors` does."""
         state = self.content
         while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
             state = state["state_dict"]

@@ -107,8 +107,9 @@ def schema_errors(page: Page, graphs: dict[str, dict]) -> dict[str, str]:
 
 
 def prompt_of(page: Page) -> dict:
-    """The open graph in API form."""
-    return page.evaluate("async () => (await app.graphToPrompt()).output")
+    """The open graph in API form, whatever front end: newer ones add more about a node than its title."""
+    prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
+    return {key: {**node, "_meta": {"title": node["_meta"]["title"]}} for key, node in prompt.items()}
 
 
 def queue(page: Page, seconds: float = 300) -> str:
