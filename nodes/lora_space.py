@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import comfy.sd
-import comfy.utils
 import torch
 from comfy_api.latest import io, ui
 
 # What only an execution needs is imported there: the pack loads with ComfyUI, whether its nodes are used or not.
+from ..methods.lora.lora_file import load_tensors
 from ..methods.lora.names import SUBNETWORKS
 from ..methods.lora_space.entries import Entry
 from .native.lora_library import lora_collection
@@ -417,7 +417,7 @@ class BlendLoRAs(Node):
             raise ValueError("Every weight is 0 or less, so nothing would be blended: these LoRAs are unlike the query.")
         blended, text = model[0], clip[0] if clip else None
         for name, share in zip(names, shares, strict=True):
-            lora = comfy.utils.load_torch_file(str(lora_path(name)), safe_load=True)
+            lora, _ = load_tensors(lora_path(name))
             own = strength[0] * share / sum(shares)
             before = _changes(blended, text)
             blended, text = comfy.sd.load_lora_for_models(blended, text, lora, own, own)
