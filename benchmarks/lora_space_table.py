@@ -82,7 +82,7 @@ def of_pictures(pictures: Tensor, base: SingleStepBase, collection: Collection) 
     """Means and deviations over the picture, per channel, of VAE latents and of the UNet's middle block at t = 100."""
     middle: list[Tensor] = []
     hook = base.network.mid_block.register_forward_hook(lambda module, inputs, output: middle.append(output))
-    text = base.embed("").expand(pictures.shape[1], -1, -1)
+    text = base.embed("").expanded(pictures.shape[1]).context
     of_vae, of_unet = [], []
     for painted_by_one in pictures:
         latent = base.vae.encode(2 * painted_by_one - 1).latent_dist.mode() * base.vae.config.scaling_factor

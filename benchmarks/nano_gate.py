@@ -140,7 +140,7 @@ class Bundle:
 
         scheduler = DDIMScheduler.from_pretrained(self.assets / "nano" / "scheduler", set_alpha_to_one=False)
         scheduler.set_timesteps(STEPS)
-        text = torch.cat([self.base.embed(prompt) for prompt in (*prompts, "")])
+        text = torch.cat([self.base.embed(prompt).context for prompt in (*prompts, "")])
         conditions = torch.cat([text[:-1], text[-1:].expand(len(prompts), -1, -1)])
         generator = torch.Generator().manual_seed(seed)
         latent = torch.randn(len(prompts), self.base.network.config.in_channels, SIZE // 8, SIZE // 8, generator=generator)

@@ -76,7 +76,7 @@ def adapter_step() -> Callable[[], float]:
     base = load_base(ASSETS)
     add_adapter(base.network, KIND, RANK, 0)
     network = base.network.to(memory_format=torch.channels_last).train()
-    latent, text = randn(ADAPTER_BATCH, *LATENT), base.embed("surface normal").expand(ADAPTER_BATCH, -1, -1)
+    latent, text = randn(ADAPTER_BATCH, *LATENT), base.embed("surface normal").expanded(ADAPTER_BATCH).context
     return stepper(network, lambda: network(latent, 999, encoder_hidden_states=text).sample.square().mean())
 
 

@@ -1,4 +1,4 @@
-"""How well each map comes out of the nano base, on 200 held-out scenes, beside what it has to beat.
+"""How well each map comes out of the nano bases (a UNet, a FLUX), on 200 held-out scenes, beside what it has to beat.
 
     python -m intrinsic_lab.benchmarks.scenes_table [--part K/N] [--report]
 
@@ -23,10 +23,12 @@ from diffusers import UNet2DConditionModel
 from einops import rearrange
 from torch import Tensor
 
+from ..methods.intrinsic_lora.recipe import RAW, recipe_of
 from ..methods.lora.lora_file import read_lora
 from ..methods.maps import MAPS
 from ..scenes import render_scenes
 from ..training.atomic import write_atomically
+from ..training.backbones import single_step_part
 from ..training.command_line import console_report
 from ..training.intrinsic_lora import (
     IntrinsicLoraConfig,
@@ -38,7 +40,7 @@ from ..training.intrinsic_lora import (
     train_intrinsic_lora,
 )
 from ..training.loop import LoopConfig
-from ..training.nano.adapters import ADAPTER_DATA, KIND, RANK
+from ..training.nano.adapters import ADAPTER_DATA, FLUX_STEPS, KIND, RANK
 from ..training.scene_pictures import BUNDLED_MAPS, HELD_OUT_SEEDS, scene_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +51,7 @@ STEPS = 1000
 BATCH = 1
 LEARNING_RATES = {"attention": 1e-3, "wide": 1e-3, "full": 2e-4}
 SEEDS = (0, 1, 2)
+UNET, FLUX = "nano", "nano_flux"
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,10 @@ def encode(vae, pictures_bchw: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(base, unet, map_name: str, latent_bchw: Tensor) -> dict[str, float]:
-    """Scores of a UNet on the held-out scenes, given the latents of their pictures."""
+def evaluate(base, network, map_name: str, latent_bchw: Tensor, reading: str = RAW) -> dict[str, float]:
+    """Scores of a network on the held-out scenes, given the latents of their pictures."""
     text = base.embed(MAPS[map_name].prompt)
-    predicted = torch.cat([map_latent(unet, part, text) for part in latent_bchw.split(16)])
+    predicted = torch.cat([map_latent(network, part, text, reading) for part in latent_bchw.split(16)])
     return MAPS[map_name].evaluation.score(decode(base.vae, predicted, map_name), references(map_name)[1])
 
 
@@ -119,13 +122,13 @@ def trained_unet(run: Run, base: Path, runs: Path):
     return with_adapter(load_base(base, run.init, run.seed).network, config.weights)
 
 
-def with_adapter(unet, path: Path):
-    """`unet` with the LoRA file `path`, through peft."""
+def with_adapter(network, path: Path):
+    """`network` with the LoRA file `path`, through peft."""
     file = read_lora(path)
     settings = json.loads(file.metadata["intrinsic_lab.config"])
-    add_adapter(unet, settings["kind"], settings["rank"], 0)
-    load_adapter(unet, file)
-    return unet.eval()
+    add_adapter(network, settings["kind"], settings["rank"], 0)
+    load_adapter(network, file)
+    return network.eval()
 
 
 def score_mean_map(map_name: str, vae, runs: Path) -> dict[str, float]:
@@ -145,8 +148,8 @@ def score_vae_bound(map_name: str, vae) -> dict[str, float]:
 
 
 def score_file(base: Path, name: str) -> Path:
-    """Where a row's scores are kept: they hold for one state of the base's VAE and UNet."""
-    state = [digest(base / part / "diffusion_pytorch_model.safetensors") for part in ("vae", "unet")]
+    """Where a row's scores are kept: they hold for one state of the base's VAE and network."""
+    state = [digest(base / part / "diffusion_pytorch_model.safetensors") for part in ("vae", single_step_part(base))]
     return RESULTS / "scenes_scores" / "-".join(state) / f"{name}.json"
 
 
@@ -159,24 +162,28 @@ def once(path: Path, compute) -> dict[str, float]:
     return json.loads(path.read_text())
 
 
-def table(base: Path, assets: Path, runs: Path) -> dict:
+def table(bases: Path, runs: Path) -> dict:
     """All rows that exist, per map: `{map: {row: {metric: [values over seeds]}}}`."""
-    loaded = load_base(base)
-    latents = encode(loaded.vae, references("normal")[0])
+    # The two bases have one VAE.
+    loaded = {name: load_base(bases / name) for name in (UNET, FLUX)}
+    vae, unet_base = loaded[UNET].vae, bases / UNET
+    latents = encode(vae, references("normal")[0])
     result = {}
     for name in BUNDLED_MAPS:
-        rows = {"VAE bound": [once(score_file(base, f"{name}-bound"), partial(score_vae_bound, name, loaded.vae))]}
-        rows["mean map"] = [once(score_file(base, f"{name}-mean"), partial(score_mean_map, name, loaded.vae, runs))]
-        bundled = assets / f"nano_{name}.safetensors"
-        if bundled.exists():
-            unet = with_adapter(load_base(base).network, bundled)
-            kept = score_file(base, f"{name}-bundled-{digest(bundled)}")
-            rows["bundled adapter"] = [once(kept, partial(evaluate, loaded, unet, name, latents))]
+        rows = {"VAE bound": [once(score_file(unet_base, f"{name}-bound"), partial(score_vae_bound, name, vae))]}
+        rows["mean map"] = [once(score_file(unet_base, f"{name}-mean"), partial(score_mean_map, name, vae, runs))]
+        for base, row in ((UNET, "bundled adapter"), (FLUX, f"nano FLUX: bundled adapter, {FLUX_STEPS} steps")):
+            bundled = bases / f"{base}_{name}.safetensors"
+            if bundled.exists():
+                network = with_adapter(load_base(bases / base).network, bundled)
+                kept = score_file(bases / base, f"{name}-bundled-{digest(bundled)}")
+                reading = recipe_of(read_lora(bundled), bundled.name).reading
+                rows[row] = [once(kept, partial(evaluate, loaded[base], network, name, latents, reading))]
         for run in (run for run in planned_runs() if run.map == name):
-            kept = score_file(base, run.name)
-            if not kept.exists() and not run_config(run, base, runs).weights.exists():
+            kept = score_file(unet_base, run.name)
+            if not kept.exists() and not run_config(run, unet_base, runs).weights.exists():
                 continue
-            scores = once(kept, lambda run=run, name=name: evaluate(loaded, trained_unet(run, base, runs), name, latents))
+            scores = once(kept, lambda run=run, name=name: evaluate(loaded[UNET], trained_unet(run, unet_base, runs), name, latents))
             what = "full fine-tuning" if run.kind == "full" else f"LoRA {run.kind} r{8 if run.kind == 'attention' else RANK}"
             rows.setdefault(f"{what}, {run.init} base, {STEPS} steps", []).append(scores)
         result[name] = {row: {key: [seed[key] for seed in kept] for key in kept[0]} for row, kept in rows.items()}
@@ -203,8 +210,7 @@ def print_table(result: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, default=ROOT / "assets" / "nano")
-    parser.add_argument("--assets", type=Path, default=ROOT / "assets")
+    parser.add_argument("--assets", type=Path, default=ROOT / "assets", help="where the bases and the bundled adapters are")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "nano" / "table")
     parser.add_argument("--part", default="1/1", help="K/N: train every N-th run, beginning with the K-th")
     parser.add_argument("--report", action="store_true", help="train nothing, print what is there")
@@ -215,12 +221,12 @@ def main() -> None:
     if not arguments.report:
         part, parts = (int(number) for number in arguments.part.split("/"))
         for run in planned_runs()[part - 1 :: parts]:
-            config = run_config(run, arguments.base, arguments.runs)
-            if not (score_file(arguments.base, run.name).exists() or config.weights.exists()):
+            config = run_config(run, arguments.assets / UNET, arguments.runs)
+            if not (score_file(config.base, run.name).exists() or config.weights.exists()):
                 train_intrinsic_lora(config, cache=arguments.runs / "latents", report=console_report(run.name, every=250))
         if parts > 1:
             return
-    result = table(arguments.base, arguments.assets, arguments.runs)
+    result = table(arguments.assets, arguments.runs)
     text = print_table(result)
     print(text)
     machine = f"{platform.machine()}, CPU, {os.cpu_count()} cores"

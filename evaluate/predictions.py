@@ -18,6 +18,7 @@ from ..methods.intrinsic_lora.recipe import AUTO, Recipe, recipe_of
 from ..methods.lora.lora_file import LoraFile, read_lora
 from ..methods.maps import MapKind, map_kind
 from ..methods.maps.files import COLOR_FILES, Reading
+from ..training.backbones import single_step_of
 from ..training.intrinsic_lora import SingleStepBase, load_base, noise_for, predict_maps, predict_maps_in_steps
 from ..training.intrinsic_lora.latents import downscale
 from ..training.intrinsic_lora.widened import widen
@@ -102,16 +103,15 @@ class NetworkPredictions:
     def __init__(self, base: SingleStepBase, recipe: Recipe, size: int, noise: Noise | None = None, sampling: Sampling = Sampling()):
         self.base, self.recipe, self.size, self.noise, self.sampling = base, recipe, size, noise, sampling
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        for module in (base.network, base.vae, base.text_encoder):
-            module.to(self.device)
-        self.text_1td = base.embed(recipe.prompt)
+        base.to(self.device)
+        self.text = base.embed(recipe.prompt)
 
     def predict(self, pair: Pair, picture_hw3: Tensor) -> Tensor:
         return self.of(picture_hw3)
 
     def of(self, picture_hw3: Tensor) -> Tensor:
         """`[h, w, c]` of map data, of the picture's size."""
-        factor = downscale(self.base.vae)
+        factor = downscale(self.base.vae) * single_step_of(self.base.network).patch
         own_height, own_width = picture_hw3.shape[:2]
         cells = (max(1, round(side / factor)) for side in processed_size(own_height, own_width, self.size))
         picture = resized(picture_hw3, *(factor * cell for cell in cells)).clamp(0, 1)
@@ -124,7 +124,7 @@ class NetworkPredictions:
         """Map data `bhwc` of pictures whose sides are multiples of the VAE's factor."""
         recipe, sampling = self.recipe, self.sampling
         if self.noise is None:
-            return predict_maps(self.base.network, self.base.vae, self.text_1td, pictures_bchw, recipe.map)
+            return predict_maps(self.base.network, self.base.vae, self.text, pictures_bchw, recipe.map, reading=recipe.reading)
         return predict_maps_in_steps(
             self.base,
             self.noise,

@@ -20,10 +20,10 @@ from ..methods.intrinsic_lora.multi_step import AUGMENTED, SINGLE
 from ..methods.intrinsic_lora.recipe import AUTO, Recipe, conventions, recipe_of
 from ..methods.lora.layers import LoraFile
 from ..methods.maps import MAPS, image_from_map, map_from_image
-from .native.backbones import MULTI_STEP, SINGLE_STEP, require
+from .native.backbones import MULTI_STEP, SINGLE_STEP, known, require
 from .native.batch_rows import row_lora
 from .native.joint_sampling.multi_step import see_picture
-from .native.joint_sampling.single_step import interruptible, make_generator, require_parts, rows_per_forward
+from .native.joint_sampling.single_step import as_model_takes, interruptible, make_generator, require_parts, rows_per_forward
 from .native.lora_library.files import lora_names, lora_path
 from .native.node import Node
 from .native.node_text import show_on_node
@@ -38,6 +38,8 @@ PREVIEW_HEIGHT, PREVIEW_WIDTH = 320, 640
 BUNDLED_LORAS = {f"nano/{name}": f"nano_{name}.safetensors" for name in MAPS} | {
     f"nano/{name} augmented": f"nano_{name}_augmented.safetensors" for name in MAPS
 }
+# Of the bundled FLUX.
+BUNDLED_LORAS |= {f"nano_flux/{name}": f"nano_flux_{name}.safetensors" for name in MAPS}
 
 
 class ApplyIntrinsicLoRA(Node):
@@ -50,7 +52,8 @@ class ApplyIntrinsicLoRA(Node):
             display_name="Apply Intrinsic LoRA",
             category="intrinsic lab/extract",
             description=(
-                f"Lets a Stable Diffusion MODEL carry the LoRA of one intrinsic map ({', '.join(MAPS)}) without merging it. "
+                f"Lets a MODEL (Stable Diffusion, FLUX, SD 3, Qwen-Image, Z-Image, Lumina 2) carry the LoRA of one intrinsic map "
+                f"({', '.join(MAPS)}) without merging it. "
                 "Chain it once per map, then use Extract Intrinsic Maps: all maps come out of one forward pass. A multi-step LoRA "
                 "goes to Extract Maps in Steps, or to any sampler."
             ),
@@ -67,7 +70,8 @@ class ApplyIntrinsicLoRA(Node):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="A Stable Diffusion 1.x, 2.x or SDXL model from any loader, also fp8 or with merged LoRAs. It is not changed.",
+                    tooltip="Stable Diffusion 1.x, 2.x, SDXL or 3, FLUX.1, FLUX.2, Qwen-Image, Z-Image or Lumina 2, from any loader, "
+                    "also fp8 or with merged LoRAs. It is not changed.",
                 ),
                 io.Combo.Input(
                     "lora_name",
@@ -122,9 +126,12 @@ class ApplyIntrinsicLoRA(Node):
 
         lora = read_lora(lora_path(lora_name, BUNDLED_LORAS))
         if lora.ignored:
-            logging.warning("%s: %d text-encoder tensors are left out, intrinsic maps use the UNet only.", lora_name, lora.ignored)
+            logging.warning(
+                "%s: %d text-encoder tensors are left out, intrinsic maps use the diffusion model only.", lora_name, lora.ignored
+            )
         # A file without a header can make its map in one step only where the MODEL has no channels for the picture.
-        widened = lora.picture_in is not None or require(model, MULTI_STEP).is_widened(model)
+        multi_step = known(model, MULTI_STEP)
+        widened = lora.picture_in is not None or (multi_step is not None and multi_step.is_widened(model))
         recipe = recipe_of(lora, lora_name, map, convention, AUGMENTED if widened else SINGLE)
         carrying = _carrying(model, lora, recipe, strength, lora_name)
         logging.info("%s: %s", lora_name, recipe.in_words)
@@ -220,7 +227,7 @@ class ExtractIntrinsicMaps(Node):
             display_name="Extract Intrinsic Maps",
             category="intrinsic lab/extract",
             description=(
-                f"Reads intrinsic maps ({', '.join(MAPS)}) out of a picture with a Stable Diffusion model that carries intrinsic LoRAs: "
+                f"Reads intrinsic maps ({', '.join(MAPS)}) out of a picture with a diffusion model that carries intrinsic LoRAs: "
                 "one step, no noise, one forward pass for all maps. The outputs are float data at the picture's exact size, never clamped; "
                 "the Format nodes turn them into pictures."
             ),
@@ -248,7 +255,7 @@ class ExtractIntrinsicMaps(Node):
             outputs=_in_order(
                 [io.Image.Output(name, tooltip=kind.tooltip) for name, kind in MAPS.items()],
                 io.Latent.Output(
-                    "latent", tooltip=f"The UNet's raw output: all pictures of the first map, then of the next ({', '.join(MAPS)})."
+                    "latent", tooltip=f"The maps' latents: all pictures of the first map, then of the next ({', '.join(MAPS)})."
                 ),
             ),
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -265,7 +272,9 @@ class ExtractIntrinsicMaps(Node):
         progress = comfy.utils.ProgressBar(plan.forwards)
         extraction = extract(image_bhw3, list(recipes), generator, settings, plan, interruptible(lambda: progress.update(1)))
         preview = ui.PreviewImage(contact_sheet(image_bhw3, extraction.maps), cls=cls)
-        return io.NodeOutput(*_in_order(map_outputs(extraction.maps, recipes), {"samples": extraction.latents}), ui=preview)
+        return io.NodeOutput(
+            *_in_order(map_outputs(extraction.maps, recipes), {"samples": as_model_takes(model, extraction.latents)}), ui=preview
+        )
 
 
 def single_step(

@@ -1,19 +1,16 @@
-"""Finding LoRAs by their weights: index, search, map, duplicates, blend."""
+"""Finding LoRAs by their weights: index, search, duplicates, blend."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import comfy.sd
-import torch
 from comfy_api.latest import io, ui
 
 # What only an execution needs is imported there: the pack loads with ComfyUI, whether its nodes are used or not.
-from ..methods.lora.lora_file import load_tensors
 from ..methods.lora.names import SUBNETWORKS
 from ..methods.lora_space.entries import Entry
 from .native.lora_library import lora_collection
-from .native.lora_library.files import BUNDLED_MARK
 from .native.lora_library.lora_collection import LoraCollection, lora_path, shown_name
 from .native.lora_library.lora_pictures import Row, table_picture
 from .native.node import Node
@@ -29,7 +26,7 @@ PARTS_TOOLTIP = "Which weights count: all, only attention, only feed-forward, or
 NAME_TOOLTIP = "Connect it to lora_name of Load LoRA."
 
 
-def _parts_input() -> io.Combo.Input:
+def parts_input() -> io.Combo.Input:
     return io.Combo.Input("subnetwork", display_name="weights that count", options=list(SUBNETWORKS), default="all", tooltip=PARTS_TOOLTIP)
 
 
@@ -38,7 +35,8 @@ def _about(entry: Entry) -> str:
     tags = ", ".join(entry.tags[:4])
     approximate = ", approximate" if entry.approximate else ""
     variant = f" ({entry.variant})" if entry.variant else ""
-    return f"{entry.family}{variant}, {entry.format} of rank {facts['rank']}, {entry.dtype}{approximate}" + (f"; {tags}" if tags else "")
+    about = f"{entry.family}{variant}, {entry.format} of rank {facts['rank']}, {entry.dtype}{approximate}" + (f"; {tags}" if tags else "")
+    return f"{about}. {entry.loading}" if entry.loading else about
 
 
 class IndexLoRAs(Node):
@@ -102,6 +100,7 @@ class IndexLoRAs(Node):
                 chosen_loras = replace(chosen_loras, family=chosen)
             entries = index.entries(family=chosen, folder=chosen_loras.folder)
             counted = ", ".join(f"{name} {count}" for name, count in index.families().items())
+            not_loading = index.not_loading(family=chosen, folder=chosen_loras.folder)
         if not entries and (chosen or chosen_loras.folder):
             raise ValueError(
                 f"No LoRA of {collection} is {f'for {chosen}' if chosen else 'readable'}{f' below {folder!r}' if folder else ''} "
@@ -112,10 +111,11 @@ class IndexLoRAs(Node):
         for root in roots:
             text = text.replace(f"{root}/", "")
         text += f"\nBase models: {counted or 'none'}. {len(entries)} LoRAs are in this index."
+        text += "".join(f"\n{shown_name(entry, collection)}: {entry.loading}" for entry in not_loading)
         return io.NodeOutput(chosen_loras, text, ui=ui.PreviewText(text))
 
 
-def _listed(text: str) -> list[str]:
+def listed_names(text: str) -> list[str]:
     """Names that a person wrote, a line each or with | between, which no file name on Windows may hold."""
     return [name.strip() for line in text.splitlines() for name in line.split("|") if name.strip()]
 
@@ -144,7 +144,7 @@ class FindSimilarLoRAs(Node):
                     tooltip="The LoRA that others shall resemble.",
                 ),
                 io.Int.Input("k", display_name="how many", default=5, min=1, max=100, tooltip="How many to find."),
-                _parts_input(),
+                parts_input(),
                 io.String.Input(
                     "also_like",
                     display_name="and like these",
@@ -201,18 +201,20 @@ class FindSimilarLoRAs(Node):
     ) -> io.NodeOutput:
         from ..methods.lora_space.search import find_similar
 
-        like = [query, *_listed(also_like)]
-        away = _listed(unlike)
+        like = [query, *listed_names(also_like)]
+        away = listed_names(unlike)
+        liked, disliked = ([lora_path(name) for name in names] for names in (like, away))
         with lora_index.open() as index:
             matches = find_similar(
                 index,
-                [lora_path(name) for name in like],
-                [lora_path(name) for name in away],
+                liked,
+                disliked,
                 k=k,
                 subnetwork=subnetwork,
                 family=lora_index.family,
                 folder=folder.strip().strip("/\\") or lora_index.folder,
                 rerank=exact_candidates,
+                store=lora_collection.server_store(index, liked, subnetwork),
                 report=lora_collection.progress_report(),
             )
         if not matches:
@@ -232,78 +234,13 @@ class FindSimilarLoRAs(Node):
         ]
         found = [
             {"name": name, "score": round(score, 6), "family": match.entry.family, "rank": match.entry.as_json()["rank"]}
+            | ({"loading": match.entry.loading} if match.entry.loading else {})
             for match, name, score in zip(matches, names, scores, strict=True)
         ]
         table = table_picture(rows)
         return io.NodeOutput(
             names[0], names, scores, table, json.dumps(found, ensure_ascii=False, indent=1), ui=ui.PreviewImage(table, cls=cls)
         )
-
-
-class LoRAMap(Node):
-    """The collection as a map on which similar LoRAs lie together."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return schema(
-            node_id="IntrinsicLabLoRAMap",
-            display_name="Draw LoRA Map",
-            category=CATEGORY,
-            description=(
-                "Draws all LoRAs of an index as a map: what lies together does alike. Groups are named by their folders or training tags. "
-                "In the node, point at a dot to see its preview picture; click it to choose that LoRA, here and in Find Similar LoRAs."
-            ),
-            search_aliases=["lora map", "lora atlas", "cluster loras", "lora space", "visualize loras"],
-            is_output_node=True,
-            inputs=[
-                Index.Input("lora_index", tooltip=INDEX_TOOLTIP),
-                _parts_input(),
-                io.Int.Input("clusters", default=0, min=0, max=100, tooltip="How many groups. 0: as many as the map shows."),
-                io.Int.Input("size", default=1024, min=256, max=4096, step=64, tooltip="Sides of the picture in pixels."),
-                io.Combo.Input(
-                    "selected",
-                    options=[NONE, *lora_collection.lora_names()],
-                    default=NONE,
-                    tooltip="The LoRA that is marked and put out. A click on the map sets it.",
-                ),
-                # Named `seed`, the front end would draw another one for every run.
-                io.Int.Input("layout_seed", default=0, min=0, max=2**31 - 1, optional=True, tooltip="Another seed, another layout."),
-            ],
-            outputs=[
-                io.Image.Output("IMAGE", display_name="image", tooltip="The map."),
-                io.AnyType.Output("LORA_NAME", display_name="lora_name", tooltip=f"The selected LoRA. {NAME_TOOLTIP}"),
-                io.String.Output("TEXT", display_name="text", tooltip="Places and groups as JSON; places from 0 to 1, from the top left."),
-            ],
-        )
-
-    @classmethod
-    def execute(
-        cls, lora_index: LoraCollection, subnetwork: str, clusters: int, size: int, selected: str = NONE, layout_seed: int = 0
-    ) -> io.NodeOutput:
-        from ..methods.lora_space import lora_map
-
-        with lora_index.open() as index:
-            drawn = lora_map.map_loras(
-                index,
-                family=lora_index.family,
-                subnetwork=subnetwork,
-                folder=lora_index.folder,
-                clusters=clusters or None,
-                seed=layout_seed,
-                report=lora_collection.progress_report(),
-            )
-        # The map's own names have no mark.
-        marked = [] if selected == NONE else [selected.removesuffix(BUNDLED_MARK)]
-        image = torch.tensor(lora_map.draw_map(drawn, size, marked)).float().unsqueeze(0) / 255
-        places = {
-            "family": drawn.family,
-            "points": [
-                {"name": shown_name(point.entry, lora_index.collection), "x": point.x, "y": point.y, "cluster": point.cluster}
-                for point in drawn.points
-            ],
-            "clusters": [{"label": c.label, "size": c.size, "x": c.x, "y": c.y, "color": c.color} for c in drawn.clusters],
-        }
-        return io.NodeOutput(image, selected, json.dumps(places, ensure_ascii=False), ui={"lora_map": [places]})
 
 
 class FindDuplicateLoRAs(Node):
@@ -317,7 +254,8 @@ class FindDuplicateLoRAs(Node):
             category=CATEGORY,
             description=(
                 "Lists LoRAs that do the same: the same weights under another name, in another format or precision, padded to another "
-                "rank, or at another strength. Nothing is deleted."
+                "rank, or at another strength. Beside them, what was made of what: later steps, lower ranks, merges with their shares. "
+                "Nothing is deleted."
             ),
             search_aliases=["duplicate lora", "clean up loras", "same lora", "lora space", "dedupe"],
             is_output_node=True,
@@ -329,7 +267,8 @@ class FindDuplicateLoRAs(Node):
                     min=0.5,
                     max=1.0,
                     step=0.001,
-                    tooltip="Cosine from which on two LoRAs count as the same. 0.998 allows for 8-bit copies; lower finds retrained ones.",
+                    tooltip="Cosine from which on two LoRAs are compared exactly: copies differ by rounding and strength alone. "
+                    "0.998 allows for 8-bit copies.",
                 ),
             ],
             outputs=[
@@ -340,6 +279,12 @@ class FindDuplicateLoRAs(Node):
                     "COPIES", display_name="copies", is_output_list=True, tooltip="Names of the copies, without the originals."
                 ),
                 io.Image.Output("TABLE", display_name="table", tooltip="The groups with their preview pictures."),
+                io.AnyType.Output(
+                    "RELATIVES",
+                    display_name="relatives",
+                    is_output_list=True,
+                    tooltip="Names of LoRAs that were made from others and are no copies: later steps, lower ranks, parts, merges.",
+                ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
@@ -347,27 +292,41 @@ class FindDuplicateLoRAs(Node):
     @classmethod
     def execute(cls, lora_index: LoraCollection, threshold: float) -> io.NodeOutput:
         from ..methods.lora_space.duplicates import find_duplicates
+        from ..methods.lora_space.relatives import find_relatives
+
+        family, folder, report = lora_index.family, lora_index.folder, lora_collection.progress_report()
+
+        def shown(entry: Entry) -> str:
+            return shown_name(entry, lora_index.collection)
 
         with lora_index.open() as index:
-            groups = find_duplicates(
-                index, family=lora_index.family, folder=lora_index.folder, threshold=threshold, report=lora_collection.progress_report()
-            )
+            groups = find_duplicates(index, family=family, folder=folder, threshold=threshold, report=report)
+            copies = {copy.entry.id for group in groups for copy in group.copies}
+            relatives = find_relatives(index, family=family, folder=folder, copies=copies, report=report)
+            not_loading = index.not_loading(family=family, folder=folder)
         rows, lines, names = [], [], []
         for number, group in enumerate(groups, 1):
-            original = shown_name(group.original, lora_index.collection)
+            original = shown(group.original)
             rows += [Row(None, f"Group {number}"), Row(Path(group.original.path), original, ("the original", _about(group.original)))]
             lines.append(original)
             for copy in group.copies:
-                name = shown_name(copy.entry, lora_index.collection)
-                differences = "; ".join(copy.differences) or "the same in every way"
-                same = f"cosine {copy.cosine:.5f}, strength {copy.strength:.3g}"
-                rows.append(Row(Path(copy.entry.path), name, (differences, same)))
-                lines.append(f"  = {name}: {differences} ({same})")
-                names.append(name)
+                differences = "; ".join((copy.text, *copy.differences))
+                same = f"cosine {copy.cosine:.5f}, strength {copy.strength:.4g}"
+                rows.append(Row(Path(copy.entry.path), shown(copy.entry), (differences, same)))
+                lines.append(f"  = {shown(copy.entry)}: {differences} ({same})")
+                names.append(shown(copy.entry))
         if not groups:
             lines, rows = ["No duplicates."], [Row(None, "No duplicates")]
+        if relatives:
+            rows.append(Row(None, "Relatives, no copies"))
+            lines.append("Relatives, which are no copies:")
+        for relative in relatives:
+            rows.append(Row(Path(relative.entry.path), shown(relative.entry), (relative.text,)))
+            lines.append(f"  ~ {relative.text}")
+        lines += [f"{shown(entry)}: {entry.loading}" for entry in not_loading]
         table = table_picture(rows)
-        return io.NodeOutput("\n".join(lines), names, table, ui=ui.PreviewImage(table, cls=cls))
+        made = list(dict.fromkeys(shown(relative.entry) for relative in relatives))
+        return io.NodeOutput("\n".join(lines), names, table, made, ui=ui.PreviewImage(table, cls=cls))
 
 
 class BlendLoRAs(Node):
@@ -406,6 +365,8 @@ class BlendLoRAs(Node):
 
     @classmethod
     def execute(cls, model: list, lora_names: list, strength: list, clip: list | None = None, weights: list | None = None) -> io.NodeOutput:
+        from ..methods.lora.lora_file import load_tensors
+
         names = [name for name in lora_names if name != NONE]
         if not names:
             raise ValueError("No LoRA came to blend: connect lora_names of Find Similar LoRAs, or select a LoRA in Draw LoRA Map.")
@@ -431,4 +392,4 @@ def _changes(model, clip) -> int:
     return sum(len(changes) for part in (model, clip and clip.patcher) if part for changes in part.patches.values())
 
 
-NODES = [IndexLoRAs, FindSimilarLoRAs, LoRAMap, FindDuplicateLoRAs, BlendLoRAs]
+NODES = [IndexLoRAs, FindSimilarLoRAs, FindDuplicateLoRAs, BlendLoRAs]

@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 # The trainers import diffusers, peft and accelerate: they are imported when a training starts.
 from ..methods.ildm.intrinsic_vae import INTRINSICS
 from ..methods.intrinsic_lora.multi_step import METHODS
+from ..methods.intrinsic_lora.recipe import RAW, READINGS
 from ..methods.lumix.design import ATTENTIONS, FUSED, QUERY_BROADCAST, SEPARATE, TENSOR, Design
 from ..methods.maps import MAPS
 from .native.backbones.backbone import INTRINSIC_LORA, JOINT_LORA, TENSOR_LORA
@@ -72,7 +73,8 @@ class TrainLoRA(_Training):
             display_name="Train Intrinsic LoRA",
             category=CATEGORY,
             description=(
-                "Trains a LoRA with which a Stable Diffusion 1.x or 2.x model turns a picture into one of its maps, in one forward pass. "
+                "Trains a LoRA with which a Stable Diffusion 1.x or 2.x, FLUX.1, SD 3, Qwen-Image or Z-Image model turns a picture into "
+                "one of its maps, in one forward pass. "
                 "Cancel keeps a checkpoint; queueing the same graph again goes on from it."
             ),
             search_aliases=["i-lora", "train lora", "training", "fine-tune", "normal map lora", "depth lora", "loss curve"],
@@ -80,7 +82,7 @@ class TrainLoRA(_Training):
             inputs=[
                 *first_inputs(
                     INTRINSIC_LORA,
-                    "SD 1.x or 2.x",
+                    "SD 1.x or 2.x, FLUX.1, SD 3, Qwen-Image, Z-Image",
                     io.Combo.Input("map", options=list(MAPS), tooltip="What the LoRA shall extract."),
                 ),
                 *run_inputs("my_map", "the paper's 20,000 on 4,000 pictures take hours.", 1e-4, 4, rank_input(8)),
@@ -98,7 +100,14 @@ class TrainLoRA(_Training):
                     "method",
                     METHODS,
                     "single: one forward pass. multi: the model's own denoising, sampled from the picture. augmented: sampled with the "
-                    "picture beside the noise (I-LoRA AUG). Many steps are for Extract Maps in Steps.",
+                    "picture beside the noise (I-LoRA AUG). Many steps are for Extract Maps in Steps and Stable Diffusion 1.x, 2.x.",
+                ),
+                choice(
+                    "reading",
+                    tuple(READINGS),
+                    "How the one step's output says the map. raw: as it is. negative: with its sign changed. data: the picture less the "
+                    "output, which a flow (FLUX, SD 3, Qwen-Image, Z-Image) takes for the data. The LoRA's header keeps it.",
+                    "map read from the output",
                 ),
             ],
             outputs=outputs("LORA_NAME", "lora_name", "The LoRA's name: connect it to lora_name of Apply Intrinsic LoRA or Load LoRA."),
@@ -113,6 +122,7 @@ class TrainLoRA(_Training):
         kind: str = ADAPTERS[0],
         gradient_checkpointing: bool = False,
         method: str = METHODS[0],
+        reading: str = RAW,
         **shared: Any,
     ) -> io.NodeOutput:
         def trainer(settings: Settings) -> tuple:
@@ -128,6 +138,7 @@ class TrainLoRA(_Training):
                 settings.batch,
                 gradient_checkpointing=gradient_checkpointing,
                 method=method,
+                reading=reading,
             )
             return config, lambda watcher: train_intrinsic_lora(
                 config, report=watcher.step, on_encoded=watcher.encoded, on_sample=watcher.sampled

@@ -132,7 +132,7 @@ def bring_front_end(version: str, python: Path, log: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         package = f"comfyui-frontend-package=={version}"
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".incoming-") as incoming:
-            command = [python, "-m", "pip", "install", "--no-input", "--no-deps", "--target", incoming, package]
+            command: list[str | Path] = [python, "-m", "pip", "install", "--no-input", "--no-deps", "--target", incoming, package]
             run_logged(command, log, "check that pip reaches a package index, and that it has this version.")
             os.replace(Path(incoming) / "comfyui_frontend_package" / "static", target)
     return target

@@ -6,8 +6,11 @@ depth with near bright; copies of them go around under other keys.
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor
 
 from ..lora.layers import LoraFile
 from ..maps import MAPS
@@ -15,7 +18,15 @@ from ..maps.files import Convention, Reading
 from .multi_step import AUGMENTED, METHODS, SINGLE, Noise, noise_of
 
 AUTO = "auto"
-DEFAULT_TIMESTEP = 999
+# How a network's raw output at the noise end of time, for a picture's clean latent, says the map's latent. A flow's output is noise - data:
+# its negative points to the data, and the input less the output is the data that it tells of.
+RAW = "raw"
+READINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    RAW: lambda output, picture: output,
+    "negative": lambda output, picture: -output,
+    "data": lambda output, picture: picture - output,
+}
+DEFAULT_TIMESTEP, TIMESTEPS = 999, 1000
 PUBLISHED = {"normal": "opencv", "depth": "near_bright", "albedo": "srgb", "shading": "srgb"}
 # Transformer blocks of SD 1.5's UNet by their width. Each has q, k, v, out of two attentions; one of them reads the text.
 _BLOCKS = {320: 5, 640: 5, 1280: 6}
@@ -24,8 +35,14 @@ _PUBLISHED_SIZES = Counter(
     {(8, width, width): 6 * blocks for width, blocks in _BLOCKS.items()}
     | {(8, _TEXT_WIDTH, width): 2 * blocks for width, blocks in _BLOCKS.items()}
 )
+Number = TypeVar("Number", float, Tensor)
 # What converters write into every safetensors header.
 _SAYS_NOTHING = {"format"}
+
+
+def flow_time(timestep: Number) -> Number:
+    """The share of noise, 0..1, at a timestep 0..999 of a network that predicts a flow: the last timestep is noise alone."""
+    return (timestep + 1) / TIMESTEPS
 
 
 @dataclass(frozen=True)
@@ -34,7 +51,7 @@ class Recipe:
 
     timestep: 0..999. resolution: short side in pixels it was trained at, None where unknown. convention: of the pictures that come
     out, one of the map's `files.choices`; the map's own without it. reason: why this one. method: of `multi_step.METHODS`; noise: of the
-    augmented one.
+    augmented one. reading: of READINGS, in a single step.
     """
 
     map: str
@@ -45,6 +62,7 @@ class Recipe:
     reason: str = ""
     method: str = SINGLE
     noise: Noise | None = None
+    reading: str = RAW
 
     @property
     def _learnt(self) -> Convention:
@@ -84,6 +102,9 @@ def recipe_of(lora: LoraFile, source: str, map_name: str = AUTO, convention: str
     method = header.get("method", unsaid_method)
     if method not in METHODS:
         raise ValueError(f"{source} says it works by the method '{method}', known are {', '.join(METHODS)}: export it again.")
+    reading = header.get("reading", RAW)
+    if reading not in READINGS:
+        raise ValueError(f"{source} reads its map as '{reading}', known are {', '.join(READINGS)}: export it again, or update this pack.")
     timestep, resolution = _header_number(header, "timestep", source), _header_number(header, "resolution", source)
     return Recipe(
         found,
@@ -93,6 +114,7 @@ def recipe_of(lora: LoraFile, source: str, map_name: str = AUTO, convention: str
         *_convention(lora, source, found, of_map, convention),
         method,
         noise_of(header, source) if method == AUGMENTED else None,
+        reading,
     )
 
 

@@ -138,6 +138,15 @@ def _check_numbers(what: str, tensor: Tensor) -> None:
         raise ValueError(f"{what} holds NaN or infinite values: the training that made it diverged, use an earlier checkpoint.")
 
 
+def peft_state_dict(layers: Mapping[str, LoraLayer], prefix: str) -> dict[str, Tensor]:
+    """peft's spelling after `prefix`, the one that diffusers and ComfyUI read for transformers; it has no place for a scale."""
+    state = {}
+    for name, layer in layers.items():
+        state[f"{prefix}{name}.lora_A.weight"] = layer.down.contiguous()
+        state[f"{prefix}{name}.lora_B.weight"] = (layer.scale * layer.up).contiguous()
+    return state
+
+
 def kohya_state_dict(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
     """The spelling that ComfyUI's LoraLoader and diffusers both load fully, convolutions included; `alpha` carries the scale."""
     state = {}

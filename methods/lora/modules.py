@@ -1,6 +1,5 @@
 """What the header of a LoRA file says: its modules, each named as in every other file, and facts about the whole."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +10,12 @@ from typing import NamedTuple
 from .families import base_family, variant_of
 from .formats import ALPHA, MAGNITUDES, SUFFIXES, Format, format_of, refused_by, split_key
 from .formats.base import Sizes
-from .header import BadFile, Header, Layout, once_per_layout, text_of
+from .header import BadFile, Header, Layout, once_per_layout
+from .loading import loading
 from .names import canonical_name
 from .spellings import precedence
+from .training_facts import caption_tags
 
-MAX_TAGS = 20
 # The largest layers of models, embeddings of 262,144 words, have as much.
 _LARGEST_SIDE, _LARGEST_MATRIX = 1 << 19, 1 << 31
 _BESIDE = (ALPHA, *MAGNITUDES)
@@ -28,6 +28,7 @@ class Facts:
     format: "lora", "loha", "lokr"..., joined by "+" where a file mixes them. approximate: it holds weights that are not read, such as a
     DoRA's magnitudes, or some whose change depends on the base model's.
     tags: the most frequent tags of its training captions, at most 20. variant: of the base model within its family, such as "pony".
+    loading: what ComfyUI's loader does not take of it, and why; "" where it takes all.
     """
 
     family: str
@@ -39,6 +40,7 @@ class Facts:
     approximate: bool
     tags: tuple[str, ...]
     variant: str = ""
+    loading: str = ""
 
 
 class Module(NamedTuple):
@@ -147,11 +149,13 @@ def _shape(layout: Layout, key: str) -> Sequence[int]:
 def describe(header: Header) -> Facts:
     """Family, ranks, format and tags of a LoRA, from its header. Raises BadFile if it is none, or incomplete."""
     facts = _facts(header.layout)
+    family = base_family(sizes_of(header.layout), header.metadata)
     return replace(
         facts,
-        family=base_family(sizes_of(header.layout), header.metadata),
-        tags=_tags(header.metadata),
+        family=family,
+        tags=caption_tags(header.metadata),
         variant=variant_of(header.metadata),
+        loading=loading(header.layout, family),
     )
 
 
@@ -172,13 +176,3 @@ def _facts(layout: Layout) -> Facts:
         approximate=bool(unread(layout)) or any(module.approximate for module in modules.values()),
         tags=(),
     )
-
-
-def _tags(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    counts: Counter[str] = Counter()
-    try:
-        for folder in json.loads(text_of(metadata, "ss_tag_frequency") or "{}").values():
-            counts.update({str(tag).strip(): int(count) for tag, count in folder.items()})
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-        return ()
-    return tuple(tag for tag, _ in counts.most_common(MAX_TAGS) if tag)

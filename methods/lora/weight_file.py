@@ -6,7 +6,7 @@ a mapped file that another program cuts short ends the process. Format: 8 bytes 
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
@@ -35,7 +35,7 @@ def load_safetensors(path: str | Path, prefix: str = "") -> tuple[dict[str, Tens
     """
     with Reader(path) as reader:
         names = [name for name in reader.header.layout.tensors if name.startswith(prefix)]
-        return {name: reader.stored(name) for name in names}, dict(reader.header.metadata)
+        return {name: reader.any_tensor(name) for name in names}, dict(reader.header.metadata)
 
 
 def read_header(path: str | Path) -> Header:
@@ -127,10 +127,17 @@ class Reader:
         info = self.header.layout.info(name)
         return self._view(name, info, info.form.shape)
 
-    def stored(self, name: str) -> Tensor:
+    def any_tensor(self, name: str) -> Tensor:
         """The tensor `name`, of any numbers. Raises BadFile as `tensor` does."""
         info = self.header.layout.info(name, integers=True)
         return self._view(name, info, info.form.shape)
+
+    def stored(self, name: str) -> Iterator[bytes]:
+        """The bytes of `name`, whatever they mean, a few megabytes at a time. Raises BadFile where its place in the file is none."""
+        for start, stop in self.header.layout.blocks(name, _SPAN_BYTES):
+            data = numpy.empty(stop - start, numpy.uint8)
+            self._read(start, data)
+            yield data.tobytes()
 
     def matrices(self, names: Iterable[str]) -> list[Tensor]:
         """These tensors, each as a matrix [first, rest]; all have two dimensions or more."""

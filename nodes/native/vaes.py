@@ -24,6 +24,20 @@ def decode(vae: Any, latent_bchw: Tensor) -> Tensor:
     return _run(vae, "decode", latent_bchw)
 
 
+def encode_pictures(vae: Any, pictures_bhwc: Tensor) -> Tensor:
+    """Latents `bchw` of pictures, each by itself where the VAE would take them for the frames of one video (Qwen-Image's)."""
+    if getattr(vae, "latent_dim", 2) != 3:
+        return encode(vae, pictures_bhwc)
+    return torch.cat([encode(vae, picture)[:, :, 0] for picture in pictures_bhwc.split(1)])
+
+
+def decode_pictures(vae: Any, latent_bchw: Tensor) -> Tensor:
+    """Pictures of latents `bchw`, also of a VAE for videos."""
+    if getattr(vae, "latent_dim", 2) != 3:
+        return decode(vae, latent_bchw)
+    return decode(vae, latent_bchw.unsqueeze(2))[:, 0]
+
+
 def _run(vae: Any, direction: str, values: Tensor) -> Tensor:
     run = getattr(_in_float32(vae), direction)
     network = getattr(vae, "first_stage_model", None)

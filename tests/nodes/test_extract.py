@@ -226,7 +226,7 @@ def test_a_stock_sampler_runs_a_single_map_on_every_row_and_refuses_several(tiny
     both = apply(normal_model, "depth")
     clone = both.clone()
     clone.add_object_patch("model_sampling", ImageToImage(tiny.model.model.model_config))
-    forward = single_step.RowForward(clone, ("normal",), [(torch.randn(1, 77, 32), {})], False, torch.tensor([999.0]))
+    forward = single_step.RowForward(clone, ("normal",), [(torch.randn(1, 77, 32), {})], False, torch.tensor([14.6]), ("raw",))
     with pytest.raises(ValueError, match="a sampler cannot know which row is which"):
         forward(torch.randn(2, 4, 2, 2), [0, 0])
     assert hooks_left(tiny.model) == 0

@@ -4,7 +4,6 @@ import logging
 import shutil
 import sys
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -31,6 +30,7 @@ from intrinsic_lab.nodes.native.backbones.unet.loading import unet_config
 from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
 from intrinsic_lab.nodes.native.loading.folder_files import read_config, read_weights, rename
 from intrinsic_lab.nodes.native.loading.patcher import build_patcher
+from intrinsic_lab.training.backbones.backbone import TextEmbeddings
 from intrinsic_lab.training.intrinsic_lora import SingleStepBase, add_adapter, load_adapter, predict_maps_in_steps
 from safetensors.torch import save_file
 
@@ -113,7 +113,7 @@ def trainers_base(tiny, lora):
         unet = diffusers.UNet2DConditionModel.from_pretrained(tiny.folder / "unet").eval()
         add_adapter(unet, "attention", 3, 0)
         load_adapter(unet, read_lora(lora))
-    return SingleStepBase(unet, tiny.vae, None, tiny.text_encoder, partial(embed, tiny))
+    return SingleStepBase(unet, tiny.vae, lambda prompt: TextEmbeddings(embed(tiny, prompt)))
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def test_every_node_has_tooltips_a_help_page_and_a_number_that_stays():
 
 def test_every_shared_input_is_a_setting():
     known = set(Settings.__dataclass_fields__)
-    own = {"map", "rank", "kind", "gradient_checkpointing", "intrinsic_vae", "attention", "lora", "base_dtype", "method"}
+    own = {"map", "rank", "kind", "gradient_checkpointing", "intrinsic_vae", "attention", "lora", "base_dtype", "method", "reading"}
     for node in train.NODES:
         assert {one.id for one in node.define_schema().inputs} - own <= known
 

@@ -32,7 +32,10 @@ def test_networks_that_a_trainer_does_not_know_are_refused_with_those_it_knows(t
         map_flow_of(torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match=r"has no transformer folder: give a FLUX.1 model in diffusers format"):
         map_flow_in(tmp_path)
-    with pytest.raises(ValueError, match=r"has no unet folder: give a Stable Diffusion 1.x or 2.x model in diffusers format"):
+    with pytest.raises(
+        ValueError,
+        match=r"has no unet or transformer folder: give a Stable Diffusion 1.x or 2.x, FLUX.1, SD 3 or 3.5, Qwen-Image or Z-Image model in",
+    ):
         single_step_in(tmp_path)
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer/config.json").write_text(json.dumps({"_class_name": "PixArtTransformer2DModel"}))

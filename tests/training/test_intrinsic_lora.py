@@ -160,10 +160,10 @@ def test_predicted_maps_equal_the_published_recipe_written_out(tiny_base, wide):
     text = base.embed("surface normal")
     predicted = predict_maps(base.network, base.vae, text, pictures_bchw, "normal", batch=2)
     tokens = base.tokenizer(["surface normal"], padding="max_length", max_length=77, return_tensors="pt").input_ids
-    assert torch.equal(text, base.text_encoder(tokens).last_hidden_state)
+    assert torch.equal(text.context, base.text_encoder(tokens).last_hidden_state)
     with torch.no_grad():
         latent = base.vae.encode(pictures_bchw * 2 - 1).latent_dist.mean * 0.5
-        raw = base.vae.decode(base.network(latent, 999, text.expand(3, -1, -1)).sample / 0.5).sample
+        raw = base.vae.decode(base.network(latent, 999, text.expanded(3).context).sample / 0.5).sample
     vectors = rearrange(raw, "b c h w -> b h w c")
     torch.testing.assert_close(predicted, vectors / vectors.norm(dim=-1, keepdim=True), rtol=0, atol=1e-4)
     depth = predict_maps(base.network, base.vae, text, pictures_bchw, "depth")
@@ -182,7 +182,7 @@ def test_a_vae_with_a_shift_is_trained_on_the_latents_that_the_nodes_give_the_mo
     pictures, text = rearrange(render_scenes([5], 32, 32).image_bhwc, "b h w c -> b c h w"), base.embed("depth map")
     with torch.no_grad():
         latent = (base.vae.encode(pictures * 2 - 1).latent_dist.mean - 0.25) * 0.5
-        raw = base.vae.decode(base.network(latent, 999, text).sample / 0.5 + 0.25).sample
+        raw = base.vae.decode(base.network(latent, 999, text.context).sample / 0.5 + 0.25).sample
     predicted = predict_maps(base.network, base.vae, text, pictures, "depth")
     torch.testing.assert_close(predicted[..., 0], raw.mean(1) / 2 + 0.5, rtol=0, atol=1e-5)
 
@@ -197,7 +197,7 @@ def test_losses_of_a_step_equal_the_paper_written_out(tiny_base, pairs, tmp_path
     maps = render_scenes([SCENES.first_seed + row for row in rows], 32, 32)
     with torch.no_grad():
         image = base.vae.encode(rearrange(maps.image_bhwc, "b h w c -> b c h w") * 2 - 1).latent_dist.mean * 0.5
-        output = base.network(image, 999, text.expand(3, -1, -1)).sample
+        output = base.network(image, 999, text.expanded(3).context).sample
         posterior = base.vae.encode(rearrange(maps.normal_bhwc, "b h w c -> b c h w")).latent_dist
         error = ((output - posterior.mean * 0.5) ** 2).mean() + (posterior.std * 0.5).square().mean()
         # The sampled target scatters around its mean: the expectation is met within a few percent.
@@ -356,7 +356,7 @@ def test_wrong_settings_are_told_clearly(tiny_base, pairs, tmp_path):
     for wrong in ({"map": "colour"}, {"kind": "lokr"}, {"loss": "l1"}, {"init": "zero"}, {"rank": 0}, {"batch": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             config_of(tiny_base, tmp_path, **wrong)
-    with pytest.raises(ValueError, match="has no unet folder: give a Stable Diffusion"):
+    with pytest.raises(ValueError, match="has no unet or transformer folder: give a Stable Diffusion"):
         train_intrinsic_lora(config_of(tmp_path, tmp_path), pairs=pairs)
     with pytest.raises(ValueError, match="held out for judging"):
         train_intrinsic_lora(config_of(tiny_base, tmp_path, data=SceneData(first_seed=990, count=20, size=32)))

@@ -63,7 +63,7 @@ def test_loss_and_gradients_are_those_of_a_plain_statement_in_float64(tiny_base,
     assert noise == (
         Noise("v_prediction", "linear", 0.0001, 0.02) if method == "augmented" else Noise("epsilon", "linear", 0.0001, 0.02, zero_snr=False)
     )
-    text = base.embed("surface normal").double()
+    text = base.embed("surface normal").to(dtype=torch.float64)
     mask = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(2)) > 0.3
     double = LatentPairs(pairs.image_bchw.double(), pairs.map_mean_bchw.double(), pairs.map_std_bchw.double(), mask)
     found = IntrinsicLoraTask(config, network, base.vae.double(), text, double).loss(network, step_generator(0, 5))
@@ -77,7 +77,7 @@ def test_loss_and_gradients_are_those_of_a_plain_statement_in_float64(tiny_base,
     target = drawn if method == "multi" else signal.sqrt() * drawn - (1 - signal).sqrt() * clean
     # The VAE's own scale: what the model's is divided by.
     seen = noisy if method == "multi" else torch.cat([noisy, picture / 0.5], 1)
-    error = (network(seen, timestep, text.expand(3, -1, -1)).sample - target) ** 2
+    error = (network(seen, timestep, text.expanded(3).context).sample - target) ** 2
     plain = (error.mean(1, keepdim=True) * mask[rows]).sum() / mask[rows].sum()
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     gradients = [torch.autograd.grad(loss, learning, retain_graph=True) for loss in (found, plain)]

@@ -7,12 +7,15 @@ from typing import Protocol, TypeVar
 from torch import nn
 
 from ..bases import base_at
-from .backbone import Backbone, JointDenoising, MapFlow, SingleStep
+from .backbone import Backbone, Denoiser, JointDenoising, MapFlow, SingleStep
 from .flux import FLUX
 from .pixart import PIXART
+from .qwen_image import QWEN_IMAGE
+from .sd3 import SD3
 from .unet import UNET
+from .z_image import Z_IMAGE
 
-BACKBONES: tuple[Backbone, ...] = (UNET, PIXART, FLUX)
+BACKBONES: tuple[Backbone, ...] = (UNET, PIXART, FLUX, SD3, QWEN_IMAGE, Z_IMAGE)
 
 
 class _Trainable(Protocol):
@@ -31,6 +34,20 @@ def single_step_of(network: nn.Module, name: str = "the base") -> SingleStep:
 def single_step_in(folder: Path) -> SingleStep:
     """How Intrinsic LoRA trains on the network of a base (`bases`). Raises ValueError for networks it does not know."""
     return _in(folder, lambda backbone: backbone.single_step)
+
+
+def denoiser_of(network: nn.Module) -> Denoiser:
+    """How Intrinsic LoRA denoises in many steps. Raises ValueError for networks that it knows in a single step only."""
+    single_step = single_step_of(network)
+    if single_step.denoise is None:
+        raise ValueError(f"{single_step.models} came, which are known in a single step only: choose the method single, or a UNet.")
+    return single_step.denoise
+
+
+def single_step_part(folder: Path) -> str:
+    """The subfolder of a base's network (unet, transformer). Raises ValueError for networks that Intrinsic LoRA does not know."""
+    single_step = single_step_in(folder)
+    return next(backbone.part for backbone in BACKBONES if backbone.single_step is single_step)
 
 
 def joint_denoising_of(network: nn.Module, name: str = "the base") -> JointDenoising:
@@ -76,4 +93,5 @@ def _in(folder: Path, ability: Callable[[Backbone], Answer | None]) -> Answer:
 
 def _models(able: list[tuple[Backbone, Answer]]) -> str:
     """What can be used, in words."""
-    return " or ".join(answer.models for _, answer in able)
+    *most, last = (answer.models for _, answer in able)
+    return " or ".join(part for part in (", ".join(most), last) if part)

@@ -1,13 +1,13 @@
 """What the trainers ask of a kind of network. Each kind answers in a `Backbone` of its own, in a file beside this one."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from ...methods.lora.layers import LoraLayer
 from ...methods.lumix.tensor_lora.layer import Adapter
@@ -37,8 +37,13 @@ class TextEmbeddings:
         """Every text `times` times, one after the other."""
         return self._each(lambda part: part.repeat_interleave(times, dim=0))
 
-    def to(self, device: torch.device) -> "TextEmbeddings":
-        return self._each(lambda part: part.to(device))
+    def expanded(self, rows: int) -> "TextEmbeddings":
+        """One text for every row."""
+        return self._each(lambda part: part.expand(rows, *part.shape[1:]))
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> "TextEmbeddings":
+        """On a device, as numbers of a dtype; what counts or masks tokens keeps its own."""
+        return self._each(lambda part: part.to(device, dtype if part.is_floating_point() else None))
 
     @classmethod
     def joined(cls, parts: Sequence["TextEmbeddings"]) -> "TextEmbeddings":
@@ -54,16 +59,43 @@ class TextEmbeddings:
 
 @dataclass(frozen=True)
 class SingleStepBase:
-    """The parts of a base that Intrinsic LoRA's single step needs, in float32; VAE and text encoder frozen.
+    """The parts of a base that Intrinsic LoRA's single step needs, in float32; the VAE and what encodes text frozen.
 
-    embed: text embedding of a prompt, `[1, token, dim]`, float32, on the text encoder's device.
+    embed: what the base's text encoders make of a prompt, one row of float32. tokenizer, text_encoder: of a UNet, where they stay loaded;
+    a transformer's are read for a prompt and let go.
     """
 
     network: ModelMixin
     vae: AutoencoderKL
-    tokenizer: PreTrainedTokenizerBase
-    text_encoder: nn.Module
-    embed: Callable[[str], Tensor]
+    embed: Callable[[str], TextEmbeddings]
+    tokenizer: Any = None
+    text_encoder: Any = None
+
+    def to(self, device: torch.device) -> "SingleStepBase":
+        """Brings all parts to a device, in place."""
+        for module in (self.network, self.vae, self.text_encoder):
+            if module is not None:
+                module.to(device)
+        return self
+
+
+def randomly_initialised(network: ModelMixin, seed: int) -> Any:
+    """A network of the same architecture with fresh random weights (the paper's control: knowledge, or only architecture?)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return type(network).from_config(network.config)
+
+
+# The network, noisy latents, the timestep of each row, a prompt's embedding -> the raw output.
+Denoiser = Callable[[nn.Module, Tensor, Tensor, TextEmbeddings], Tensor]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a linear probe reads, by a regular expression of self-attentions' names, and the name of the last layer, which it replaces."""
+
+    self_attentions: str
+    output: str
 
 
 @dataclass(frozen=True)
@@ -71,21 +103,23 @@ class SingleStep:
     """How Intrinsic LoRA trains on a network, and is judged.
 
     models: in messages. load: of a base (`bases`), with the network's own weights ("trained") or fresh ones ("random", drawn with a
-    seed); raises ValueError for folders that do not fit. map_latent: the latent of the map, for clean latents of pictures and a prompt's
-    embedding. layers: regular expressions of the layers that get a LoRA, by kind of adapter (`intrinsic_lora.adapter.KINDS`). denoise: the
-    raw output for noisy latents, the timestep of each row, and a prompt's embedding. parts: of how the names of layers begin, by the part
-    of the network to which a training may be confined. self_attentions, output: of the self-attentions that a linear probe reads, and the
-    name of the last layer, which it replaces.
+    seed); raises ValueError for folders that do not fit. raw_output: at the noise end of time, for clean latents of pictures and a
+    prompt's embedding; `methods.intrinsic_lora.recipe.READINGS` make the map's latent of it. layers: regular expressions of the layers
+    that get a LoRA, by kind of adapter (`intrinsic_lora.adapter.KINDS`). lora_state: a LoRA file's tensors, in keys that ComfyUI's
+    LoraLoader and diffusers read. patch: latents along a token's side. denoise: the raw output for noisy latents, the timestep of each
+    row, and a prompt's embedding; None where many steps are not known. parts: of how the names of layers begin, by the part of the
+    network to which a training may be confined. probe: what a linear probe reads and replaces, None where there is none.
     """
 
     models: str
     load: Callable[[Path, str, int], SingleStepBase]
-    map_latent: Callable[[nn.Module, Tensor, Tensor], Tensor]
+    raw_output: Callable[[nn.Module, Tensor, TextEmbeddings], Tensor]
     layers: Mapping[str, str]
-    denoise: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
-    parts: Mapping[str, str]
-    self_attentions: str
-    output: str
+    lora_state: Callable[[Mapping[str, LoraLayer]], dict[str, Tensor]]
+    patch: int = 1
+    denoise: Denoiser | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
+    probe: Probe | None = None
 
 
 @dataclass(frozen=True)

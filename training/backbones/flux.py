@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from ...methods.lumix.attention import attend_maps
 from ...methods.lumix.design import QUERY_BROADCAST, Design
 from ...methods.lumix.tensor_lora.layer import Adapter, BlockAdapter, MapLayer, Update
-from ..bases import base_at
+from ..bases import Base, base_at
 from ..pairs import OnEncoded
 from .backbone import Backbone, FlowBase, MapFlow, TextEmbeddings
+from .flow import flow_step
 
 PATCH = 2
+# The length to which ComfyUI pads T5's prompts for FLUX.
+SINGLE_STEP_TOKENS = 256
 # Captions encoded at once.
 _CAPTIONS = 64
 
@@ -56,6 +59,11 @@ def predict_velocity(transformer, latent_bchw: Tensor, time_b: Tensor, text: Tex
         return_dict=False,
     )[0]
     return unpack(tokens, height, width)
+
+
+def encode_text(base: Base, prompt: str) -> TextEmbeddings:
+    """As ComfyUI's CLIP for FLUX.1 encodes a prompt."""
+    return encode_texts(base.path, [prompt], SINGLE_STEP_TOKENS)
 
 
 def load_flux_base(path: Path, dtype: torch.dtype = torch.float32) -> FlowBase:
@@ -216,9 +224,23 @@ def adapter_sizes(transformer: FluxTransformer2DModel) -> tuple[int, int, int]:
     return config.num_attention_heads * config.attention_head_dim, config.num_layers, config.num_single_layers
 
 
+_BLOCKS = r"(?:single_)?transformer_blocks\.\d+"
+
 FLUX = Backbone(
     name="flux",
     part="transformer",
     network=FluxTransformer2DModel,
+    # Guidance is 3.5 for distilled models, as in ComfyUI where no node sets it.
+    single_step=flow_step(
+        "FLUX.1",
+        FluxTransformer2DModel,
+        predict_velocity,
+        encode_text,
+        (
+            rf"{_BLOCKS}\.attn\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)|single_transformer_blocks\.\d+\.proj_out",
+            rf"{_BLOCKS}\.(?:proj_mlp|ff(?:_context)?\.net\.(?:0\.proj|2))",
+            rf"{_BLOCKS}\.norm1?(?:_context)?\.linear|norm_out\.linear|x_embedder|context_embedder|proj_out",
+        ),
+    ),
     map_flow=MapFlow("FLUX.1", PATCH, load_flux_base, encode_texts, adapter_sizes, join_maps, predict_velocity),
 )

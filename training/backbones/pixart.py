@@ -6,6 +6,8 @@ from diffusers import DiffusionPipeline, PixArtTransformer2DModel
 from torch import Tensor
 
 from ...methods.lora.layers import LoraLayer
+from ...methods.lora.lora_file import peft_state_dict
+from ...methods.lora.spellings import PEFT
 from .backbone import Backbone, JointDenoising, TextEmbeddings
 from .self_attention import PROJECTIONS, exchange_in
 
@@ -27,12 +29,8 @@ def conditions(transformer: PixArtTransformer2DModel, text: TextEmbeddings, size
 
 
 def lora_state(layers: Mapping[str, LoraLayer]) -> dict[str, Tensor]:
-    """peft's own spelling, which has no place for a scale."""
-    state = {}
-    for name, layer in layers.items():
-        state[f"base_model.model.{name}.lora_A.weight"] = layer.down.contiguous()
-        state[f"base_model.model.{name}.lora_B.weight"] = (layer.scale * layer.up).contiguous()
-    return state
+    """peft's own spelling."""
+    return peft_state_dict(layers, PEFT)
 
 
 PIXART = Backbone(

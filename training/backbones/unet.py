@@ -10,7 +10,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ...methods.lora.lora_file import kohya_state_dict
 from ..bases import base_at
-from .backbone import TIMESTEP, Backbone, JointDenoising, SingleStep, SingleStepBase, TextEmbeddings
+from .backbone import TIMESTEP, Backbone, JointDenoising, Probe, SingleStep, SingleStepBase, TextEmbeddings, randomly_initialised
 from .self_attention import PROJECTIONS, exchange_in
 
 _ATTENTION = r"attn[12]\.(?:to_q|to_k|to_v|to_out\.0)"
@@ -56,33 +56,26 @@ def load_single_step(path: Path, init: str, seed: int) -> SingleStepBase:
     for module in (vae, text_encoder):
         module.requires_grad_(False)
     if init == "random":
-        unet = _randomly_initialised(unet, seed)
-    return SingleStepBase(unet, vae, tokenizer, text_encoder, partial(_embed, tokenizer, text_encoder))
-
-
-def _randomly_initialised(unet: UNet2DConditionModel, seed: int) -> UNet2DConditionModel:
-    """A UNet of the same architecture with fresh random weights (the paper's control: knowledge, or only architecture?)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return UNet2DConditionModel.from_config(unet.config)
+        unet = randomly_initialised(unet, seed)
+    return SingleStepBase(unet, vae, partial(_embed, tokenizer, text_encoder), tokenizer, text_encoder)
 
 
 @torch.no_grad()
-def _embed(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompt: str) -> Tensor:
+def _embed(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompt: str) -> TextEmbeddings:
     """The last hidden state, as the diffusers pipeline takes it."""
     length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
     tokens = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return text_encoder(tokens.input_ids.to(text_encoder.device))[0].float()
+    return TextEmbeddings(text_encoder(tokens.input_ids.to(text_encoder.device))[0].float())
 
 
-def map_latent(unet: UNet2DConditionModel, latent_bchw: Tensor, text_1td: Tensor) -> Tensor:
-    """The raw output at t = 999."""
-    return denoise(unet, latent_bchw, torch.tensor(TIMESTEP, device=latent_bchw.device), text_1td)
+def raw_output(unet: UNet2DConditionModel, latent_bchw: Tensor, text: TextEmbeddings) -> Tensor:
+    """At t = 999."""
+    return denoise(unet, latent_bchw, torch.tensor(TIMESTEP, device=latent_bchw.device), text)
 
 
-def denoise(unet: UNet2DConditionModel, latent_bchw: Tensor, timestep: Tensor, text_1td: Tensor) -> Tensor:
+def denoise(unet: UNet2DConditionModel, latent_bchw: Tensor, timestep: Tensor, text: TextEmbeddings) -> Tensor:
     """The raw output. timestep: of each row, or one of all."""
-    return unet(latent_bchw, timestep, encoder_hidden_states=text_1td.expand(len(latent_bchw), -1, -1)).sample
+    return unet(latent_bchw, timestep, encoder_hidden_states=text.expanded(len(latent_bchw)).context).sample
 
 
 UNET = Backbone(
@@ -92,12 +85,12 @@ UNET = Backbone(
     single_step=SingleStep(
         models="Stable Diffusion 1.x or 2.x",
         load=load_single_step,
-        map_latent=map_latent,
+        raw_output=raw_output,
         layers=SINGLE_STEP_LAYERS,
+        lora_state=kohya_state_dict,
         denoise=denoise,
         parts=_PARTS,
-        self_attentions=r".*\.attn1",
-        output="conv_out",
+        probe=Probe(self_attentions=r".*\.attn1", output="conv_out"),
     ),
     joint_denoising=JointDenoising("SD 1.x, SD 2.x, SDXL", encode, conditions, PROJECTIONS, exchange_in, kohya_state_dict),
 )

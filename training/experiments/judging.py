@@ -104,7 +104,7 @@ Judged = JudgedScenes | JudgedSet
 
 def predictions_of(base: SingleStepBase, config: IntrinsicLoraConfig, sampling: Sampling) -> NetworkPredictions:
     """Of a network that was trained with `config`, at the size it was trained at."""
-    recipe = Recipe(config.map, MAPS[config.map].prompt, method=config.method)
+    recipe = Recipe(config.map, MAPS[config.map].prompt, method=config.method, reading=config.reading)
     noise = None if config.method == SINGLE else noise_for(config.base, config.method)
     return NetworkPredictions(base, recipe, config.data.size, noise, sampling)
 

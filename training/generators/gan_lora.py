@@ -62,8 +62,7 @@ def teacher_labels(config: GanLoraConfig, generator: Gan) -> Tensor:
     """What the teacher sees in the generated pictures: the map in picture form, `[n, 3, h, w]` in -1..1."""
     base = load_base(config.teacher)
     _merge(base.network, config.adapter)
-    for part in (base.network, base.vae, base.text_encoder):
-        part.to("cuda" if torch.cuda.is_available() else "cpu")
+    base.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     kind, labels = MAPS[config.map], []
     text = base.embed(kind.prompt)
     draws, psi = draw_latents(generator.config, config.loop.seed, config.pictures), truncations(config.pictures)

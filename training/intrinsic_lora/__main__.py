@@ -13,7 +13,7 @@ from .run import train_intrinsic_lora
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m intrinsic_lab.training.intrinsic_lora",
-        description="Train an Intrinsic LoRA: a LoRA with which a Stable Diffusion model turns a picture into one of its intrinsic maps. "
+        description="Train an Intrinsic LoRA: a LoRA with which a diffusion model turns a picture into one of its intrinsic maps. "
         "Running the same command again resumes; Ctrl+C saves a checkpoint first. Several devices: accelerate launch -m, then the same.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

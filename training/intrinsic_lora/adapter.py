@@ -11,7 +11,6 @@ from peft.tuners.lora import LoraLayer as PeftLayer
 
 from ...methods.intrinsic_lora.multi_step import PICTURE_KEY
 from ...methods.lora.layers import LoraFile, LoraLayer
-from ...methods.lora.lora_file import kohya_state_dict
 from ..atomic import write_tensors
 from ..backbones import single_step_of
 from .probe import add_probe
@@ -39,6 +38,8 @@ def add_adapter(network: ModelMixin, kind: str, rank: int, seed: int, layers: st
     if kind == "probe":
         add_probe(network, single_step)
         return
+    if layers != ALL and layers not in single_step.parts:
+        raise ValueError(f"layers is {layers!r}, a part of a UNet; {single_step.models} came: choose {ALL}.")
     begins = "" if layers == ALL else single_step.parts[layers]
     if kind == "full":
         for name, parameter in network.named_parameters():
@@ -87,11 +88,11 @@ def lora_layers(network: ModelMixin) -> dict[str, LoraLayer]:
 
 
 def save_lora(network: ModelMixin, path: Path, metadata: Mapping[str, str], dtype: torch.dtype = torch.float32) -> None:
-    """Write the LoRA layers so that ComfyUI's LoraLoader and diffusers both load them (kohya's spelling), atomically.
+    """Write the LoRA layers so that ComfyUI's LoraLoader and diffusers both load them, atomically.
 
     Of a widened network also the weight by which the picture comes in, which both leave alone.
     """
-    state = {key: tensor.to(dtype) for key, tensor in kohya_state_dict(lora_layers(network)).items()}
+    state = {key: tensor.to(dtype) for key, tensor in single_step_of(network).lora_state(lora_layers(network)).items()}
     if (weight := picture_in(network)) is not None:
         state[PICTURE_KEY] = weight.detach().to("cpu", dtype).contiguous()
     write_tensors(path, state, metadata)

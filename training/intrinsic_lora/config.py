@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ...methods.intrinsic_lora.multi_step import AUGMENTED, METHODS, SINGLE
+from ...methods.intrinsic_lora.recipe import RAW, READINGS
 from ...methods.maps import MAPS
+from ..backbones import single_step_part
 from ..backbones.backbone import TIMESTEP
 from ..config import TrainerConfig, file_header
 from ..folder_data import FolderData
@@ -23,11 +25,12 @@ _MULTI_STEP = ("method", "picture_channels")
 class IntrinsicLoraConfig(TrainerConfig):
     """One I-LoRA: which map, learnt from which pairs, by what part of which base. Defaults are the paper's.
 
-    base: an SD 1.x / 2.x model (`bases`). loop: steps, rate, output folder.
+    base: a model (`bases`) of a kind that `training.backbones` knows in a single step. loop: steps, rate, output folder.
     kind, rank, layers: see `add_adapter`. loss: "latent" (MSE of latents) or "decoded" (of the decoded map: `losses.picture_loss`).
     init: "trained", or "random" for the paper's control. save_dtype: of the file written, "float32" or "float16".
     method: of `methods.intrinsic_lora.multi_step`. picture_channels: of the augmented method, the instruct-pix2pix folder or checkpoint
     that gives the weights of the picture's channels, which then stay; without one they begin at zero and learn.
+    reading: of READINGS, how the single step's output says the map.
     Raises ValueError for impossible values.
     """
 
@@ -45,12 +48,14 @@ class IntrinsicLoraConfig(TrainerConfig):
     method: str = SINGLE
     picture_channels: Path | None = None
     layers: str = ALL
+    reading: str = RAW
 
     def __post_init__(self) -> None:
         self._require_choices(
             map=MAPS,
             kind=KINDS,
             layers=LAYERS,
+            reading=READINGS,
             loss=("latent", "decoded"),
             init=("trained", "random"),
             save_dtype=("float32", "float16"),
@@ -58,6 +63,8 @@ class IntrinsicLoraConfig(TrainerConfig):
         )
         if self.method != SINGLE and self.loss != "latent":
             raise ValueError(f"the loss {self.loss!r} came for the method {self.method!r}, which denoises latents: choose the loss latent.")
+        if self.method != SINGLE and self.reading != RAW:
+            raise ValueError(f"the reading {self.reading!r} came for the method {self.method!r}: it is of the single step only.")
         if self.method == AUGMENTED and self.kind == "full":
             raise ValueError("the kind 'full' came for the augmented method, which learns a LoRA: choose attention, transformer or wide.")
         if self.method != AUGMENTED and self.picture_channels is not None:
@@ -72,11 +79,13 @@ class IntrinsicLoraConfig(TrainerConfig):
     @property
     def weights(self) -> Path:
         """Where the result is written: a LoRA file, a diffusers folder for kind "full", a file of its own for a probe."""
-        return self.loop.output / {"full": "unet", "probe": f"{self.map}_probe.safetensors"}.get(self.kind, f"{self.map}.safetensors")
+        if self.kind == "full":
+            return self.loop.output / single_step_part(self.base)
+        return self.loop.output / (f"{self.map}_probe.safetensors" if self.kind == "probe" else f"{self.map}.safetensors")
 
     def task_settings(self) -> dict[str, Any]:
         """As `TrainerConfig`, without what there was no choice of once, where that was chosen: runs from before go on."""
-        absent = ("layers",) * (self.layers == ALL) + _MULTI_STEP * (self.method == SINGLE)
+        absent = ("layers",) * (self.layers == ALL) + ("reading",) * (self.reading == RAW) + _MULTI_STEP * (self.method == SINGLE)
         return {name: value for name, value in super().task_settings().items() if name not in absent}
 
     def metadata(self) -> dict[str, str]:
@@ -94,5 +103,5 @@ class IntrinsicLoraConfig(TrainerConfig):
 
     def _method_header(self) -> dict[str, str]:
         if self.method == SINGLE:
-            return {"timestep": str(TIMESTEP)}
+            return {"timestep": str(TIMESTEP)} | ({} if self.reading == RAW else {"reading": self.reading})
         return {"method": self.method, "noise": noise_for(self.base, self.method).header()}

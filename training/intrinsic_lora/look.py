@@ -2,11 +2,9 @@
 
 from collections.abc import Callable
 
-from torch import Tensor
-
 from ...methods.formats import picture_of
 from ...methods.intrinsic_lora.multi_step import SINGLE
-from ..backbones.backbone import SingleStepBase
+from ..backbones.backbone import SingleStepBase, TextEmbeddings
 from ..look import Sample, shown_source, true_pictures
 from ..pairs import IMAGE
 from .config import IntrinsicLoraConfig
@@ -18,7 +16,7 @@ from .sample import predict_maps_in_steps
 STEPS = 8
 
 
-def map_look(config: IntrinsicLoraConfig, base: SingleStepBase, text_1td: Tensor) -> Callable[[], Sample]:
+def map_look(config: IntrinsicLoraConfig, base: SingleStepBase, text: TextEmbeddings) -> Callable[[], Sample]:
     """What shows the map that `base`, with its adapter, makes of the shown picture."""
     source = shown_source(config.data.source(config.map))
     picture_bchw, true = source.read(IMAGE, [0]), true_pictures(source, (IMAGE, config.map))
@@ -26,7 +24,7 @@ def map_look(config: IntrinsicLoraConfig, base: SingleStepBase, text_1td: Tensor
 
     def look() -> Sample:
         if noise is None:
-            predicted = predict_maps(base.network, base.vae, text_1td, picture_bchw, config.map)
+            predicted = predict_maps(base.network, base.vae, text, picture_bchw, config.map, reading=config.reading)
         else:
             predicted = predict_maps_in_steps(base, noise, picture_bchw, config.map, steps=STEPS)
         return [{"picture": true[IMAGE], "learnt so far": picture_of(config.map, predicted)[0], "true": true[config.map]}]

@@ -4,12 +4,13 @@ import argparse
 from pathlib import Path
 
 from ...methods.intrinsic_lora.multi_step import METHODS
+from ...methods.intrinsic_lora.recipe import READINGS
 from .. import command_line
 from ..loop import LoopConfig
 from .adapter import KINDS, LAYERS
 from .config import IntrinsicLoraConfig
 
-BASE = "Stable Diffusion 1.x or 2.x model: a diffusers folder or a checkpoint file"
+BASE = "Stable Diffusion 1.x or 2.x, FLUX.1, SD 3, Qwen-Image or Z-Image model: a diffusers folder, or a checkpoint file of the first two"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +37,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=own.method,
         help="single: one forward pass; multi: the base's own denoising, sampled from the picture; augmented: I-LoRA_AUG, sampled with the "
         "picture beside the noise",
+    )
+    model.add_argument(
+        "--reading",
+        choices=tuple(READINGS),
+        default=own.reading,
+        help="how the single step's output says the map: as it is, with its sign changed, or as the data that a flow tells of",
     )
     model.add_argument(
         "--picture-channels",

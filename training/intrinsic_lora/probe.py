@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from ..atomic import write_tensors
 from ..backbones import single_step_of
-from ..backbones.backbone import SingleStep
+from ..backbones.backbone import Probe, SingleStep
 
 
 class LinearProbe(nn.Module):
@@ -62,16 +62,23 @@ def _rows(tokens: int, height: int, width: int) -> int:
 
 
 def add_probe(network: ModelMixin, single_step: SingleStep) -> None:
-    """Put a `LinearProbe` into a frozen network, in place."""
-    attentions = [module for name, module in network.named_modules() if re.fullmatch(single_step.self_attentions, name)]
-    last = network.get_submodule(single_step.output)
+    """Put a `LinearProbe` into a frozen network, in place. Raises ValueError for a network that none reads."""
+    known = _known(single_step)
+    attentions = [module for name, module in network.named_modules() if re.fullmatch(known.self_attentions, name)]
+    last = network.get_submodule(known.output)
     probe = LinearProbe(attentions, last.out_channels).to(last.weight.device)
-    setattr(network, single_step.output, probe)
+    setattr(network, known.output, probe)
+
+
+def _known(single_step: SingleStep) -> Probe:
+    if single_step.probe is None:
+        raise ValueError(f"a linear probe reads a UNet's self-attentions, {single_step.models} came: choose a LoRA kind, or a UNet.")
+    return single_step.probe
 
 
 def save_probe(network: ModelMixin, path: Path, metadata: Mapping[str, str]) -> None:
     """Write a network's probe, atomically: what `load_probe` reads."""
-    probe = network.get_submodule(single_step_of(network).output)
+    probe = network.get_submodule(_known(single_step_of(network)).output)
     write_tensors(path, {name: tensor.detach().float().cpu().contiguous() for name, tensor in probe.state_dict().items()}, metadata)
 
 
@@ -79,7 +86,7 @@ def load_probe(network: ModelMixin, path: Path) -> None:
     """Put the probe of a file into a network, in place. Raises ValueError, naming the file, where the two do not fit."""
     single_step = single_step_of(network)
     add_probe(network, single_step)
-    probe, state = network.get_submodule(single_step.output), load_file(path)
+    probe, state = network.get_submodule(_known(single_step).output), load_file(path)
     own = {name: tensor.shape for name, tensor in probe.state_dict().items()}
     if own != {name: tensor.shape for name, tensor in state.items()}:
         raise ValueError(f"{path.name} is no linear probe of this base: pick the base that it was trained on.")

@@ -9,10 +9,11 @@ from diffusers import AutoencoderKL, ModelMixin
 from torch import Tensor, nn
 
 from ...methods.intrinsic_lora.multi_step import AUGMENTED, SINGLE
+from ...methods.intrinsic_lora.recipe import READINGS
 from ...methods.lora.lora_file import read_lora
 from ...methods.maps import MAPS
-from ..backbones import single_step_of
-from ..backbones.backbone import SingleStepBase
+from ..backbones import denoiser_of, single_step_of
+from ..backbones.backbone import SingleStepBase, TextEmbeddings
 from ..config import require_size
 from ..look import OnSample, with_looks
 from ..loop import History, Report, train
@@ -32,8 +33,8 @@ from .widened import pix2pix_weight, widen
 class IntrinsicLoraTask:
     """A `loop.Task`: `module` is the network with its adapter."""
 
-    def __init__(self, config: IntrinsicLoraConfig, network: ModelMixin, vae: AutoencoderKL, text_1td: Tensor, pairs: LatentPairs):
-        self.module, self.config, self.vae, self.text_1td, self.pairs = network, config, vae, text_1td, pairs
+    def __init__(self, config: IntrinsicLoraConfig, network: ModelMixin, vae: AutoencoderKL, text: TextEmbeddings, pairs: LatentPairs):
+        self.module, self.config, self.vae, self.text, self.pairs = network, config, vae, text, pairs
         # Of the network itself: what the loop hands to `loss` may be wrapped.
         self.single_step = single_step_of(network)
         self.source: PairSource = config.data.source(config.map)
@@ -41,10 +42,11 @@ class IntrinsicLoraTask:
 
     def loss(self, module: nn.Module, draw: torch.Generator) -> Tensor:
         if self.denoising is not None:
-            return self.denoising.loss(module, self.pairs, self.config.batch, self.text_1td, draw)
-        device = self.text_1td.device
+            return self.denoising.loss(module, self.pairs, self.config.batch, self.text, draw)
+        device = self.text.context.device
         rows, latent, target = self.pairs.draw(self.config.batch, draw)
-        predicted = self.single_step.map_latent(module, latent.to(device), self.text_1td)
+        latent = latent.to(device)
+        predicted = READINGS[self.config.reading](self.single_step.raw_output(module, latent, self.text), latent)
         if self.config.loss == "latent":
             known = self.pairs.mask_b1hw
             return latent_loss(predicted, target.to(device), None if known is None else known[rows].to(device))
@@ -54,7 +56,7 @@ class IntrinsicLoraTask:
 
     def save(self, folder: Path) -> None:
         if self.config.kind == "full":
-            self.module.save_pretrained(folder / "unet")
+            self.module.save_pretrained(folder / self.config.weights.name)
         elif self.config.kind == "probe":
             save_probe(self.module, self.config.weights, self.config.metadata())
         else:
@@ -89,9 +91,10 @@ def train_intrinsic_lora(
     state = PartialState(cpu=not torch.cuda.is_available())
     source = config.data.source(config.map)
     base = load_base(config.base, config.init, config.loop.seed)
-    require_size(config.data.size, downscale(base.vae))
-    for module in (base.network, base.vae, base.text_encoder):
-        module.to(state.device)
+    require_size(config.data.size, downscale(base.vae) * single_step_of(base.network).patch)
+    if config.method != SINGLE:
+        denoiser_of(base.network)
+    base.to(state.device)
     add_adapter(base.network, config.kind, config.rank, config.loop.seed, config.layers)
     if start is not None:
         load_adapter(base.network, read_lora(start))
@@ -110,9 +113,9 @@ def train_intrinsic_lora(
             pairs = LatentPairs.encode(base.vae, source, config.map, cache or config.loop.output, on_encoded)
     if len(pairs) != len(source):
         raise ValueError(f"{len(pairs)} encoded pairs came for {len(source)} pictures: encode them from the same data.")
-    text_1td = base.embed(MAPS[config.map].prompt)
-    task = IntrinsicLoraTask(config, base.network, base.vae, text_1td, pairs)
+    text = base.embed(MAPS[config.map].prompt).to(state.device)
+    task = IntrinsicLoraTask(config, base.network, base.vae, text, pairs)
     if on_sample is not None:
-        report = with_looks(report, config.loop, base.network, map_look(config, base, text_1td), on_sample)
+        report = with_looks(report, config.loop, base.network, map_look(config, base, text), on_sample)
     history = train(task, config.loop, report=report, settings=config.task_settings())
     return TrainedIntrinsicLora(base, config.weights, history)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...methods.intrinsic_lora.multi_step import Noise
 from ...methods.maps import MAPS
-from ..backbones import single_step_of
+from ..backbones import denoiser_of
 from ..backbones.backbone import SingleStepBase
 from .latents import model_latents, vae_latents
 from .noise import scheduler_of
@@ -42,8 +42,8 @@ def predict_maps_in_steps(
         raise ValueError(f"{steps} steps, batch {batch} and strength {strength} came: at least 1, at least 1, above 0 and at most 1.")
     network, vae = base.network, base.vae
     require_whole_cells(vae, pictures_bchw)
-    denoise, sees_picture = single_step_of(network).denoise, picture_in(network) is not None
-    text = torch.cat([base.embed(words).to(network.device, network.dtype) for words in (prompt or MAPS[map_name].prompt, "")])
+    denoise, sees_picture = denoiser_of(network), picture_in(network) is not None
+    texts = [base.embed(words).to(network.device, network.dtype) for words in (prompt or MAPS[map_name].prompt, "")]
     decoded = []
     for part in pictures_bchw.split(batch):
         scheduler = DPMSolverMultistepScheduler.from_config(scheduler_of(noise).config, algorithm_type="dpmsolver++")
@@ -56,10 +56,7 @@ def predict_maps_in_steps(
         latent = drawn if sees_picture else scheduler.add_noise(model_latents(vae, clean), drawn, timesteps[:1].expand(len(clean)))
         for timestep in timesteps:
             seen = torch.cat([latent, clean], dim=1) if sees_picture else latent
-            rows = [
-                denoise(network, seen.to(network.dtype), timestep.to(network.device), words)
-                for words in text.split(1)[: 1 + (guidance != 1)]
-            ]
+            rows = [denoise(network, seen.to(network.dtype), timestep.to(network.device), words) for words in texts[: 1 + (guidance != 1)]]
             latent = scheduler.step(guided(*rows, guidance=guidance, rescale=rescale), timestep, latent).prev_sample
         decoded.append(vae.decode(vae_latents(vae, latent)).sample.float().cpu())
     return MAPS[map_name].from_picture(rearrange(torch.cat(decoded), "b c h w -> b h w c") / 2 + 0.5)

@@ -51,7 +51,8 @@ def widen(network: UNet2DConditionModel, weight: Tensor | None = None) -> None:
 
 def picture_in(network: nn.Module) -> Tensor | None:
     """The weight by which a widened network takes the picture; None for others."""
-    return network.conv_in.of_picture.weight if isinstance(network.conv_in, WidenedConvolution) else None
+    entry = getattr(network, "conv_in", None)
+    return entry.of_picture.weight if isinstance(entry, WidenedConvolution) else None
 
 
 def lora_name(module: str) -> str:
@@ -79,7 +80,7 @@ def pix2pix_weight(path: Path, channels: int) -> Tensor:
 def _first_convolution(file: Path) -> Tensor:
     try:
         with Reader(file) as reader:
-            found = next((reader.stored(key) for key in _KEYS if key in reader.header.layout.tensors), None)
+            found = next((reader.any_tensor(key) for key in _KEYS if key in reader.header.layout.tensors), None)
     except BadFile:
         # A .ckpt, read as data.
         pickled, _ = load_tensors(file)

@@ -19,7 +19,7 @@ from ..command_line import console_report
 from ..generators.nano import train_nano_loras, train_nano_vqgan
 from ..loop import LoopConfig, train
 from ..scene_pictures import BASE_SEEDS, BUNDLED_MAPS, PicturePool
-from .adapters import train_adapters, train_augmented
+from .adapters import train_adapters, train_augmented, train_flux_adapters
 from .base import BaseTask, LatentCaptions, build_scheduler, build_unet, encode_pictures, tokenize
 from .flux import train_flux
 from .flux_lumix import train_lumix_adapter
@@ -114,7 +114,7 @@ def export(runs: Path, assets: Path) -> None:
     save_record(assets / "nano", records)
 
 
-PARTS = ("vae", "base", "decoder", "export", "adapters", "augmented", "joint", "flux", "lumix", "vqgan")
+PARTS = ("vae", "base", "decoder", "export", "adapters", "augmented", "joint", "flux", "flux_adapters", "lumix", "vqgan")
 
 
 def run_part(part: str, arguments: argparse.Namespace) -> None:
@@ -129,6 +129,8 @@ def run_part(part: str, arguments: argparse.Namespace) -> None:
         train_joint(arguments.runs, arguments.assets)
     elif part == "flux":
         train_flux(arguments.runs, arguments.assets, arguments.steps)
+    elif part == "flux_adapters":
+        train_flux_adapters(arguments.runs, arguments.assets, arguments.maps, arguments.steps)
     elif part == "lumix":
         train_lumix_adapter(arguments.runs, arguments.assets, arguments.steps)
     elif part == "vqgan":
@@ -148,7 +150,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/nano"), help="folder of checkpoints and results")
     parser.add_argument("--assets", type=Path, default=Path("assets"), help="where export writes")
     parser.add_argument("--maps", nargs="+", choices=list(MAPS), default=list(BUNDLED_MAPS), help="which adapters (%(default)s)")
-    parser.add_argument("--steps", type=int, help="optimiser steps of vae, base, decoder, augmented, flux and lumix, if not the recipe's")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="optimiser steps of vae, base, decoder, augmented, flux (also its adapters) and lumix, if not the recipe's",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -21,6 +21,10 @@ BATCH = 4
 STEPS = 1000
 AUGMENTED_STEPS = 1250
 LEARNING_RATE = 2e-3
+# Of the adapters on nano FLUX: as many pictures as the rows of benchmarks/scenes_table.py that compare networks. Their maps are the
+# output's negative, which is ahead for three maps of four in benchmarks/results/readings_table.md.
+FLUX_STEPS, FLUX_BATCH, FLUX_LEARNING_RATE = 1000, 1, 1e-3
+FLUX_READING = "negative"
 
 
 def adapter_config(base: Path, runs: Path, map_name: str) -> IntrinsicLoraConfig:
@@ -29,6 +33,30 @@ def adapter_config(base: Path, runs: Path, map_name: str) -> IntrinsicLoraConfig
     return IntrinsicLoraConfig(
         base=base, map=map_name, loop=loop, data=ADAPTER_DATA, kind=KIND, rank=RANK, batch=BATCH, save_dtype="float16"
     )
+
+
+def flux_config(base: Path, output: Path, map_name: str, reading: str = FLUX_READING, steps: int = FLUX_STEPS) -> IntrinsicLoraConfig:
+    """Settings of one adapter on nano FLUX; the step at which it ends changes no step before."""
+    loop = LoopConfig(output, steps=steps, learning_rate=FLUX_LEARNING_RATE, warmup=50, ema_decay=0.99)
+    return IntrinsicLoraConfig(
+        base=base,
+        map=map_name,
+        loop=loop,
+        data=ADAPTER_DATA,
+        kind=KIND,
+        rank=RANK,
+        batch=FLUX_BATCH,
+        save_dtype="float16",
+        reading=reading,
+    )
+
+
+def train_flux_adapters(runs: Path, assets: Path, maps: list[str], steps: int | None) -> None:
+    """Train the adapters of `maps` on `assets/nano_flux` and put them beside it, with their records."""
+    for name in maps:
+        output = runs / "adapters" / f"flux_{name}"
+        config = flux_config(assets / "nano_flux", output, name, steps=steps or FLUX_STEPS)
+        _train_and_bundle(config, runs / "table" / "latents", assets / f"nano_flux_{name}.safetensors")
 
 
 def train_adapters(runs: Path, assets: Path, maps: list[str]) -> None:

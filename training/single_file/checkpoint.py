@@ -44,7 +44,7 @@ class Checkpoint:
             return
         try:
             with Reader(self.path) as file:
-                yield from ((name, file.stored(name)) for name in names)
+                yield from ((name, file.any_tensor(name)) for name in names)
         except BadFile as error:
             raise ValueError(f"{self.path.name}: {error}") from None
 

@@ -10,10 +10,14 @@ from ....methods.ildm.schedules import Block
 from ..compiled import uncompiled
 from .backbone import Backbone, Family
 from .flux import FLUX
+from .flux.flux2 import FLUX2
 from .pixart import PIXART
+from .qwen_image import QWEN_IMAGE
+from .sd3 import SD3
 from .unet import UNET
+from .z_image import Z_IMAGE
 
-BACKBONES: tuple[Backbone, ...] = (UNET, PIXART, FLUX)
+BACKBONES: tuple[Backbone, ...] = (UNET, PIXART, FLUX, FLUX2, SD3, QWEN_IMAGE, Z_IMAGE)
 FAMILIES: dict[str, Family] = {family.name: family for backbone in BACKBONES for family in backbone.families}
 # Self-attentions of published models, by the name that schedule previews show.
 LAYOUTS: dict[str, tuple[Block, ...]] = {name: blocks for backbone in BACKBONES for name, blocks in backbone.layouts.items()}
@@ -36,14 +40,19 @@ MAP_ATTENTION = Ability(lambda backbone: backbone.map_attention, ": maps can mee
 MAP_ADAPTER = Ability(lambda backbone: backbone.attach_tensor_lora, ": LumiX adapters belong to {}; load FLUX.1-dev.")
 
 
+def known(model: ModelPatcher, ability: Ability[Answer]) -> Answer | None:
+    """What the MODEL's backbone has for `ability`; None where it has nothing, or is of no kind known here."""
+    network = uncompiled(model.get_model_object("diffusion_model"))
+    return next((ability.of(backbone) for backbone in BACKBONES if backbone.matches(network)), None)
+
+
 def require(model: ModelPatcher, ability: Ability[Answer]) -> Answer:
     """What the MODEL's backbone has for `ability`. Raises ValueError, naming the backbones that have it, for every other MODEL."""
+    if (answer := known(model, ability)) is not None:
+        return answer
     network = uncompiled(model.get_model_object("diffusion_model"))
-    able = [(backbone, answer) for backbone in BACKBONES if (answer := ability.of(backbone)) is not None]
-    for backbone, answer in able:
-        if backbone.matches(network):
-            return answer
-    titles = " and ".join(backbone.title for backbone, _ in able)
+    *most, last = (backbone.title for backbone in BACKBONES if ability.of(backbone) is not None)
+    titles = " and ".join(part for part in (", ".join(most), last) if part)
     raise ValueError(f"This MODEL is a {type(model.model).__name__} ({type(network).__name__}){ability.refusal.format(titles)}")
 
 

@@ -1,15 +1,16 @@
 """What the pack asks of a kind of network. Each kind answers in a `Backbone` of its own, in a file (or folder) beside this one."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from comfy.latent_formats import LatentFormat
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ....methods.ildm.schedules import Block
+from ....methods.ildm.schedules import Block, transformer_blocks
 from ....methods.lora.layers import LoraLayer
 from ....methods.lumix.intrinsix import RowAdapter
 from ....methods.lumix.tensor_lora.layer import Adapter
@@ -24,12 +25,12 @@ TRAINERS = INTRINSIC_LORA, JOINT_LORA, TENSOR_LORA = "intrinsic LoRA", "joint Lo
 class Family:
     """A published line of models on one backbone, as diffusers folders hold it.
 
-    text: its text encoders. trainers: those of TRAINERS that take it as a base.
+    text: its text encoders, None for those that ComfyUI's own loader has to read. trainers: those of TRAINERS that take it as a base.
     """
 
     name: str
     title: str
-    text: TextFamily
+    text: TextFamily | None
     trainers: tuple[str, ...]
 
 
@@ -56,15 +57,19 @@ class SingleStep:
     """What Intrinsic LoRA's one forward needs of a network.
 
     check: raises ValueError for a MODEL that cannot run it. model_sampling: the object by which the network gets its input unscaled and
-    its raw output comes back. context_width: numbers that the MODEL takes for a text token, None where it does not say. attach_anchor:
-    lets every self-attention of a clone read an anchor frame's keys, by ANCHOR; raises ValueError where another patch sits.
+    its raw output comes back. noise_levels: core's sigmas of timesteps 0..999 under that object. context_width: numbers that the MODEL
+    takes for a text token, None where it does not say. joint_text: whether text tokens meet the picture's in one attention, where
+    repeating them would change what they say. attach_anchor: lets every self-attention of a clone read an anchor frame's keys, by
+    ANCHOR; raises ValueError where another patch sits; None where it is not known.
     """
 
     check: Callable[[ModelPatcher], None]
     model_sampling: Callable[[ModelPatcher], nn.Module]
+    noise_levels: Callable[[ModelPatcher, Tensor], Tensor]
     context_width: Callable[[ModelPatcher], int | None]
     bind_lora: BindLora
-    attach_anchor: Callable[[ModelPatcher], None]
+    joint_text: bool = False
+    attach_anchor: Callable[[ModelPatcher], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,26 @@ class MapAttention:
 
 
 @dataclass(frozen=True)
+class AttentionPlace:
+    """An attention of a transformer over the picture's tokens.
+
+    block: its place in the order of execution (`schedules.transformer_blocks`). module: native name of what holds its projections.
+    joint: whether text tokens, with projections and keys of their own or not, meet the picture's in it. replacement: the kind and number
+    by which core lets its block be replaced; None where it does not.
+    """
+
+    block: Block
+    module: str
+    joint: bool = True
+    replacement: tuple[str, int] | None = None
+
+
+def in_order(places: Sequence[tuple[str, bool, tuple[str, int] | None]]) -> tuple[AttentionPlace, ...]:
+    """Attentions in order of execution, by module, joint and replacement."""
+    return tuple(AttentionPlace(block, *place) for block, place in zip(transformer_blocks(len(places)), places, strict=True))
+
+
+@dataclass(frozen=True)
 class TensorLora:
     """An adapter of LumiX or IntrinsiX and the blocks of a network that it changes; None for all blocks of a kind.
 
@@ -126,6 +151,7 @@ class Backbone:
     name: of this file and of the one under `training.backbones`. title: in messages. matches: whether a MODEL's network is of this kind.
     part: the subfolder of a diffusers folder that holds it. family_of: the name of the family that its config.json belongs to, None for
     other networks. layouts: self-attentions of published models, by the name that schedule previews show.
+    attentions: of a transformer's network, in order of execution.
     attach_tensor_lora: puts a LumiX adapter into a clone; raises ValueError for widths, depths and numbers of blocks that do not fit.
     """
 
@@ -143,3 +169,4 @@ class Backbone:
     map_attention: MapAttention | None = None
     attach_tensor_lora: Callable[[ModelPatcher, TensorLora], None] | None = None
     multi_step: MultiStep | None = None
+    attentions: Callable[[Any], tuple[AttentionPlace, ...]] | None = None

@@ -19,6 +19,7 @@ from torch import Tensor
 from ....methods.ildm.joint_forward import exchange, running
 from ....methods.ildm.schedules import Block, transformer_blocks
 from ....methods.lora.layers import LoraLayer
+from ..batch_rows.fused_layers import bind_layers
 from ..batch_rows.row_lora import MapAdapter
 from ..loading.folder_files import MOST_LAYERS, ModelFolderError, read_config, read_weights, rename, require_numbers, require_options
 from ..loading.patcher import build_patcher, configure, require_channels
@@ -145,51 +146,17 @@ def _forward(attn: AttentionKVCompress, block: Block) -> Callable:
     return forward
 
 
-def native_layers(layers: Mapping[str, LoraLayer], transformer_config: Mapping) -> dict[str, LoraLayer]:
-    """LoRA layers under ComfyUI's names: what diffusers holds as q, k and v is one Linear here, and so becomes one LoRA layer.
-
-    Raises ValueError for cross-attention keys and values, which ComfyUI computes for all rows together.
-    """
-    targets = comfy.utils.pixart_to_diffusers(transformer_config)
-    parts: dict[str, list[tuple[LoraLayer, int, int]]] = {}
-    native: dict[str, LoraLayer] = {}
-    for name, layer in layers.items():
-        target = targets.get(f"{name}.weight", name)
-        if isinstance(target, str):
-            native[target.removesuffix(".weight")] = layer
-            continue
-        key, (_, start, length) = target[:2]
-        if "cross_attn" in key:
-            raise ValueError(
-                f"it changes {name}, which PixArt computes for all rows together: only LoRA on other layers can be kept to some rows."
-            )
-        if layer.up.shape[0] != length:
-            raise ValueError(
-                f"its layer {name} has {layer.up.shape[0]} outputs, this model's has {length}: load the base model it was trained on."
-            )
-        parts.setdefault(key.removesuffix(".weight"), []).append((layer, start, length))
-    total = 3 * transformer_config["hidden_size"]
-    return native | {key: _fused(pieces, total) for key, pieces in parts.items()}
-
-
-def _fused(pieces: list[tuple[LoraLayer, int, int]], outputs: int) -> LoraLayer:
-    """Layers on one input whose outputs lie in different rows of one Linear."""
-    down = torch.cat([layer.down.float() for layer, _, _ in pieces])
-    up = torch.zeros(outputs, down.shape[0])
-    rank = 0
-    for layer, start, length in pieces:
-        up[start : start + length, rank : rank + layer.rank] = layer.up.float() * layer.scale
-        rank += layer.rank
-    return LoraLayer(down, up)
-
-
 def bind_lora(model: ModelPatcher, layers: Mapping[str, LoraLayer], strength: float, source: str) -> MapAdapter:
     """A LoRA file's layers bound to the MODEL's. Raises ValueError, naming `source`, where they do not fit."""
-    try:
-        native = native_layers(layers, model.model.model_config.unet_config)
-    except ValueError as error:
-        raise ValueError(f"{source} does not fit: {error}") from None
-    return MapAdapter(native, model.get_model_object("diffusion_model"), {}, strength, source)
+    targets = comfy.utils.pixart_to_diffusers(model.model.model_config.unet_config)
+    for name in layers:
+        target = targets.get(f"{name}.weight", name)
+        if not isinstance(target, str) and "cross_attn" in target[0]:
+            raise ValueError(
+                f"{source} does not fit: it changes {name}, which PixArt computes for all rows together: only LoRA on other layers can be "
+                "kept to some rows."
+            )
+    return bind_layers(model.get_model_object("diffusion_model"), layers, targets, strength, source)
 
 
 PIXART = Backbone(

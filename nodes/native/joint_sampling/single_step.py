@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ....methods.intrinsic_lora.anchor import AnchoredForward
 from ....methods.intrinsic_lora.extract import Generator
-from ....methods.intrinsic_lora.recipe import Recipe
+from ....methods.intrinsic_lora.recipe import READINGS, Recipe
 from .. import vaes
 from ..backbones import SINGLE_STEP, require
 from ..backbones.backbone import ANCHOR
@@ -30,13 +30,16 @@ ACTIVATION_SHARE = 0.6
 
 
 class RawOutput(comfy.samplers.Sampler):
-    """A sampler of one evaluation: each row at its own sigma, its output as it is."""
+    """A sampler of one evaluation: each row at its own sigma, its map's latent read from the output as READINGS say."""
 
-    def __init__(self, sigma_of_row: Tensor):
-        self.sigma_of_row = sigma_of_row
+    def __init__(self, sigma_of_row: Tensor, reading_of_row: Sequence[str]):
+        self.sigma_of_row, self.reading_of_row = sigma_of_row, reading_of_row
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
-        return model_wrap(latent_image, self.sigma_of_row.to(latent_image.device), **extra_args)
+        # Here both are in the model's own scale.
+        raw = model_wrap(latent_image, self.sigma_of_row.to(latent_image.device), **extra_args)
+        rows = zip(self.reading_of_row, raw, latent_image, strict=True)
+        return torch.stack([READINGS[reading](output, picture) for reading, output, picture in rows])
 
 
 class Unguided(comfy.samplers.CFGGuider):
@@ -105,22 +108,41 @@ class RowPrediction(ABC):
 
 @dataclass(frozen=True)
 class RowForward(RowPrediction):
-    """One UNet forward. timesteps: of the maps. anchor_weight: of anchors' keys, 0 where the MODEL's self-attentions read none."""
+    """One forward of the network, or one for each length that the maps' prompts have, where text cannot be repeated.
 
-    timesteps: Tensor
+    noise_levels: sigmas of the maps. readings: of the maps, of READINGS. joint_text: as `SingleStep` says. anchor_weight: of anchors'
+    keys, 0 where the MODEL's self-attentions read none.
+    """
+
+    noise_levels: Tensor
+    readings: tuple[str, ...]
+    joint_text: bool = False
     anchor_weight: float = 0.0
 
     def together(self, latent_bchw: Tensor, rows: list[int], anchors: Sequence[int]) -> Tensor:
+        if not self.joint_text:
+            return self._forward(latent_bchw, rows, anchors)
+        length_of_row = [self.embeddings[row][0].shape[1] for row in rows]
+        made: dict[int, Tensor] = {}
+        for length in sorted(set(length_of_row)):
+            places = [place for place, found in enumerate(length_of_row) if found == length]
+            output = self._forward(latent_bchw[places], [rows[place] for place in places], range(len(places)))
+            made |= dict(zip(places, output, strict=True))
+        return torch.stack([made[place] for place in range(len(rows))])
+
+    def _forward(self, latent_bchw: Tensor, rows: list[int], anchors: Sequence[int]) -> Tensor:
         guider = self.guider(rows, Unguided)
         if self.anchor_weight:
             options = guider.model_options["transformer_options"] | {ANCHOR: AnchoredForward(tuple(anchors), self.anchor_weight)}
             guider.model_options = {**guider.model_options, "transformer_options": options}
         guider.inner_set_conds({"positive": join_rows(self.embeddings, rows)})
-        sigma_of_row = self.model.get_model_object("model_sampling").sigma(self.timesteps[rows])
+        sigma_of_row = self.noise_levels[rows]
         sigmas = torch.stack([sigma_of_row.max(), torch.zeros(())])
         with stopping_inside_model(self.model), named_where_they_fail(self.model, "The single step"):
-            output = guider.sample(torch.zeros_like(latent_bchw), latent_bchw, RawOutput(sigma_of_row), sigmas, disable_pbar=True)
-        return output.to(comfy.model_management.intermediate_device())
+            sampler, latent = RawOutput(sigma_of_row, [self.readings[row] for row in rows]), as_model_takes(self.model, latent_bchw)
+            # Nothing is drawn, and patches that shuffle the noise (FreeNoise) want a seed to do so.
+            output = guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, disable_pbar=True, seed=0)
+        return output.view(latent_bchw.shape).to(comfy.model_management.intermediate_device())
 
 
 def make_generator(model: ModelPatcher, clip, vae, recipes: Mapping[str, Recipe], assign: bool, anchor_weight: float = 0.0) -> Generator:
@@ -133,13 +155,18 @@ def make_generator(model: ModelPatcher, clip, vae, recipes: Mapping[str, Recipe]
     step_model = model.clone()
     step_model.add_object_patch("model_sampling", single_step.model_sampling(model))
     if anchor_weight:
+        if single_step.attach_anchor is None:
+            network = type(model.get_model_object("diffusion_model")).__name__
+            raise ValueError(f"Frames cannot read an anchor frame in this MODEL ({network}), only in a UNet: set the anchor weight to 0.")
         single_step.attach_anchor(step_model)
     forward = RowForward(
         step_model,
         tuple(recipes),
         [encode_prompt(clip, recipe.prompt, single_step.context_width(model)) for recipe in recipes.values()],
         assign,
-        torch.tensor([float(recipe.timestep) for recipe in recipes.values()]),
+        single_step.noise_levels(step_model, torch.tensor([float(recipe.timestep) for recipe in recipes.values()])),
+        tuple(recipe.reading for recipe in recipes.values()),
+        single_step.joint_text,
         anchor_weight,
     )
     return generator_of(forward, vae, recipes, anchored=anchor_weight > 0)
@@ -148,8 +175,8 @@ def make_generator(model: ModelPatcher, clip, vae, recipes: Mapping[str, Recipe]
 def generator_of(predict: RowPrediction, vae, recipes: Mapping[str, Recipe], anchored: bool = False) -> Generator:
     """Around a prediction the VAE's both ends, which clamp nothing. anchored: whether rows read an anchor's keys."""
     to_own = {name: recipe.to_own for name, recipe in recipes.items() if recipe.to_own is not None}
-    encode, decode = partial(vaes.encode, vae), partial(vaes.decode, unclamped(vae))
-    return Generator(encode, predict, decode, int(vae.downscale_ratio), to_own, predict if anchored else None)
+    encode, decode = partial(vaes.encode_pictures, vae), partial(vaes.decode_pictures, unclamped(vae))
+    return Generator(encode, predict, decode, int(vae.spacial_compression_encode()), to_own, predict if anchored else None)
 
 
 def encode_prompt(clip, prompt: str, context_width: int | None) -> tuple[Tensor, dict]:
@@ -164,12 +191,14 @@ def encode_prompt(clip, prompt: str, context_width: int | None) -> tuple[Tensor,
 
 def join_rows(embeddings: list[tuple[Tensor, dict]], rows: list[int]) -> list:
     """One conditioning whose row i belongs to map `rows[i]`, so that core keeps all rows in one forward."""
-    tokens = math.lcm(*(embedding.shape[1] for embedding, _ in embeddings))
-    # Repeating a prompt's tokens leaves its attention as it is (core pads the same way).
-    padded = [repeat(embedding, "1 token dim -> (times token) dim", times=tokens // embedding.shape[1]) for embedding, _ in embeddings]
-    extra = dict(embeddings[0][1])
-    if extra.get("pooled_output") is not None:
-        extra["pooled_output"] = torch.cat([embeddings[row][1]["pooled_output"] for row in rows])
+    used = {row: embeddings[row][0] for row in rows}
+    tokens = math.lcm(*(embedding.shape[1] for embedding in used.values()))
+    # Repeating a prompt's tokens leaves cross-attention as it is (core pads the same way).
+    padded = {row: repeat(text, "1 token dim -> (times token) dim", times=tokens // text.shape[1]) for row, text in used.items()}
+    extra = dict(embeddings[rows[0]][1])
+    for name in ("pooled_output", "attention_mask"):
+        if extra.get(name) is not None:
+            extra[name] = torch.cat([embeddings[row][1][name] for row in rows])
     return [[torch.stack([padded[row] for row in rows]), extra]]
 
 
@@ -179,6 +208,11 @@ def rows_per_forward(model: ModelPatcher, latent_height: int, latent_width: int)
     per_row = model.model.memory_required([1, channels, latent_height, latent_width])
     budget = ACTIVATION_SHARE * comfy.model_management.get_total_memory(model.load_device)
     return max(1, int(budget / max(per_row, 1)))
+
+
+def as_model_takes(model: ModelPatcher, latent_bchw: Tensor) -> Tensor:
+    """A picture's latent in as many dimensions as the MODEL's have: of Qwen-Image, a video of one frame."""
+    return latent_bchw.unsqueeze(2) if model.get_model_object("latent_format").latent_dimensions == 3 else latent_bchw
 
 
 def unclamped(vae):

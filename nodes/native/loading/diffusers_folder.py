@@ -19,12 +19,13 @@ from .latent_format import latent_format_of
 from .text_encoder import load_clip
 from .vae import load_vae
 
-FAMILY_NAMES = {name: family.title for name, family in FAMILIES.items()}
+# Of the families whose folders are read whole.
+FAMILY_NAMES = {name: family.title for name, family in FAMILIES.items() if family.text is not None}
 
 
 @dataclass(frozen=True)
 class LoadedPipeline:
-    """A model's native parts. `family`: a key of FAMILY_NAMES; `model`: a ComfyUI ModelPatcher, to be cloned before patching."""
+    """A model's native parts. `family`: a key of FAMILIES; `model`: a ComfyUI ModelPatcher, to be cloned before patching."""
 
     model: ModelPatcher
     clip: comfy.sd.CLIP
@@ -33,7 +34,7 @@ class LoadedPipeline:
 
 
 def detect_family(folder: Path) -> str:
-    """The model family (a key of FAMILY_NAMES) of a diffusers-format folder. Raises ModelFolderError for an unknown one."""
+    """The model family (a key of FAMILIES) of a diffusers-format folder. Raises ModelFolderError for an unknown one."""
     if not os.path.isdir(folder):
         raise ModelFolderError(f"There is no folder {describe(folder)}: put the model there, or choose another one.")
     index = read_json(folder / MODEL_INDEX)
@@ -87,6 +88,11 @@ def load_pipeline(
 
 def _load(folder: Path, family: Family, dtype: torch.dtype | None, text_dtype: torch.dtype | None, disable_dynamic: bool) -> LoadedPipeline:
     backbone = next(backbone for backbone in BACKBONES if family in backbone.families)
+    if family.text is None:
+        raise ModelFolderError(
+            f"{folder.name} is a {family.title}, whose text encoder is not read from a folder: load its files with ComfyUI's own Load "
+            "Diffusion Model, Load CLIP and Load VAE, and connect them in this node's place."
+        )
     embeddings = folder_paths.get_folder_paths("embeddings")
     clip = load_clip(folder, family.title, family.text, embeddings, text_dtype, disable_dynamic)
     vae_config = read_config(folder / "vae")

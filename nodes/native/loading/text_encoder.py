@@ -1,4 +1,4 @@
-"""The text encoders of a diffusers folder (CLIP-L, CLIP-H, CLIP-L + G, T5) as a native CLIP, with their own vocabulary if they have one."""
+"""The text encoders of a diffusers folder (CLIP-L, -H and -G, T5, Qwen3) as a native CLIP, with their own vocabulary if they have one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from .folder_files import (
     read_config,
     read_json,
     read_weights,
+    require_finite,
     require_numbers,
     require_options,
     require_same_weights,
@@ -39,6 +40,15 @@ T5_OPTIONS = {
     "relative_attention_max_distance": (128,),
 }
 T5_SIZES = ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "vocab_size")
+QWEN3_OPTIONS = {"hidden_act": ("silu",), "head_dim": (128,), "attention_bias": (False,), "vocab_size": (151936,)}
+QWEN3_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "num_hidden_layers",
+)
 # transformers' name -> ComfyUI's name of the same function.
 T5_ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh", "gelu_pytorch_tanh": "gelu_pytorch_tanh", "relu": "relu"}
 
@@ -54,7 +64,11 @@ class TextPart:
 
     @property
     def is_clip(self) -> bool:
-        return self.name != "t5xxl"
+        return self.name.startswith("clip")
+
+    @property
+    def is_language_model(self) -> bool:
+        return self.name.startswith("qwen3")
 
     @property
     def tokenizer_attribute(self) -> str:
@@ -92,6 +106,12 @@ def _require_fit(native: dict, weights: dict[str, Tensor], part: TextPart) -> No
             "text_model.embeddings.position_embedding.weight": (positions, wide),
             "text_model.encoder.layers.0.mlp.fc1.weight": (native["intermediate_size"], wide),
         }
+    elif part.is_language_model:
+        wide = native["hidden_size"]
+        told = {
+            "model.embed_tokens.weight": (native["vocab_size"], wide),
+            "model.layers.0.mlp.gate_proj.weight": (native["intermediate_size"], wide),
+        }
     else:
         wide = native["d_model"]
         told = {
@@ -122,9 +142,22 @@ def t5_config(config: dict, part: str) -> dict:
     return {"dense_act_fn": T5_ACTIVATIONS[activation], "is_gated_act": bool(gated), "model_type": "t5", **sizes}
 
 
-def _native_weights(weights: dict[str, Tensor], is_clip: bool) -> dict[str, Tensor]:
+def qwen3_config(config: dict, part: str) -> dict:
+    """The entries of a Qwen3's config.json that ComfyUI reads."""
+    require_options(config, QWEN3_OPTIONS, part)
+    _require_sizes(config, QWEN3_SIZES[:-1], "num_hidden_layers", part)
+    theta = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta")
+    numbers = {"rms_norm_eps": config.get("rms_norm_eps", 1e-6), "rope_theta": theta or 1_000_000.0}
+    require_finite(numbers, numbers, part)
+    return {name: config[name] for name in QWEN3_SIZES} | numbers
+
+
+def _native_weights(weights: dict[str, Tensor], part: TextPart) -> dict[str, Tensor]:
     """Weights under ComfyUI's names, which are transformers' up to version 4."""
-    if not is_clip:
+    if part.is_language_model:
+        # What says the next word is not asked.
+        return {f"model.{name.removeprefix('model.')}": weight for name, weight in weights.items() if name != "lm_head.weight"}
+    if not part.is_clip:
         return {name: weight for name, weight in weights.items() if name != "encoder.embed_tokens.weight"}
     if any(name.startswith("embeddings.") for name in weights):
         weights = {name if name.startswith("text_projection.") else f"text_model.{name}": weight for name, weight in weights.items()}
@@ -211,15 +244,17 @@ def load_clip(
     configs, weights, tokenizers = {}, {}, {}
     for part in text.parts:
         config = read_config(folder / part.folder)
-        native = clip_config(config, part.folder) if part.is_clip else t5_config(config, part.folder)
+        read = clip_config if part.is_clip else qwen3_config if part.is_language_model else t5_config
+        native = read(config, part.folder)
         configs[part] = {**native, "vocab_size": config.get("vocab_size", CLIP_VOCABULARY)}
-        weights[part] = _native_weights(read_weights(folder / part.folder), part.is_clip)
+        weights[part] = _native_weights(read_weights(folder / part.folder), part)
         if part.is_clip and configs[part]["vocab_size"] != CLIP_VOCABULARY:
             tokenizers[part] = own_tokenizer(folder, part, configs[part], embeddings)
-        if not part.is_clip and configs[part]["vocab_size"] < T5_VOCABULARY:
+        if part.name == "t5xxl" and configs[part]["vocab_size"] < T5_VOCABULARY:
             tokenizers[part] = own_t5_tokenizer(folder, part, configs[part], embeddings)
         _require_fit(configs[part], weights[part], part)
-    if text.fewest_layers > 1 and min(config["num_hidden_layers"] for config in configs.values()) < text.fewest_layers:
+    # Of a T5 the last layer is taken, whatever the others'.
+    if text.fewest_layers > min(config.get("num_hidden_layers", text.fewest_layers) for config in configs.values()):
         raise ModelFolderError(f"{title} takes its text encoders' last layer but one: each must have {text.fewest_layers} layers or more.")
 
     def build_tokenizer(embedding_directory=None, tokenizer_data=None):
@@ -228,7 +263,7 @@ def load_clip(
             if part in tokenizers:
                 setattr(tokenizer, part.tokenizer_attribute, tokenizers[part])
             else:
-                getattr(tokenizer, part.tokenizer_attribute).embedding_size = configs[part]["hidden_size" if part.is_clip else "d_model"]
+                getattr(tokenizer, part.tokenizer_attribute).embedding_size = configs[part].get("hidden_size") or configs[part]["d_model"]
         return tokenizer
 
     def build_model(device="cpu", dtype=None, model_options=None):

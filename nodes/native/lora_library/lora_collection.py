@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BytesIO
@@ -25,7 +26,9 @@ from .files import BUNDLED_MARK
 
 if TYPE_CHECKING:
     from ....methods.lora_space.index import LoraIndex
+    from ....methods.lora_space.postgres_store import PostgresStore
 
+POSTGRES_VARIABLE = "INTRINSIC_LAB_POSTGRES"
 LORAS, BUNDLED = "models/loras", "nano styles (bundled)"
 COLLECTIONS = (LORAS, BUNDLED)
 PREVIEW_SIDE = 256
@@ -80,7 +83,7 @@ def files_state(collection: str) -> str:
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
-def _bundled_styles() -> dict[str, str]:
+def bundled_styles() -> dict[str, str]:
     """The pack's own style LoRAs: see `files.lora_names`."""
     assets = bundled_file("")
     paths = sorted((assets / "loras").rglob("*.safetensors"))
@@ -89,12 +92,12 @@ def _bundled_styles() -> dict[str, str]:
 
 def lora_names() -> list[str]:
     """Every LoRA that can be indexed, by the name that nodes show: no pickles."""
-    return [name for name in files.lora_names(_bundled_styles()) if name.removesuffix(BUNDLED_MARK).endswith(SUFFIXES)]
+    return [name for name in files.lora_names(bundled_styles()) if name.removesuffix(BUNDLED_MARK).endswith(SUFFIXES)]
 
 
 def lora_path(name: str) -> Path:
     """The file behind a name that nodes show. Raises FileNotFoundError for any other text, such as a path or a pickle's name."""
-    path = files.lora_path(name, _bundled_styles())
+    path = files.lora_path(name, bundled_styles())
     if not path.name.lower().endswith(SUFFIXES):
         raise FileNotFoundError(f"{name} is a pickle: convert it to safetensors where you trust it, and take the result.")
     return path
@@ -149,3 +152,21 @@ def progress_report() -> Callable[[Progress], None]:
         bar.update_absolute(progress.done, max(1, progress.total))
 
     return report
+
+
+def server_store(index: "LoraIndex", like: Sequence[Path], subnetwork: str) -> "PostgresStore | None":
+    """The vectors in the PostgreSQL server that the environment names (`POSTGRES_VARIABLE`), in step with the index; else None.
+
+    Raises ValueError if that server cannot be used; the log says why, with its address.
+    """
+    if not (where := os.environ.get(POSTGRES_VARIABLE)):
+        return None
+    from ....methods.lora_space.postgres_store import PostgresStore
+    from ....methods.lora_space.search import family_of
+
+    family = family_of(index, like)
+    try:
+        return PostgresStore.sync(where, index, family, subnetwork, report=progress_report())
+    except ValueError as error:
+        logging.warning("%s: %s", POSTGRES_VARIABLE, error)
+        raise ValueError(f"The server that the variable {POSTGRES_VARIABLE} names cannot be used: ComfyUI's log says why.") from None

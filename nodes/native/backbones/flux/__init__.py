@@ -2,13 +2,15 @@
 
 import comfy.latent_formats
 import comfy.text_encoders.flux
+import comfy.utils
 from comfy.ldm.flux.model import Flux
 from torch import Tensor, nn
 
 from .....methods.lumix.intrinsix import MAPS as INTRINSIX_MAPS
 from .....methods.lumix.schedule import published_shift, shift_by_tokens, shifted_sigmas
 from ...loading.text_encoder import CLIP_L, TextFamily, TextPart
-from ..backbone import TENSOR_LORA, Backbone, Family, MapAttention
+from ..backbone import INTRINSIC_LORA, TENSOR_LORA, AttentionPlace, Backbone, Family, MapAttention, in_order
+from ..flow_step import flow_step
 from .loading import PATCH, load_flux
 from .maps import attach_tensor_lora, join_maps_in
 
@@ -19,6 +21,18 @@ _LATER_VARIANTS = ("global_modulation", "mlp_silu_act", "yak_mlp")
 def is_flux1(network: nn.Module) -> bool:
     """Whether a network is a FLUX.1, not one of its successors."""
     return isinstance(network, Flux) and not any(getattr(network.params, variant, False) for variant in _LATER_VARIANTS)
+
+
+def input_channels(network: Flux) -> int:
+    """Of latents."""
+    return network.in_channels // network.patch_size**2
+
+
+def attentions(network: Flux) -> tuple[AttentionPlace, ...]:
+    """Of FLUX.1 and FLUX.2: blocks of two streams, then of one."""
+    counts = {"double": len(network.double_blocks), "single": len(network.single_blocks)}
+    blocks = [(kind, number) for kind, count in counts.items() for number in range(count)]
+    return in_order([(f"{kind}_blocks.{number}", True, (f"{kind}_block", number)) for kind, number in blocks])
 
 
 def image_tokens(latent: dict) -> int:
@@ -48,12 +62,14 @@ FLUX = Backbone(
                 comfy.text_encoders.flux.FluxTokenizer,
                 comfy.text_encoders.flux.flux_clip(),
             ),
-            trainers=(TENSOR_LORA,),
+            trainers=(INTRINSIC_LORA, TENSOR_LORA),
         ),
     ),
     load=load_flux,
     latent_formats=(comfy.latent_formats.Flux,),
     layouts={},
+    single_step=flow_step(comfy.utils.flux_to_diffusers, input_channels, lambda network: network.params.context_in_dim),
     map_attention=MapAttention(join_maps_in, map_sigmas),
     attach_tensor_lora=attach_tensor_lora,
+    attentions=attentions,
 )

@@ -5,8 +5,9 @@ import comfy.supported_models
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
 
-from ...loading.folder_files import MOST_LAYERS, ModelFolderError, read_config, read_weights, rename, require_numbers, require_options
+from ...loading.folder_files import MOST_LAYERS, read_config, read_weights, rename, require_numbers, require_options
 from ...loading.patcher import build_patcher, configure, require_channels
+from ...loading.rope import rope_axes
 from ...loading.sampling import read_flow_schedule
 from ..backbone import LoadRequest
 
@@ -22,18 +23,12 @@ def flux_config(config: dict) -> dict:
     require_options(config, FIXED_OPTIONS, PART)
     require_numbers(config, ("attention_head_dim", "num_attention_heads", "num_layers", "num_single_layers"), PART, MOST_LAYERS, least=0)
     require_numbers(config, ("axes_dims_rope", "in_channels", "out_channels", "joint_attention_dim", "pooled_projection_dim"), PART)
-    head = config["attention_head_dim"]
-    axes = list(config.get("axes_dims_rope", (16, 56, 56)))
-    if sum(axes) != head or any(axis % 2 for axis in axes):
-        raise ModelFolderError(
-            f"The {PART} has axes_dims_rope {axes} and attention_head_dim {head}: even numbers that sum to it were expected."
-        )
     pixels = PATCH**2
     return {
         "image_model": "flux",
-        "axes_dim": axes,
+        "axes_dim": rope_axes(config, PART),
         "num_heads": config["num_attention_heads"],
-        "hidden_size": config["num_attention_heads"] * head,
+        "hidden_size": config["num_attention_heads"] * config["attention_head_dim"],
         "mlp_ratio": 4.0,
         "theta": THETA,
         "patch_size": PATCH,

@@ -131,6 +131,7 @@ UNET = Backbone(
     single_step=SingleStep(
         check=require_plain,
         model_sampling=lambda model: ImageToImage(model.model.model_config),
+        noise_levels=lambda model, timesteps: model.get_model_object("model_sampling").sigma(timesteps),
         context_width=lambda model: model.model.model_config.unet_config.get("context_dim"),
         bind_lora=bind_lora,
         attach_anchor=read_anchor_in,
