@@ -21,7 +21,10 @@ demo:
 serve:
 	@$(WORKBENCH) serve $(if $(PORT),--port $(PORT)) $(if $(ARGS),-- $(ARGS))
 
-test lint docs bench workflows export-workflows:
+test:
+	@$(WORKBENCH) test $(if $(FRONT_END),--front-end $(FRONT_END)) $(if $(ARGS),-- $(ARGS))
+
+lint docs bench workflows export-workflows:
 	@$(WORKBENCH) $@ $(if $(ARGS),-- $(ARGS))
 
 # In the background of other work: OMP_NUM_THREADS=1 nice -n 10 make nano BUDGET=120

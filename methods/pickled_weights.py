@@ -106,6 +106,13 @@ class Pickled:
             raise ValueError(f"{_called(state)} stands where named weights were expected: it is damaged or of another kind.")
         return {key: self.tensor(value) for key, value in state.items()}
 
+    def named_tensors(self) -> dict[str, Tensor]:
+        """`tensors` of the whole file, or of the innermost `state_dict` in it. Raises ValueError as `tensors` does."""
+        state = self.content
+        while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+            state = state["state_dict"]
+        return self.tensors(state)
+
     def module_tensors(self, module: Any) -> dict[str, Tensor]:
         """Parameters and buffers of a pickled `torch.nn.Module`, by their names in its state dict, whatever its class is.
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import comfy.sd
-import comfy.utils
 from comfy_api.latest import io, ui
 
 # What only an execution needs is imported there: the pack loads with ComfyUI, whether its nodes are used or not.
@@ -366,6 +365,8 @@ class BlendLoRAs(Node):
 
     @classmethod
     def execute(cls, model: list, lora_names: list, strength: list, clip: list | None = None, weights: list | None = None) -> io.NodeOutput:
+        from ..methods.lora.lora_file import load_tensors
+
         names = [name for name in lora_names if name != NONE]
         if not names:
             raise ValueError("No LoRA came to blend: connect lora_names of Find Similar LoRAs, or select a LoRA in Draw LoRA Map.")
@@ -377,7 +378,7 @@ class BlendLoRAs(Node):
             raise ValueError("Every weight is 0 or less, so nothing would be blended: these LoRAs are unlike the query.")
         blended, text = model[0], clip[0] if clip else None
         for name, share in zip(names, shares, strict=True):
-            lora = comfy.utils.load_torch_file(str(lora_path(name)), safe_load=True)
+            lora, _ = load_tensors(lora_path(name))
             own = strength[0] * share / sum(shares)
             before = _changes(blended, text)
             blended, text = comfy.sd.load_lora_for_models(blended, text, lora, own, own)

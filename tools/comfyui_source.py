@@ -125,6 +125,19 @@ def bring_release(release: Release, python: Path, log: Path) -> Path:
     return target
 
 
+def bring_front_end(version: str, python: Path, log: Path) -> Path:
+    """The cached folder of a version of ComfyUI's front end, brought from the package index if it is missing: for --front-end-root."""
+    target = cache_folder() / f"front-end-{version}"
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        package = f"comfyui-frontend-package=={version}"
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".incoming-") as incoming:
+            command: list[str | Path] = [python, "-m", "pip", "install", "--no-input", "--no-deps", "--target", incoming, package]
+            run_logged(command, log, "check that pip reaches a package index, and that it has this version.")
+            os.replace(Path(incoming) / "comfyui_frontend_package" / "static", target)
+    return target
+
+
 def _clone(release: Release, copy: Path, log: Path) -> bool:
     """Clones the release's tag; False if git is missing or GitHub does not answer quickly."""
     tag = f"v{release.version}"

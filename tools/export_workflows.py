@@ -1,4 +1,4 @@
-"""Writes FOLDER/api/NAME.json from FOLDER/NAME.json of every example, through ComfyUI's real front end."""
+"""Writes FOLDER/api/NAME.json from FOLDER/NAME.json of every example, through ComfyUI's real front end; mends the graph first."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ from .console import exit_code, say, step
 from .demo import started_server
 from .example_workflows import example_workflows
 from .front_end import front_end, open_workflow, prompt_of, queue, results_of
+from .saved_graphs import mend
 
 
 def api_text(prompt: dict) -> str:
@@ -22,6 +23,7 @@ def run(names: list[str], thumbnails: bool) -> int:
         for example in example_workflows():
             if names and example.name not in names:
                 continue
+            mend(example.graph_path)
             with step(f"Exporting {example.name}") as notes:
                 problems = [text for text in open_workflow(page, example.graph()) if not (example.needs and text.startswith("red"))]
                 write_atomically(example.api_path, api_text(prompt_of(page)).encode())

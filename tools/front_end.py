@@ -39,6 +39,17 @@ RED_WIDGETS = """() => {
     }
     return red;
 }"""
+SCHEMA_ERRORS = """async graphs => {
+    const chunks = performance.getEntriesByType("resource").map(entry => entry.name).filter(name => /assets\\/.*\\.js$/.test(name));
+    let validate;
+    // The build names its chunks and exports anew every time, the function keeps its name.
+    for (const chunk of chunks.filter(name => /\\/api-/.test(name))) {
+        validate ??= Object.values(await import(chunk)).find(value => value?.name === "validateComfyWorkflow");
+    }
+    const found = {};
+    for (const [name, graph] of Object.entries(graphs)) await validate(graph, error => { found[name] = error; });
+    return found;
+}"""
 RESULTS = """() => {
     const beside = ["LoadImage", "IntrinsicLabExtractMaps", "IntrinsicLabPictureToMaps"];
     const pictures = node => {
@@ -90,9 +101,15 @@ def open_workflow(page: Page, workflow: dict) -> list[str]:
     return missing + [f"red widget {name}" for name in page.evaluate(RED_WIDGETS)]
 
 
+def schema_errors(page: Page, graphs: dict[str, dict]) -> dict[str, str]:
+    """What the front end's own schema says against graphs, by their names; nothing of those that are right."""
+    return page.evaluate(SCHEMA_ERRORS, graphs)
+
+
 def prompt_of(page: Page) -> dict:
-    """The open graph in API form."""
-    return page.evaluate("async () => (await app.graphToPrompt()).output")
+    """The open graph in API form, whatever front end: newer ones add more about a node than its title."""
+    prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
+    return {key: {**node, "_meta": {"title": node["_meta"]["title"]}} for key, node in prompt.items()}
 
 
 def queue(page: Page, seconds: float = 300) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.comfyui_server import comfyui_server, device_arguments, free_port, is_free
-from tools.comfyui_source import NEWEST, OLDEST, ROOT, bring_release, version_of
+from tools.comfyui_source import NEWEST, OLDEST, ROOT, bring_front_end, bring_release, version_of
 from tools.console import WorkbenchError, exit_code, say, step
 from tools.environment import LOG, WORKSPACE, set_up, venv_python
 
@@ -60,7 +60,11 @@ def test(options: argparse.Namespace) -> int:
     with step(f"Providing ComfyUI {OLDEST.version} for the smoke run") as notes:
         oldest = bring_release(OLDEST, venv_python(), LOG)
         notes.append(f"ComfyUI {version_of(oldest)} in {oldest}")
-    return in_environment(comfyui, "-m", "pytest", *options.arguments, OLDEST_COMFYUI_PATH=str(oldest))
+    variables = {"OLDEST_COMFYUI_PATH": str(oldest)}
+    if options.front_end:
+        with step(f"Providing front end {options.front_end}"):
+            variables["INTRINSIC_LAB_FRONT_END"] = str(bring_front_end(options.front_end, venv_python(), LOG))
+    return in_environment(comfyui, "-m", "pytest", *options.arguments, **variables)
 
 
 def lint(_options: argparse.Namespace) -> int:
@@ -146,6 +150,8 @@ def main() -> int:
         if command is demo:
             entry.add_argument("--image", help="the picture (default: a rendered scene)")
             entry.add_argument("--out", default="output/demo", help="folder of the maps")
+        elif command is test:
+            entry.add_argument("--front-end", metavar="VERSION", help="of ComfyUI's front end, in the browser (default: the installed one)")
         elif command is serve:
             entry.add_argument("--port", type=int, help=f"default: {USUAL_PORT}, or a free one where that is taken")
         elif command is nano:

@@ -89,7 +89,8 @@ class RelightView {
 
     // A widget with a wire does not hold its value.
     get linked() {
-        return this.node.inputs?.some((input) => input.link != null && /(^|\.)lamps$/.test(input.widget?.name ?? input.name));
+        const lamps = (input) => /(^|\.)lamps$/.test(input.widget?.name ?? input.name);
+        return this.node.inputs?.some((input, index) => lamps(input) && this.node.isInputConnected(index));
     }
 
     get lamps() {

@@ -16,32 +16,37 @@ function values(node) {
     return Object.fromEntries(node.widgets.map((widget) => [widget.name, widget.value]));
 }
 
+// By index: `input.link` and `output.links` are going away.
+function connected(node, wanted) {
+    return [...node.inputs.keys()].filter((index) => wanted(node.inputs[index]) && node.isInputConnected(index));
+}
+
 // The schedule a node makes, or in words why it cannot be told here.
 function scheduleOf(node) {
     const kind = KINDS[node?.comfyClass];
     // A bypassed node hands something else on; a widget with a wire does not hold its value.
-    if (!kind || node.mode !== 0 || node.inputs.some((input) => input.widget && input.link != null)) return ONLY_RUNNING_TELLS;
+    if (!kind || node.mode !== 0 || connected(node, (input) => input.widget).length) return ONLY_RUNNING_TELLS;
     return kind(values(node), node) ?? UNREADABLE;
 }
 
 function connectedSchedules(node) {
-    const sources = node.inputs.filter((input) => input.type === "WEIGHT_SCHEDULE" && input.link != null);
-    return sources.map((input) => scheduleOf(node.getInputNode(node.inputs.indexOf(input))));
+    return connected(node, (input) => input.type === "WEIGHT_SCHEDULE").map((index) => scheduleOf(node.getInputNode(index)));
 }
 
 const KINDS = {
     IntrinsicLabDropSchedule: (v) => dropSchedule(v.where, v.positions, v.tau),
     IntrinsicLabGaussianSchedule: (v) => gaussianSchedule(v.alpha, v.tau, v.sigma),
     IntrinsicLabCombineSchedules: (v, node) => {
-        const connected = connectedSchedules(node);
-        const unknown = connected.find((schedule) => typeof schedule === "string");
-        return unknown ?? combinedSchedule(connected, v.operation, v.factor, v.where, v.positions, v.over_time);
+        const sources = connectedSchedules(node);
+        const unknown = sources.find((schedule) => typeof schedule === "string");
+        return unknown ?? combinedSchedule(sources, v.operation, v.factor, v.where, v.positions, v.over_time);
     },
 };
 
 function draw(node) {
     const canvas = node.schedulePreview;
-    if (!canvas) return;
+    // While it moves into a subgraph, a node is in no graph: it is drawn again when it is.
+    if (!canvas || !node.graph) return;
     const schedule = scheduleOf(node);
     const context = canvas.getContext("2d");
     const drawn = typeof schedule === "function";
@@ -54,18 +59,23 @@ function draw(node) {
     }
     canvas.dataset.drawn = drawn ? "yes" : "no";
     canvas.nextSibling.textContent = drawn ? LEGEND : schedule;
-    for (const output of node.outputs ?? []) {
-        for (const id of output.links ?? []) {
-            const target = node.graph?.getNodeById(node.graph.links[id]?.target_id);
-            if (target && KINDS[target.comfyClass]) draw(target);
-        }
+    for (const slot of node.outputs.keys()) {
+        for (const target of node.getOutputNodes(slot) ?? []) if (KINDS[target.comfyClass]) draw(target);
+    }
+}
+
+// Bypassing a node calls nothing on it or on those that it is connected to. What is shown as it ran stays.
+function drawWhatFollows() {
+    for (const node of app.canvas?.graph?.nodes ?? []) {
+        if (node.comfyClass !== "IntrinsicLabCombineSchedules") continue;
+        if (typeof scheduleOf(node) === "function" || node.schedulePreview?.dataset.drawn === "yes") draw(node);
     }
 }
 
 // The picture that Python made, where this file cannot make it.
 function showWhatRan(node, output) {
     const [file] = output?.heat_map ?? [];
-    if (!file || scheduleOf(node) !== ONLY_RUNNING_TELLS) return;
+    if (!file || !node.graph || scheduleOf(node) !== ONLY_RUNNING_TELLS) return;
     const canvas = node.schedulePreview;
     const picture = new Image();
     picture.onload = () => {
@@ -100,6 +110,9 @@ function previewOf(node) {
 
 app.registerExtension({
     name: "intrinsic_lab.weight_schedule",
+    setup() {
+        app.api.addEventListener("graphChanged", drawWhatFollows);
+    },
     beforeRegisterNodeDef(nodeType, nodeData) {
         if (KINDS[nodeData.name]) layouts = nodeData.input.required.preview_model[1].layouts;
     },

@@ -8,23 +8,24 @@ peft / diffusers   `unet.M.lora_A.weight`, `base_model.model.M.lora_A.default.we
 attention processor `M.attn1.processor.to_q_lora.down.weight` (diffusers 0.20, the published I-LoRA checkpoints)
 ================== =============================================================================================
 
-Files are safetensors, or what `torch.load(weights_only=True)` accepts: a pickle that calls code is refused.
+Files are safetensors, or PyTorch's pickles, read as data: nothing in them is run, and one that wants to is refused.
 """
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..intrinsic_lora.multi_step import PICTURE_KEY
+from ..pickled_weights import read_pickled
 from .formats import ALPHA, label_of, split_key
+from .header import BadFile
 from .layers import LoraFile, LoraLayer
 from .names import dotted_name
 from .scales import peft_scales
 from .spellings import KOHYA, split_component, split_text_encoder
+from .weight_file import load_safetensors
 
 
 def read_lora(path: str | Path) -> LoraFile:
@@ -49,35 +50,19 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return _load_pickled(path), {}
     try:
         return load_safetensors(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path.name} is neither a whole safetensors file nor a PyTorch weight file ({error}): it is truncated or of another kind. "
-            "Download or export it again."
-        ) from None
-
-
-def load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header; cloned, so that the file can be replaced while the weights live on. Raises SafetensorError or OSError."""
-    with safe_open(path, framework="pt") as file:
-        keys = file.keys()
-        return {key: file.get_tensor(key).clone() for key in keys}, dict(file.metadata() or {})
+    except BadFile as error:
+        raise ValueError(f"{path.name} is neither a safetensors file nor a PyTorch weight file: {error}") from None
 
 
 def _load_pickled(path: Path) -> dict[str, Tensor]:
+    pickled = read_pickled(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+        return pickled.named_tensors()
+    except ValueError as error:
         raise ValueError(
-            f"{path.name} is a pickle that holds more than weights (it could run code), so it was not loaded: "
+            f"{path.name} is a pickle that holds more than weights, or is damaged ({error}) Nothing in it was run: "
             "ask its author for a safetensors file."
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{path.name} is truncated or damaged ({error}): download it again.") from None
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise ValueError(f"{path.name} does not hold a dictionary of tensors, so it is not a LoRA file: pick another file.")
-    return dict(loaded)
 
 
 def parse_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> LoraFile:

@@ -27,6 +27,17 @@ _SAMPLES, _SAMPLE_BYTES = 16, 4096
 _SPAN_BYTES, _ALIGNMENT = 4 << 20, 64
 
 
+def load_safetensors(path: str | Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor whose name begins with `prefix`, in memory of its own, and the header's metadata.
+
+    Nothing is mapped: a file that is cut short or replaced meanwhile is an error in words, never a signal that ends the process.
+    Raises BadFile, saying what is wrong.
+    """
+    with Reader(path) as reader:
+        names = [name for name in reader.header.layout.tensors if name.startswith(prefix)]
+        return {name: reader.any_tensor(name) for name in names}, dict(reader.header.metadata)
+
+
 def read_header(path: str | Path) -> Header:
     """Header of the file `path`. Raises BadFile if it cannot be opened or is no whole safetensors file."""
     with Reader(path) as reader:
@@ -114,6 +125,11 @@ class Reader:
     def tensor(self, name: str) -> Tensor:
         """The tensor `name` as stored. Raises BadFile if its entry or its data are broken."""
         info = self.header.layout.info(name)
+        return self._view(name, info, info.form.shape)
+
+    def any_tensor(self, name: str) -> Tensor:
+        """The tensor `name`, of any numbers. Raises BadFile as `tensor` does."""
+        info = self.header.layout.info(name, integers=True)
         return self._view(name, info, info.form.shape)
 
     def stored(self, name: str) -> Iterator[bytes]:

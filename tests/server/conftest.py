@@ -89,11 +89,17 @@ def with_titles(prompt: dict) -> dict:
     return {node_id: {"_meta": {"title": node["class_type"]}, **node} for node_id, node in prompt.items()}
 
 
+def front_end_arguments() -> list[str]:
+    """Another front end than the installed one: the folder that INTRINSIC_LAB_FRONT_END names, as `make test FRONT_END=1.58.1` does."""
+    folder = os.environ.get("INTRINSIC_LAB_FRONT_END")
+    return ["--front-end-root", folder] if folder else []
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> RunningServer:
     """A ComfyUI with this pack in a base directory of its own: server.base / models, input, output."""
     base = link_pack(tmp_path_factory.mktemp("comfyui"))
-    with comfyui_server(Path(sys.executable), find_comfyui(), base, ["--cpu"], seconds_to_start=600) as running:
+    with comfyui_server(Path(sys.executable), find_comfyui(), base, ["--cpu", *front_end_arguments()], seconds_to_start=600) as running:
         yield running
 
 

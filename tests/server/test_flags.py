@@ -97,7 +97,7 @@ async def _sockets(request, target):
 def test_behind_a_proxy_under_a_sub_path_every_module_of_the_pack_loads(server, page):
     own = sorted(path.name for path in (Path(__file__).parents[2] / "web").glob("*.js"))
     loaded, failed = set(), []
-    with proxied(server.url, "/comfy/") as (address, outside), closing(page.context.new_page()) as page:
+    with proxied(server.url, "/comfy/") as (address, outside), closing(page.context.browser.new_page()) as page:
         page.on("response", lambda answer: loaded.add(answer.url) if answer.ok else None)
         page.on("pageerror", lambda error: failed.append(str(error)))
         page.goto(address)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from intrinsic_lab.tools.example_workflows import example_workflow, example_workflows
-from intrinsic_lab.tools.front_end import open_workflow, prompt_of, queue
+from intrinsic_lab.tools.front_end import open_workflow, prompt_of, queue, schema_errors
+from intrinsic_lab.tools.saved_graphs import mended, saved_graphs
 
 EXAMPLES = example_workflows()
 TEMPLATES = [example for example in EXAMPLES if example.is_template]
@@ -132,6 +133,18 @@ def test_a_graph_that_comfyui_refuses_is_noticed(page):
 def test_the_front_end_knows_every_node_of_the_pack(page, client):
     ours = sorted(name for name in client.get("/object_info")[1] if name.startswith("IntrinsicLab"))
     assert ours and page.evaluate("names => names.filter(name => !LiteGraph.registered_node_types[name])", ours) == []
+
+
+def test_saved_graphs_pass_the_front_ends_schema_and_say_where_their_nodes_come_from(page):
+    graphs = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in saved_graphs()}
+    right = graphs["1 Picture to maps"]
+    wrong = {"no UUID": {**right, "id": "1 Picture to maps"}, "null": {**right, "floatingLinks": None}}
+    assert schema_errors(page, graphs | wrong).keys() == wrong.keys()
+    for name, graph in graphs.items():
+        assert mended(graph, name) == graph, "python -m intrinsic_lab.tools.saved_graphs mends it"
+    ours = [node for graph in graphs.values() for node in graph["nodes"] if node["type"].startswith("IntrinsicLab")]
+    assert len({graph["id"] for graph in graphs.values()}) == len(graphs) and len(ours) > 100
+    assert {node["properties"]["cnr_id"] for node in ours} == {"intrinsic-lab"}
 
 
 @every_example

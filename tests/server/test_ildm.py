@@ -31,6 +31,11 @@ WIRE_TAU = """() => {
     number.widgets[0].value = 500;
     number.connect(0, find("IntrinsicLabDropSchedule"), "tau");
 }"""
+INTO_SUBGRAPH = """() => {
+    const schedules = app.graph._nodes.filter(node => node.type.endsWith("Schedule") || node.type.endsWith("Schedules"));
+    const { subgraph } = app.graph.convertToSubgraph(new Set(schedules));
+    app.canvas.setGraph(subgraph);
+}"""
 SET_WIDGET = """([type, name, value]) => {
     const widget = app.graph._nodes.find(node => node.type === type).widgets.find(widget => widget.name === name);
     widget.value = value;
@@ -191,6 +196,23 @@ def test_a_combined_heat_map_follows_the_schedules_that_are_connected_to_it(page
     page.evaluate(SET_WIDGET, ["IntrinsicLabCombineSchedules", "over_time", "9: one"])
     assert page.evaluate(DRAWN, "IntrinsicLabCombineSchedules")[0] == "no"
     assert "999: 0, 0: 1" in page.evaluate(CAPTION, "IntrinsicLabCombineSchedules")
+
+
+def test_a_combined_heat_map_follows_a_source_that_is_bypassed_and_both_move_into_a_subgraph(page):
+    drawn = "as => app.canvas.graph.nodes.find(node => node.type === 'IntrinsicLabCombineSchedules')?.schedulePreview?.dataset.drawn === as"
+    errors = []
+    page.on("pageerror", lambda error: errors.append(error))
+    chain(page)
+    page.wait_for_function(drawn, arg="yes")
+    page.evaluate("() => app.canvas.selectItems([app.graph._nodes.find(node => node.type === 'IntrinsicLabDropSchedule')])")
+    for told in ("no", "yes"):
+        page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.ToggleSelectedNodes.Bypass')")
+        page.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
+        page.wait_for_function(drawn, arg=told)
+    page.evaluate(INTO_SUBGRAPH)
+    page.wait_for_function(drawn, arg="yes")
+    page.evaluate("() => app.canvas.setGraph(app.graph)")
+    assert errors == []
 
 
 def test_a_heat_map_that_only_running_tells_is_the_one_that_python_made(page):

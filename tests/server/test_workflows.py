@@ -12,3 +12,18 @@ def test_one_that_needs_more_is_refused_with_the_name_of_what_is_missing(client,
     # What does not need it may run all the same: Picture to Maps shows its pictures by itself.
     assert status == 400 or "IntrinsicLabPictureToMaps" in str(example.prompt())
     assert "Value not in list" in str(reply["node_errors"])
+
+
+def test_other_peoples_converters_make_the_same_prompts_of_the_graphs(client):
+    """comfy-draftsman and comfy-cli, where they are installed: the job `ecosystem` of .github/workflows does."""
+    model = pytest.importorskip("comfy_draftsman.graph.model")
+    cli = pytest.importorskip("comfy_cli.workflow_to_api")
+    known = client.get("/object_info")[1]
+
+    def ours(prompt: dict) -> dict:
+        # Viewers of core hold what only its own front end knows.
+        return {key: node["inputs"] for key, node in prompt.items() if node["class_type"].startswith("IntrinsicLab")}
+
+    for example in example_workflows():
+        assert ours(model.Workflow.from_ui(example.graph()).to_api(known)) == ours(example.prompt()), example.name
+        assert ours(cli.convert_ui_to_api(example.graph(), known)) == ours(example.prompt()), example.name

@@ -5,10 +5,11 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 from peft.tuners.lora import LoraLayer as PeftLayer
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ...methods.lora.header import BadFile
 from ...methods.lora.lora_file import load_tensors
+from ...methods.lora.weight_file import Reader
 
 _MAP = ".of_map"
 _INPAINTING = "one more for the mask makes an inpainting model"
@@ -78,11 +79,10 @@ def pix2pix_weight(path: Path, channels: int) -> Tensor:
 
 def _first_convolution(file: Path) -> Tensor:
     try:
-        with safe_open(file, framework="pt") as tensors:
-            names = [key for key in _KEYS if key in tensors.keys()]  # noqa: SIM118
-            found = tensors.get_tensor(names[0]) if names else None
-    except SafetensorError:
-        # A .ckpt, read as weights only.
+        with Reader(file) as reader:
+            found = next((reader.any_tensor(key) for key in _KEYS if key in reader.header.layout.tensors), None)
+    except BadFile:
+        # A .ckpt, read as data.
         pickled, _ = load_tensors(file)
         found = next((pickled[key] for key in _KEYS if key in pickled), None)
     if found is None:

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
+from ...methods.lora.header import BadFile
+from ...methods.lora.weight_file import Reader, read_header
 from ...methods.pickled_weights import read_pickled
 
 PICKLES = (".ckpt", ".pt", ".pth")
@@ -41,28 +42,28 @@ class Checkpoint:
         if self._held:
             yield from ((name, self._held[name]) for name in names)
             return
-        with safetensors.safe_open(self.path, "pt") as file:
-            yield from ((name, file.get_tensor(name)) for name in names)
+        try:
+            with Reader(self.path) as file:
+                yield from ((name, file.any_tensor(name)) for name in names)
+        except BadFile as error:
+            raise ValueError(f"{self.path.name}: {error}") from None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """A .safetensors, or a pickle of tensors (.ckpt). Raises ValueError that says what is wrong with the file."""
     if path.suffix in PICKLES:
         pickled = read_pickled(path)
-        content = pickled.content
-        while isinstance(content, Mapping) and "state_dict" in content:
-            content = content["state_dict"]
         try:
-            held = pickled.tensors(content)
+            held = pickled.named_tensors()
         except ValueError as error:
             raise ValueError(f"in {path.name}, {error}") from None
         return Checkpoint(path, {name: tuple(weight.shape) for name, weight in held.items()}, _held=held)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path.name} is no checkpoint: a file that ends in {', '.join(ENDINGS)}, or a diffusers folder, was expected.")
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
+        layout = read_header(path).layout
+        shapes = {name: layout.info(name, integers=True).form.shape for name in layout.tensors}
+    except BadFile as error:
         raise ValueError(f"{path.name} is not a complete safetensors file ({error}): copy or download it again.") from None
     return Checkpoint(path, shapes)
 

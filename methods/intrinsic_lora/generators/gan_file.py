@@ -41,10 +41,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from ...lora.header import BadFile
+from ...lora.weight_file import load_safetensors
 from ...plain_files import read_json
 from ..generator_kinds import CLASSES
 from .alias_free_gan import AliasFreeConfig, AliasFreeGenerator
@@ -96,8 +97,8 @@ def _load_folder(folder: Path) -> Gan:
         why = f" {pickles[0]} is no part of such a folder: a published file is chosen by itself, in models/vae." if pickles else ""
         raise ValueError(f"{folder.name} has no {WEIGHTS_FILE}.{why} Copy the whole folder again, or export the generator as safetensors.")
     try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
+        weights, _ = load_safetensors(path)
+    except BadFile as error:
         raise ValueError(f"{folder.name}/{WEIGHTS_FILE} is no complete safetensors file ({error}): copy it again.") from None
     return _generator(config, weights, f"{folder.name}/{WEIGHTS_FILE}", f"{CONFIG_FILE} and the weights do not belong together")
 

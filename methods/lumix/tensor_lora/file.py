@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from ...lora.header import BadFile
+from ...lora.weight_file import load_safetensors
 from ..design import HYBRID, LORAS, MAP_NAMES, QUERY_BROADCAST, TENSOR, Design
 from .config import AdapterConfig
 from .layer import Adapter
@@ -37,11 +38,9 @@ def read_adapter(path: str | Path) -> Adapter:
 
 def read_file(path: Path, parse: Callable[[Mapping[str, Tensor], Mapping[str, str]], Parsed]) -> Parsed:
     """What `parse` makes of a file's tensors and header. Raises ValueError as it does, naming the file."""
-    from ...lora.lora_file import load_safetensors
-
     try:
         tensors, metadata = load_safetensors(path)
-    except (SafetensorError, OSError) as error:
+    except BadFile as error:
         raise ValueError(f"{path.name} cannot be read as safetensors ({error}): it is missing, truncated or of another kind.") from None
     try:
         return parse(tensors, metadata)
