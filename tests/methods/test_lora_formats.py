@@ -118,8 +118,8 @@ def test_prefixes_are_taken_off_in_one_place():
     assert split_text_encoder("text_encoder_2.base_model.model.a") == ("2", "a") and split_text_encoder("unet.text_encoder.a") is None
     assert split_text_encoder("lora_te1_a") == split_text_encoder("text_encoders.clip_l.transformer.a") == ("1", "a")
     assert split_component("transformer.base_model.model.a.b") == ("transformer", "a.b")
-    # `loading` repeats what ComfyUI's loader does, in its words.
-    homes = ("spellings.py", "loading.py")
+    # `loading` repeats what ComfyUI's loader does, `convert` writes its names, `fitting` reads models.
+    homes = ("spellings.py", "loading.py", "convert.py", "fitting.py")
     prefixes = re.compile(r"base_model\.model\.|lora_unet_|lora_te|diffusion_model\.|text_encoders?[.\\]")
     for path in (*METHODS.glob("lora/**/*.py"), *METHODS.glob("lora_space/*.py"), *METHODS.glob("lumix/tensor_lora/*.py")):
         strings = [
