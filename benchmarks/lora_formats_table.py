@@ -4,7 +4,7 @@
 
 A shelf is generated: of each architecture (`lora_models`) one LoRA, its change drawn once, in every spelling that ComfyUI's key map
 knows. Its names and widths are the published model's, its rank is 1. A cell is right if the family is, and the changes that the reader
-finds are the same as in the architecture's own spelling. --structures writes `methods/lora/structures.json`.
+finds are the same as in the architecture's own spelling. --structures writes `structures.json` and `known_names.json` in `methods/lora`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..methods.lora import families
+from ..methods.lora import families, loading
 from ..methods.lora.delta import Delta
 from ..methods.lora.formats.base import Sizes
 from ..methods.lora.modules import describe
@@ -32,11 +32,12 @@ from ..methods.lora.reading import read_deltas
 from ..methods.lora.weight_file import read_header
 from ..tools.console import format_table
 from ..training.atomic import write_atomically
-from .lora_models import ARCHITECTURES, Target, key_map
+from .lora_models import ARCHITECTURES, Target, encoders, key_map, network
 from .lumix_cost import start_comfyui
 
 RESULTS = Path(__file__).resolve().parent / "results"
 STRUCTURES = Path(families.__file__).parent / "structures.json"
+KNOWN_NAMES = Path(loading.__file__).parent / "known_names.json"
 NATIVE = "diffusion_model."
 
 
@@ -64,10 +65,48 @@ def structures() -> dict[str, dict]:
     }
 
 
-def write_structures() -> None:
-    lines = (f" {json.dumps(family)}: {json.dumps(one, separators=(',', ':'))}" for family, one in structures().items())
-    text = "{\n" + ",\n".join(lines) + "\n}\n"
-    write_atomically(STRUCTURES, lambda path: path.write_text(text))
+def known_names() -> dict[str, list[dict[str, list[str]]]]:
+    """What ComfyUI's loader knows modules by: family -> [names, each of which it takes after any of the prefixes].
+
+    Of a stack of blocks, the first stands for all. Text encoders are a family of their own, "text encoders": any file may hold them.
+    """
+    import comfy.lora
+
+    spelled: dict[str, set[str]] = defaultdict(set)
+    for name, architecture in ARCHITECTURES.items():
+        spelled[architecture.family] |= comfy.lora.model_lora_keys_unet(network(name), {}).keys()
+    for make in encoders().values():
+        spelled["text encoders"] |= comfy.lora.model_lora_keys_clip(make(), {}).keys()
+    return {family: _by_prefix(spellings) for family, spellings in spelled.items()}
+
+
+def _by_prefix(spellings: set[str]) -> list[dict[str, list[str]]]:
+    names: dict[str, set[str]] = defaultdict(set)
+    for spelling in spellings:
+        prefix = next(prefix for prefix in loading.PREFIXES if spelling.startswith(prefix))
+        names[prefix].add(spelling.removeprefix(prefix))
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for prefix in sorted(names):
+        groups.setdefault(_first_blocks(names[prefix]), []).append(prefix)
+    return [{"prefixes": prefixes, "names": list(chosen)} for chosen, prefixes in groups.items()]
+
+
+def _first_blocks(names: set[str]) -> tuple[str, ...]:
+    """Those of the first blocks, and one of each pattern that these lack."""
+    first = {name for name in names if all(int(number) == 0 for number in re.findall(r"(?<=[._])(\d+)(?=[._])", name)[:2])}
+    met = {loading.pattern_of(name) for name in first}
+    for name in sorted(names - first):
+        if (pattern := loading.pattern_of(name)) not in met:
+            met.add(pattern)
+            first.add(name)
+    return tuple(sorted(first))
+
+
+def write_tables() -> None:
+    for path, table in ((STRUCTURES, structures()), (KNOWN_NAMES, known_names())):
+        lines = (f" {json.dumps(family)}: {json.dumps(one, separators=(',', ':'))}" for family, one in table.items())
+        text = "{\n" + ",\n".join(lines) + "\n}\n"
+        write_atomically(path, lambda partial: partial.write_text(text))  # noqa: B023
 
 
 # How a prefix and a pair of endings is called by who writes it so. Names are the architecture's own, or diffusers'.
@@ -175,11 +214,11 @@ def _wrong(name: str, path: Path, found: dict[str, Delta], whole: dict[str, Delt
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--structures", action="store_true", help="write the table that families are looked up in")
+    parser.add_argument("--structures", action="store_true", help="write the tables that families and names are looked up in")
     options = parser.parse_args()
     start_comfyui()
     if options.structures:
-        write_structures()
+        write_tables()
     rows = [{"model": name} | judge(name) for name in ARCHITECTURES]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = format_table([{column: row.get(column, "-") for column in columns} for row in rows])

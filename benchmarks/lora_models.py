@@ -256,3 +256,27 @@ def _amiss(key: str, shape: tuple[int, ...], window: tuple[int, int, int] | None
     _, start, rows = window
     qkv = key.endswith("attention.qkv.weight") and shape[0] != 3 * shape[1] and start > 0
     return qkv or (key.endswith("linear1.weight") and start == 3 * shape[1] and start + rows != shape[0])
+
+
+def encoders() -> dict[str, Any]:
+    """Name -> what builds the text encoder as ComfyUI does, on no device."""
+    import torch
+    from comfy.sd1_clip import SD1ClipModel
+    from comfy.sdxl_clip import SDXLClipModel
+    from comfy.text_encoders import anima, flux, hidream, hunyuan_video, hydit, qwen_image, sd3_clip, wan
+
+    on = {"device": "meta", "dtype": torch.float32}
+    t5, llama = {"dtype_t5": torch.float32}, {"dtype_llama": torch.float32}
+    every = {"clip_l": True, "clip_g": True, "t5": True}
+    return {
+        "SD 1": lambda: SD1ClipModel(**on),
+        "SDXL": lambda: SDXLClipModel(**on),
+        "SD 3": lambda: sd3_clip.SD3ClipModel(**every, **t5, **on),
+        "FLUX.1": lambda: flux.FluxClipModel(**t5, **on),
+        "HunyuanVideo": lambda: hunyuan_video.HunyuanVideoClipModel(**llama, **on),
+        "HiDream": lambda: hidream.HiDreamTEModel(llama=True, **every, **t5, **llama, **on),
+        "HunyuanDiT": lambda: hydit.HyditModel(**on),
+        "Qwen-Image": lambda: qwen_image.te(**llama)(**on),
+        "Wan": lambda: wan.te(**t5)(**on),
+        "Anima": lambda: anima.te(**llama)(**on),
+    }

@@ -7,6 +7,7 @@
   both for shelves whose files share their layouts (names, shapes, places), as files of one trainer do, and for a layout each;
 - memory: what a process takes at most to index, and to compare exactly, files with the largest layers there are, as LoKr, LoHa (a few
   megabytes each) and full differences;
+- duplicates: copies and relatives of a shelf of small LoRAs, every hundredth of which is a copy in another dtype, and another a merge;
 - search: shelves of random vectors in a real index, loaded and asked; extrapolated to a million LoRAs.
 """
 
@@ -34,7 +35,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..methods.lora_space.__main__ import own_process
+from ..methods.lora_space.duplicates import find_duplicates
 from ..methods.lora_space.index import LoraIndex
+from ..methods.lora_space.kinship import MERGED
+from ..methods.lora_space.relatives import find_relatives
 from ..methods.lora_space.search import find_similar
 from ..methods.lora_space.sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, packed
 from ..methods.lora_space.space import DIMENSIONS, Pca, pack
@@ -48,7 +52,7 @@ TARGETS = {
     "query of 100,000": "< 10 ms",
     "memory of an index": "<= 1500 MB",
 }
-PARTS = ("search", "memory", "embedding", "scan")
+PARTS = ("search", "memory", "embedding", "scan", "duplicates")
 # Blocks of an SDXL UNet that kohya trains: (name, transformer depth, channels).
 SDXL_BLOCKS = (
     [(f"input_blocks_{block}_1", 2, 640) for block in (4, 5)]
@@ -283,6 +287,50 @@ def measure_memory() -> list[dict]:
     return rows
 
 
+def measure_duplicates(count: int) -> list[dict]:
+    """Small LoRAs of SDXL's widths, 30 kB each; found must be what was made."""
+    modules = dict(list(ATTENTION.items())[:3])
+    draw = torch.Generator().manual_seed(0)
+    names = ["lora_up.weight", "lora_down.weight"]
+
+    def lora(rank: int = 4) -> dict[str, Tensor]:
+        sides = (
+            (name, end, shape)
+            for name, (out, width) in modules.items()
+            for end, shape in zip(names, ((out, rank), (rank, width)), strict=True)
+        )
+        return {f"{name}.{end}": torch.randn(shape, generator=draw) for name, end, shape in sides}
+
+    def merge(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key: torch.cat([one[key], 0.5 * other[key] if "up" in key else other[key]], int("up" in key)) for key in one}
+
+    with tempfile.TemporaryDirectory() as folder:
+        shelf = Path(folder) / "loras"
+        shelf.mkdir()
+        states: list[dict[str, Tensor]] = []
+        for number in range(count):
+            state = lora()
+            if number % 100 == 50:
+                state = {key: tensor.bfloat16() for key, tensor in states[-1].items()}
+            elif number % 100 == 99:
+                state = merge(*states[-2:])
+            save_file(state, shelf / f"{number}.safetensors")
+            states = [*states[-1:], state]
+        with LoraIndex(Path(folder) / "index.sqlite") as index:
+            indexing = seconds(lambda: index.update([shelf]))
+            groups: list = []
+            relatives: list = []
+            fitting = seconds(lambda: index.space(next(iter(index.families()))))
+            used = time.process_time()
+            copies = seconds(lambda: groups.extend(find_duplicates(index)))
+            skipped = {copy.entry.id for group in groups for copy in group.copies}
+            kin = seconds(lambda: relatives.extend(find_relatives(index, copies=skipped)))
+            used = time.process_time() - used
+    found = {"copies found": len(skipped), "merges found": sum(one.kind == MERGED for one in relatives)}
+    times = {"index s": indexing, "components s": fitting, "copies s": copies, "relatives s": kin, "both, processor s": used}
+    return [{"LoRAs": count} | {name: round(value, 1) for name, value in times.items()} | found]
+
+
 def fill_index(database: Path, count: int, seed: int = 0) -> Path:
     """An index of `count` LoRAs that are not there: random unit vectors, 100 folders. Returns the path of the first."""
     LoraIndex(database).close()
@@ -369,6 +417,7 @@ def main() -> None:
         "memory": measure_memory,
         "embedding": lambda: measure_embedding(options.embed),
         "scan": lambda: measure_scan(options.files),
+        "duplicates": lambda: measure_duplicates(options.files // 2),
     }
     for name in options.parts:
         parts[name] = measures[name]()

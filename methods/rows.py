@@ -68,6 +68,22 @@ def windows_per_row(layer: str, found: int, rows: int) -> int:
     return windows
 
 
+def in_query_windows(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values [row, token, c] cut as the queries are, where patches (HyperTile) cut the queries alone into windows.
+
+    A window's keys are consecutive tokens, as all of ComfyUI's attentions take them. Raises ValueError where tokens do not divide.
+    """
+    if key.shape[0] == query.shape[0]:
+        return key, value
+    windows = windows_per_row("Self-attention", query.shape[0], key.shape[0])
+    if key.shape[1] % windows:
+        raise ValueError(
+            f"A patch cut self-attention's queries into {windows} windows, and {key.shape[1]} tokens of keys do not divide by it: remove "
+            "HyperTile or its like, or choose another tile size."
+        )
+    return key.reshape(query.shape[0], -1, key.shape[2]), value.reshape(query.shape[0], -1, value.shape[2])
+
+
 def labelled_slices(label_of_row: Sequence[str | None]) -> list[tuple[str, slice]]:
     """Neighbouring rows of one label, in order; rows without a label are left out."""
     slices, start = [], 0

@@ -10,6 +10,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import (
     bundle,
     compare,
+    convert_lora,
     data_sets,
     export_maps,
     extract,
@@ -63,6 +64,7 @@ class IntrinsicLabExtension(ComfyExtension):
             format_maps,
             compare,
             lora_space,
+            convert_lora,
             train,
             scene,
             relight,

@@ -134,8 +134,8 @@ class EvaluateMaps(Node):
             display_name="Evaluate Maps",
             category=_CATEGORY,
             description=(
-                "Measures maps against a data set, picture by picture, as `python -m intrinsic_lab.evaluate` does: means with 95 % "
-                "intervals, a CSV file, and a sheet of the best, the median and the worst picture."
+                "Measures maps against a data set, picture by picture: means with 95 % intervals, a CSV file, and a sheet of the best, the "
+                "median and the worst picture."
             ),
             search_aliases=[
                 "benchmark",

@@ -38,7 +38,8 @@ def _about(entry: Entry) -> str:
     tags = ", ".join(entry.tags[:4])
     approximate = ", approximate" if entry.approximate else ""
     variant = f" ({entry.variant})" if entry.variant else ""
-    return f"{entry.family}{variant}, {entry.format} of rank {facts['rank']}, {entry.dtype}{approximate}" + (f"; {tags}" if tags else "")
+    about = f"{entry.family}{variant}, {entry.format} of rank {facts['rank']}, {entry.dtype}{approximate}" + (f"; {tags}" if tags else "")
+    return f"{about}. {entry.loading}" if entry.loading else about
 
 
 class IndexLoRAs(Node):
@@ -102,6 +103,7 @@ class IndexLoRAs(Node):
                 chosen_loras = replace(chosen_loras, family=chosen)
             entries = index.entries(family=chosen, folder=chosen_loras.folder)
             counted = ", ".join(f"{name} {count}" for name, count in index.families().items())
+            not_loading = index.not_loading(family=chosen, folder=chosen_loras.folder)
         if not entries and (chosen or chosen_loras.folder):
             raise ValueError(
                 f"No LoRA of {collection} is {f'for {chosen}' if chosen else 'readable'}{f' below {folder!r}' if folder else ''} "
@@ -112,6 +114,7 @@ class IndexLoRAs(Node):
         for root in roots:
             text = text.replace(f"{root}/", "")
         text += f"\nBase models: {counted or 'none'}. {len(entries)} LoRAs are in this index."
+        text += "".join(f"\n{shown_name(entry, collection)}: {entry.loading}" for entry in not_loading)
         return io.NodeOutput(chosen_loras, text, ui=ui.PreviewText(text))
 
 
@@ -232,6 +235,7 @@ class FindSimilarLoRAs(Node):
         ]
         found = [
             {"name": name, "score": round(score, 6), "family": match.entry.family, "rank": match.entry.as_json()["rank"]}
+            | ({"loading": match.entry.loading} if match.entry.loading else {})
             for match, name, score in zip(matches, names, scores, strict=True)
         ]
         table = table_picture(rows)
@@ -317,7 +321,8 @@ class FindDuplicateLoRAs(Node):
             category=CATEGORY,
             description=(
                 "Lists LoRAs that do the same: the same weights under another name, in another format or precision, padded to another "
-                "rank, or at another strength. Nothing is deleted."
+                "rank, or at another strength. Beside them, what was made of what: later steps, lower ranks, merges with their shares. "
+                "Nothing is deleted."
             ),
             search_aliases=["duplicate lora", "clean up loras", "same lora", "lora space", "dedupe"],
             is_output_node=True,
@@ -329,7 +334,8 @@ class FindDuplicateLoRAs(Node):
                     min=0.5,
                     max=1.0,
                     step=0.001,
-                    tooltip="Cosine from which on two LoRAs count as the same. 0.998 allows for 8-bit copies; lower finds retrained ones.",
+                    tooltip="Cosine from which on two LoRAs are compared exactly: copies differ by rounding and strength alone. "
+                    "0.998 allows for 8-bit copies.",
                 ),
             ],
             outputs=[
@@ -340,6 +346,12 @@ class FindDuplicateLoRAs(Node):
                     "COPIES", display_name="copies", is_output_list=True, tooltip="Names of the copies, without the originals."
                 ),
                 io.Image.Output("TABLE", display_name="table", tooltip="The groups with their preview pictures."),
+                io.AnyType.Output(
+                    "RELATIVES",
+                    display_name="relatives",
+                    is_output_list=True,
+                    tooltip="Names of LoRAs that were made from others and are no copies: later steps, lower ranks, parts, merges.",
+                ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
@@ -347,27 +359,41 @@ class FindDuplicateLoRAs(Node):
     @classmethod
     def execute(cls, lora_index: LoraCollection, threshold: float) -> io.NodeOutput:
         from ..methods.lora_space.duplicates import find_duplicates
+        from ..methods.lora_space.relatives import find_relatives
+
+        family, folder, report = lora_index.family, lora_index.folder, lora_collection.progress_report()
+
+        def shown(entry: Entry) -> str:
+            return shown_name(entry, lora_index.collection)
 
         with lora_index.open() as index:
-            groups = find_duplicates(
-                index, family=lora_index.family, folder=lora_index.folder, threshold=threshold, report=lora_collection.progress_report()
-            )
+            groups = find_duplicates(index, family=family, folder=folder, threshold=threshold, report=report)
+            copies = {copy.entry.id for group in groups for copy in group.copies}
+            relatives = find_relatives(index, family=family, folder=folder, copies=copies, report=report)
+            not_loading = index.not_loading(family=family, folder=folder)
         rows, lines, names = [], [], []
         for number, group in enumerate(groups, 1):
-            original = shown_name(group.original, lora_index.collection)
+            original = shown(group.original)
             rows += [Row(None, f"Group {number}"), Row(Path(group.original.path), original, ("the original", _about(group.original)))]
             lines.append(original)
             for copy in group.copies:
-                name = shown_name(copy.entry, lora_index.collection)
-                differences = "; ".join(copy.differences) or "the same in every way"
-                same = f"cosine {copy.cosine:.5f}, strength {copy.strength:.3g}"
-                rows.append(Row(Path(copy.entry.path), name, (differences, same)))
-                lines.append(f"  = {name}: {differences} ({same})")
-                names.append(name)
+                differences = "; ".join((copy.text, *copy.differences))
+                same = f"cosine {copy.cosine:.5f}, strength {copy.strength:.4g}"
+                rows.append(Row(Path(copy.entry.path), shown(copy.entry), (differences, same)))
+                lines.append(f"  = {shown(copy.entry)}: {differences} ({same})")
+                names.append(shown(copy.entry))
         if not groups:
             lines, rows = ["No duplicates."], [Row(None, "No duplicates")]
+        if relatives:
+            rows.append(Row(None, "Relatives, no copies"))
+            lines.append("Relatives, which are no copies:")
+        for relative in relatives:
+            rows.append(Row(Path(relative.entry.path), shown(relative.entry), (relative.text,)))
+            lines.append(f"  ~ {relative.text}")
+        lines += [f"{shown(entry)}: {entry.loading}" for entry in not_loading]
         table = table_picture(rows)
-        return io.NodeOutput("\n".join(lines), names, table, ui=ui.PreviewImage(table, cls=cls))
+        made = list(dict.fromkeys(shown(relative.entry) for relative in relatives))
+        return io.NodeOutput("\n".join(lines), names, table, made, ui=ui.PreviewImage(table, cls=cls))
 
 
 class BlendLoRAs(Node):

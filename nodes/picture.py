@@ -2,6 +2,7 @@
 
 import logging
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
@@ -117,11 +118,13 @@ class PictureToMaps(Node):
         bundle = graph.node(BundleMaps.GET_SCHEMA().node_id, image=image, **maps).out(0)
         shown = graph.node(PicturesOfMaps.GET_SCHEMA().node_id, maps=bundle)
         pictures = [shown.out(number) for number in range(len(SHOWN))]
-        if linked or model_name != BUNDLED_MODEL or _is_rendered(cls.hidden.prompt, image):
-            return io.NodeOutput(*pictures, bundle, expand=graph.finalize())
-        logging.info(WARNING)
-        show_on_node(WARNING, cls.hidden.unique_id)
-        return io.NodeOutput(*pictures, bundle, expand=graph.finalize(), ui=ui.PreviewText(WARNING))
+        # By its run's number the front end finds again what the nodes inside have shown (web/node_results.js).
+        told: dict[str, Any] = {"run": [uuid.uuid4().hex]}
+        if not (linked or model_name != BUNDLED_MODEL or _is_rendered(cls.hidden.prompt, image)):
+            logging.info(WARNING)
+            show_on_node(WARNING, cls.hidden.unique_id)
+            told |= ui.PreviewText(WARNING).as_dict()
+        return io.NodeOutput(*pictures, bundle, expand=graph.finalize(), ui=told)
 
 
 def _settings() -> list[io.Input]:

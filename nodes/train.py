@@ -11,17 +11,13 @@ from ..methods.intrinsic_lora.multi_step import METHODS
 from ..methods.intrinsic_lora.recipe import RAW, READINGS
 from ..methods.lumix.design import ATTENTIONS, FUSED, QUERY_BROADCAST, SEPARATE, TENSOR, Design
 from ..methods.maps import MAPS
-from ..methods.maps.files import COLOR_FILES, DEPTH_FILES, NORMAL_FILES
-from .native.backbones import families_for
 from .native.backbones.backbone import INTRINSIC_LORA, JOINT_LORA, TENSOR_LORA
 from .native.loading.intrinsic_vae import intrinsic_vae_folder, intrinsic_vae_folders
 from .native.node import Node
 from .native.paths import folder_fingerprint, model_folders
 from .native.schema import schema
 from .native.training.files import (
-    SCENES,
     Destination,
-    base_names,
     checkpoint_files,
     data_folders,
     intrinsic_vae_destination,
@@ -29,120 +25,14 @@ from .native.training.files import (
     lora_destination,
     maps_in,
     name_problem,
-    pair_folders,
     run_folder,
 )
+from .native.training.inputs import checkpointing_input, choice, first_inputs, more_inputs, outputs, rank_input, run_inputs
 from .native.training.session import Settings, Trained, Trainer, train_in_graph
 
 CATEGORY = "intrinsic lab/training"
-FIRST_STEPS = 1000
 ADAPTERS = ("attention", "transformer", "wide")
 LORAS = (TENSOR, FUSED, SEPARATE)
-LAYOUT = (
-    "Rendered scenes with exact maps, or a folder in ComfyUI's input that holds pairs: image/NAME.png with MAP/NAME.png, or NAME.png with "
-    "NAME_MAP.png. Other folders are not listed."
-)
-
-
-def _first_inputs(trainer: str, kinds: str, *own: io.Input, data: str = "") -> list[io.Input]:
-    """What is trained, on what. trainer: of `backbone.TRAINERS`, whose families are offered."""
-    return [
-        io.Combo.Input(
-            "base",
-            options=base_names(*families_for(trainer)),
-            tooltip=f"{kinds}: a diffusers-format folder in models/diffusers, the bundled nano model, or a file in models/checkpoints. "
-            "It is not changed.",
-        ),
-        *own,
-        io.Combo.Input("data", options=[SCENES, *pair_folders()], default=SCENES, tooltip=f"{LAYOUT}{data}"),
-    ]
-
-
-def _run_inputs(name: str, paper: str, learning_rate: float, batch: int, *own: io.Input) -> list[io.Input]:
-    """How long and under which name."""
-    return [
-        io.String.Input(
-            "name",
-            default=name,
-            tooltip="Name of the run and of the file it makes. The same name and settings go on with that run; others need a new name.",
-        ),
-        io.Int.Input(
-            "steps",
-            default=FIRST_STEPS,
-            min=1,
-            max=1_000_000,
-            tooltip=f"Of the optimiser, in all. {FIRST_STEPS} show whether it learns; {paper} Raise it and queue again to go on.",
-        ),
-        *own,
-        io.Float.Input("learning_rate", default=learning_rate, min=1e-7, max=10.0, step=1e-7, tooltip="Of AdamW, constant."),
-        io.Int.Input("batch", default=batch, min=1, max=256, tooltip="Pictures per step. Smaller needs less memory."),
-        io.Int.Input(
-            "size",
-            default=0,
-            min=0,
-            max=2048,
-            step=8,
-            tooltip="Side in pixels of the square training pictures. 0: 128 for rendered scenes, 512 for a folder.",
-        ),
-        # Named `seed`, the front end would draw another one for every run, and no run could be continued.
-        io.Int.Input("training_seed", default=0, min=0, max=2**31 - 1, tooltip="Of the data's order and of the first weights."),
-    ]
-
-
-def _more_inputs(*own: io.Input, colors: bool = True) -> list[io.Input]:
-    """What is seldom changed."""
-    shared = [
-        io.Int.Input(
-            "scenes",
-            default=1000,
-            min=1,
-            max=90_000,
-            optional=True,
-            advanced=True,
-            tooltip="How many scenes are rendered. Not used with a folder.",
-        ),
-        _choice("normals", tuple(NORMAL_FILES.readings), f"Of a folder's normals. {NORMAL_FILES.meanings}.", "normals in files"),
-        _choice("depth", tuple(DEPTH_FILES.readings), f"Of a folder's depth pictures. {DEPTH_FILES.meanings}.", "depth in files"),
-        _choice("mixed_precision", ("no", "bf16", "fp16"), "Number format of the passes. bf16 halves the memory on newer cards."),
-        io.Int.Input(
-            "checkpoint_every",
-            default=200,
-            min=1,
-            max=100_000,
-            optional=True,
-            advanced=True,
-            tooltip="Steps between checkpoints, from which a run goes on after a crash. Cancelling keeps one in any case.",
-        ),
-    ]
-    if colors:
-        tooltip = f"Of a folder's albedo, shading and specular pictures. {COLOR_FILES.meanings}."
-        shared.insert(3, _choice("colors", tuple(COLOR_FILES.readings), tooltip, "colors in files"))
-    return [*own, *shared]
-
-
-def _choice(name: str, options: tuple[str, ...], tooltip: str, label: str | None = None) -> io.Combo.Input:
-    """label: what the node shows where the name alone says too little."""
-    return io.Combo.Input(
-        name, display_name=label, options=list(options), default=options[0], optional=True, advanced=True, tooltip=tooltip
-    )
-
-
-def _rank(default: int) -> io.Int.Input:
-    return io.Int.Input("rank", default=default, min=1, max=256, tooltip=f"Of the LoRA: how much it can learn. The paper's is {default}.")
-
-
-def _checkpointing() -> io.Boolean.Input:
-    return io.Boolean.Input(
-        "gradient_checkpointing", default=False, optional=True, advanced=True, tooltip="Needs much less memory; a step takes longer."
-    )
-
-
-def _outputs(result: str, label: str, tooltip: str) -> list[io.Output]:
-    return [
-        io.AnyType.Output(result, display_name=label, tooltip=tooltip),
-        io.Image.Output("LOSS_CURVE", display_name="loss_curve", tooltip="The loss of every step, on a logarithmic scale."),
-        io.String.Output("REPORT", display_name="report", tooltip="What was written where, how long it took, how the loss fell."),
-    ]
 
 
 class _Training(Node):
@@ -168,7 +58,7 @@ class _Training(Node):
 
     @classmethod
     def train(cls, settings: Settings, trainer: Trainer) -> io.NodeOutput:
-        """Runs the trainer and shows its loss curve, with a sample where the trainer gives one."""
+        """Runs the trainer and shows its loss curve, with a sample of what it has learnt."""
         trained: Trained = train_in_graph(settings, cls.destination(settings.name), trainer)
         return io.NodeOutput(trained.name, trained.curve, trained.report, ui=ui.PreviewImage(trained.shown, cls=cls))
 
@@ -190,23 +80,23 @@ class TrainLoRA(_Training):
             search_aliases=["i-lora", "train lora", "training", "fine-tune", "normal map lora", "depth lora", "loss curve"],
             is_output_node=True,
             inputs=[
-                *_first_inputs(
+                *first_inputs(
                     INTRINSIC_LORA,
                     "SD 1.x or 2.x, FLUX.1, SD 3, Qwen-Image, Z-Image",
                     io.Combo.Input("map", options=list(MAPS), tooltip="What the LoRA shall extract."),
                 ),
-                *_run_inputs("my_map", "the paper's 20,000 on 4,000 pictures take hours.", 1e-4, 4, _rank(8)),
-                *_more_inputs(
-                    _choice(
+                *run_inputs("my_map", "the paper's 20,000 on 4,000 pictures take hours.", 1e-4, 4, rank_input(8)),
+                *more_inputs(
+                    choice(
                         "kind",
                         ADAPTERS,
                         "Which layers learn. attention: the paper's; transformer: feed-forward too; wide: convolutions too, best for the "
                         "nano model.",
                         "layers that learn",
                     ),
-                    _checkpointing(),
+                    checkpointing_input(),
                 ),
-                _choice(
+                choice(
                     "method",
                     METHODS,
                     "single: one forward pass. multi: the model's own denoising, sampled from the picture. augmented: sampled with the "
@@ -220,7 +110,7 @@ class TrainLoRA(_Training):
                     "map read from the output",
                 ),
             ],
-            outputs=_outputs("LORA_NAME", "lora_name", "The LoRA's name: connect it to lora_name of Apply Intrinsic LoRA or Load LoRA."),
+            outputs=outputs("LORA_NAME", "lora_name", "The LoRA's name: connect it to lora_name of Apply Intrinsic LoRA or Load LoRA."),
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
@@ -288,11 +178,11 @@ class TrainIntrinsicVAE(_Training):
             search_aliases=["i-ldm", "train vae", "training", "intrinsic autoencoder", "loss curve"],
             is_output_node=True,
             inputs=[
-                *_first_inputs(JOINT_LORA, JOINT_KINDS, data=JOINT_DATA),
-                *_run_inputs("my_intrinsic_vae", "good maps need 20,000 and more.", 1e-4, 4),
-                *_more_inputs(colors=False),
+                *first_inputs(JOINT_LORA, JOINT_KINDS, data=JOINT_DATA),
+                *run_inputs("my_intrinsic_vae", "good maps need 20,000 and more.", 1e-4, 4),
+                *more_inputs(colors=False),
             ],
-            outputs=_outputs(
+            outputs=outputs(
                 "INTRINSIC_VAE_NAME",
                 "intrinsic_vae",
                 "The VAE's name: connect it to intrinsic_vae of Load Intrinsic VAE and of Train Joint LoRA.",
@@ -306,7 +196,7 @@ class TrainIntrinsicVAE(_Training):
             from ..training.ildm import IntrinsicVaeConfig, train_intrinsic_vae
 
             config = IntrinsicVaeConfig(settings.base_path, settings.loop(), _joint_data(settings), settings.batch)
-            return config, lambda watcher: train_intrinsic_vae(config, report=watcher.step)
+            return config, lambda watcher: train_intrinsic_vae(config, report=watcher.step, on_sample=watcher.sampled)
 
         return cls.train(Settings(**shared), trainer)
 
@@ -327,7 +217,7 @@ class TrainJointLoRA(_Training):
             search_aliases=["i-ldm", "ildm", "train lora", "training", "joint generation", "loss curve"],
             is_output_node=True,
             inputs=[
-                *_first_inputs(
+                *first_inputs(
                     JOINT_LORA,
                     JOINT_KINDS,
                     io.Combo.Input(
@@ -337,10 +227,10 @@ class TrainJointLoRA(_Training):
                     ),
                     data=f"{JOINT_DATA} Captions: NAME.txt beside the pictures.",
                 ),
-                *_run_inputs("my_joint_lora", "good maps need 20,000 and more.", 1e-4, 4, _rank(32)),
-                *_more_inputs(_checkpointing(), colors=False),
+                *run_inputs("my_joint_lora", "good maps need 20,000 and more.", 1e-4, 4, rank_input(32)),
+                *more_inputs(checkpointing_input(), colors=False),
             ],
-            outputs=_outputs("LORA_NAME", "lora_name", "The LoRA's name: connect it to lora_name of Apply Cross-Domain Attention."),
+            outputs=outputs("LORA_NAME", "lora_name", "The LoRA's name: connect it to lora_name of Apply Cross-Domain Attention."),
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
@@ -358,7 +248,9 @@ class TrainJointLoRA(_Training):
                 settings.batch,
                 gradient_checkpointing=gradient_checkpointing,
             )
-            return config, lambda watcher: train_joint_lora(config, report=watcher.step, on_encoded=watcher.encoded)
+            return config, lambda watcher: train_joint_lora(
+                config, report=watcher.step, on_encoded=watcher.encoded, on_sample=watcher.sampled
+            )
 
         return cls.train(Settings(**shared), trainer)
 
@@ -379,28 +271,28 @@ class TrainTensorLoRA(_Training):
             search_aliases=["lumix", "train lora", "training", "flux", "tensor lora", "loss curve"],
             is_output_node=True,
             inputs=[
-                *_first_inputs(
+                *first_inputs(
                     TENSOR_LORA,
                     "FLUX.1",
                     data=" Maps: albedo, shading (irradiance), depth, normal; captions: NAME.txt beside the pictures.",
                 ),
-                *_run_inputs("my_lumix", "the paper's 10,000 with 16 pictures each take days.", 1e-4, 1, _rank(8)),
-                *_more_inputs(
-                    _choice(
+                *run_inputs("my_lumix", "the paper's 10,000 with 16 pictures each take days.", 1e-4, 1, rank_input(8)),
+                *more_inputs(
+                    choice(
                         "attention",
                         ATTENTIONS[::-1],
                         "How maps meet. query-broadcast is LumiX's. Apply Tensor LoRA reads it from the file.",
                     ),
-                    _choice("lora", LORAS, "How the update across maps is built. tensor: LumiX's, shared cores.", "form of the LoRA"),
-                    _choice(
+                    choice("lora", LORAS, "How the update across maps is built. tensor: LumiX's, shared cores.", "form of the LoRA"),
+                    choice(
                         "base_dtype",
                         ("float32", "bfloat16", "float16"),
                         "Of the frozen transformer, which halves its memory (FLUX.1-dev: 24 GB in bfloat16). Set mixed_precision too.",
                     ),
-                    _checkpointing(),
+                    checkpointing_input(),
                 ),
             ],
-            outputs=_outputs("LORA_NAME", "lora_name", "The adapter's name: connect it to lora_name of Apply Tensor LoRA."),
+            outputs=outputs("LORA_NAME", "lora_name", "The adapter's name: connect it to lora_name of Apply Tensor LoRA."),
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
@@ -429,7 +321,7 @@ class TrainTensorLoRA(_Training):
                 base_dtype=base_dtype,
                 gradient_checkpointing=gradient_checkpointing,
             )
-            return config, lambda watcher: train_lumix(config, report=watcher.step, on_encoded=watcher.encoded)
+            return config, lambda watcher: train_lumix(config, report=watcher.step, on_encoded=watcher.encoded, on_sample=watcher.sampled)
 
         return cls.train(Settings(**shared), trainer)
 

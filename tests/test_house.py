@@ -157,6 +157,13 @@ def test_library_code_does_not_print():
     assert not wrong, "\n".join(wrong)
 
 
+def test_nodes_send_nobody_to_a_command_that_comfyui_manager_does_not_install():
+    for path in (ROOT / "nodes").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        assert not [text for text in texts if "python -m intrinsic_lab" in text], f"{path.name}: name a node, or what else is there"
+
+
 def test_every_folder_of_code_is_a_package():
     missing = {str(path.parent.relative_to(ROOT)) for path in SOURCES if not (path.parent / "__init__.py").is_file()}
     assert not missing

@@ -201,6 +201,8 @@ def strips(graph: Graph) -> Strips:
     lora_map = ours("LoRAMap", lora_index=index, clusters=6, size=440, selected=query)
     duplicates = ours("FindDuplicateLoRAs", lora_index=index)
     blend = [ours("BlendLoRAs", model=model, lora_names=[similar, 1]), 0]
+    converted = ours("ConvertLoRA", lora_name=query, precision="as it is", name="help ember", overwrite=True)
+    before, after = ([ours("BlendLoRAs", model=model, lora_names=name), 0] for name in ([lora_map, 1], [converted, 0]))
     data = ours("LoadDataSet", count=2)
     judged = ours("ExtractMaps", model=carrying("normal"), image=[data, 0], **parts)
     evaluated = ours("EvaluateMaps", prediction=[judged, 0], reference=[data, 1], image=[data, 0], mask=[data, 2])
@@ -282,6 +284,7 @@ def strips(graph: Graph) -> Strips:
         "FindSimilarLoRAs": [("", [similar, 3])],
         "LoRAMap": [("", [lora_map, 0])],
         "FindDuplicateLoRAs": [("", [duplicates, 2])],
+        "ConvertLoRA": [("with the file as it was", decoded(sampled(before))), ("converted: the same", decoded(sampled(after)))],
         "BlendLoRAs": [("without", decoded(sampled(model))), ("with the blend", decoded(sampled(blend)))],
         "TrainLoRA": [("while it trains", [trained])],
         "TrainIntrinsicVAE": [("while it trains", [vae_run])],

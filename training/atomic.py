@@ -1,39 +1,12 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all: texts, JSON, tensors, copies."""
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` a temporary file beside `path`, flush it to disk, then rename: a kill leaves the old file or the new one.
-
-    Raises OSError, which names the file, where it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.touch()
-        mode = partial.stat().st_mode
-        write(partial)
-        # safetensors makes files that only their owner may read.
-        partial.chmod(mode)
-        with open(partial, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # torch and safetensors tell a full disk in their own words.
-        raise OSError(f"{path} could not be written ({error}): free some disk space or choose another folder.") from error
-    finally:
-        # A full disk must not be filled further by what could not be finished.
-        partial.unlink(missing_ok=True)
+from ..methods.atomic import write_atomically
+from ..methods.atomic import write_tensors as write_tensors
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,11 +17,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """A readable JSON file, atomically; what JSON has no type for, such as a path, is written as text."""
     write_text(path, json.dumps(content, indent=1, default=str))
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """A safetensors file, atomically."""
-    write_atomically(path, lambda partial: save_file(dict(tensors), partial, dict(metadata) if metadata else None))
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -1,6 +1,7 @@
 """How a run went: its losses, the time it took, and both as a file and a picture."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -83,17 +84,20 @@ def loss_curve(history: History, width: int = 640, height: int = 320, seconds_le
     return picture
 
 
-def with_sample(curve: Image.Image, sample_nhwc: Tensor) -> Image.Image:
-    """The curve with a row of pictures (0..1: picture, map so far, true map) below it, in the curve's width."""
-    side = curve.width // len(sample_nhwc)
-    tall = round(side * sample_nhwc.shape[1] / sample_nhwc.shape[2])
-    sheet = Image.new("RGB", (curve.width, curve.height + 26 + tall), BACKGROUND)
+def with_sample(curve: Image.Image, sample: Sequence[Mapping[str, Tensor]]) -> Image.Image:
+    """The curve with a sample's rows of pictures (`look.Sample`), each under its name, below it in the curve's width."""
+    names, first = len(sample[0]), next(iter(sample[0].values()))
+    side, line = curve.width // names, 26
+    tall = round(side * first.shape[0] / first.shape[1])
+    sheet = Image.new("RGB", (curve.width, curve.height + len(sample) * (line + tall)), BACKGROUND)
     sheet.paste(curve)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
-    for number, (name, pixels) in enumerate(zip(("picture", "learnt so far", "true"), sample_nhwc, strict=True)):
-        shown = Image.fromarray((pixels.float().cpu() * 255).round().byte().numpy())
-        sheet.paste(shown.resize((side, tall), Image.Resampling.BILINEAR), (number * side, curve.height + 26))
-        pen.text((number * side + 6, curve.height + 4), name, TEXT, font)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15 if names < 5 else 12)
+    for row, pictures in enumerate(sample):
+        top = curve.height + row * (line + tall)
+        for number, (name, pixels) in enumerate(pictures.items()):
+            shown = Image.fromarray((pixels.float().cpu() * 255).round().byte().numpy())
+            sheet.paste(shown.resize((side, tall), Image.Resampling.BILINEAR), (number * side, top + line))
+            pen.text((number * side + 6, top + 4), name, TEXT, font)
     return sheet
 
 

@@ -1,7 +1,7 @@
 // The templates bring their pictures: opening one puts what is missing into ComfyUI's input folder, as dropping it onto Load Image would.
 
-import { app } from "/scripts/app.js";
-import { api } from "/scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
 
 const PREFIX = "intrinsic_lab_";
 

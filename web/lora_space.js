@@ -1,7 +1,7 @@
 // The LoRA map inside its node: pointing shows a preview picture, a click chooses. "Find similar LoRAs" on every LoRA loader.
 
-import { app } from "/scripts/app.js";
-import { api } from "/scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
 
 const MAP = "IntrinsicLabLoRAMap";
 const FIND = "IntrinsicLabFindSimilarLoRAs";

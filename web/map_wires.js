@@ -1,6 +1,6 @@
 // Tells at once when a map's data is wired into a node that wants a picture: it would be clipped, dark or upside down without a word.
 
-import { app } from "/scripts/app.js";
+import { app } from "../../scripts/app.js";
 
 const FORMATS = {
     normal: "Format Normals",

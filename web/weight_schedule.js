@@ -1,6 +1,6 @@
 // Draws a weight schedule's heat map inside its node while a widget is dragged, before anything runs.
 
-import { app } from "/scripts/app.js";
+import { app } from "../../scripts/app.js";
 import { blocksOf, combinedSchedule, dropSchedule, gaussianSchedule, heatMap } from "./schedule_math.js";
 
 const WIDGET = "schedule_preview";

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ...kernels.cross_domain_attention import Segment, cross_domain_attention, joint_attention
-from ..rows import Rows
+from ..rows import Rows, in_query_windows
 from .schedules import Block, WeightSchedule
 
 DOMAINS = PICTURE, INTRINSIC = "picture", "intrinsic"
@@ -31,6 +31,17 @@ class JointForward:
 CURRENT: ContextVar[JointForward] = ContextVar("intrinsic_lab_joint_forward")
 
 
+def running() -> JointForward:
+    """The forward that runs here. Raises ValueError where none does: the exchange sits in a network that nobody told of it."""
+    try:
+        return CURRENT.get()
+    except LookupError:
+        raise ValueError(
+            "The network runs with Cross-Domain Attention's patches and without what tells them which rows are pictures: a node after it "
+            "made this MODEL anew from parts (AnimateDiff's Unload does). Put that node before Cross-Domain Attention."
+        ) from None
+
+
 def exchange(
     step: JointForward, block: Block, query: Tensor, key: Tensor, value: Tensor, heads: int, own_attention: OwnAttention
 ) -> Tensor:
@@ -40,6 +51,7 @@ def exchange(
     Where the schedule gives 0, picture rows are core's own attention and nothing else. Raises ValueError for a wrong number of rows.
     """
     rows = step.rows.seen_by("Self-attention", query.shape[0])
+    key, value = in_query_windows(query, key, value)
     weight = step.schedule(block, step.t)
     if abs(weight) < NEGLIGIBLE_WEIGHT:
         query_x, key_x, value_x = (rows.of(PICTURE, x) for x in (query, key, value))

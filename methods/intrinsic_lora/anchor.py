@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ...kernels.cross_domain_attention import Segment, joint_attention
-from ..rows import windows_per_row
+from ..rows import in_query_windows, windows_per_row
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ def attend_with_anchor(step: AnchoredForward, query: Tensor, key: Tensor, value:
     query, key, value [row, token, heads x dim]. Returns the same shape. Raises ValueError for a wrong number of rows.
     """
     windows = windows_per_row("Self-attention", query.shape[0], len(step.anchor_of_row))
+    key, value = in_query_windows(query, key, value)
     segments = [
         Segment(_windows(row, windows), _windows(anchor, windows), step.weight)
         for row, anchor in enumerate(step.anchor_of_row)

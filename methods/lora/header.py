@@ -129,6 +129,14 @@ class Layout:
         found = self.tensors[name]
         return found.form.shape if isinstance(found, TensorInfo) else found.get("shape")
 
+    def blocks(self, name: str, size: int) -> list[tuple[int, int]]:
+        """[(start, stop)] in the data of `name`, whatever it is, at most `size` bytes each. Raises BadFile where it has no place."""
+        found = self.tensors[name]
+        start, stop = (found.start, found.stop) if isinstance(found, TensorInfo) else (found["data_offsets"] + [None, None])[:2]
+        if not (type(start) is type(stop) is int and 0 <= start <= stop):
+            raise BadFile(f"the place of {name} does not lie inside the file: it is truncated or damaged, download it again.")
+        return [(place, min(place + size, stop)) for place in range(start, stop, size)]
+
     def dtype(self, name: str) -> str:
         """What the header says."""
         found = self.tensors[name]

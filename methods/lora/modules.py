@@ -12,6 +12,7 @@ from .families import base_family, variant_of
 from .formats import ALPHA, MAGNITUDES, SUFFIXES, Format, format_of, refused_by, split_key
 from .formats.base import Sizes
 from .header import BadFile, Header, Layout, once_per_layout, text_of
+from .loading import loading
 from .names import canonical_name
 from .spellings import precedence
 
@@ -28,6 +29,7 @@ class Facts:
     format: "lora", "loha", "lokr"..., joined by "+" where a file mixes them. approximate: it holds weights that are not read, such as a
     DoRA's magnitudes, or some whose change depends on the base model's.
     tags: the most frequent tags of its training captions, at most 20. variant: of the base model within its family, such as "pony".
+    loading: what ComfyUI's loader does not take of it, and why; "" where it takes all.
     """
 
     family: str
@@ -39,6 +41,7 @@ class Facts:
     approximate: bool
     tags: tuple[str, ...]
     variant: str = ""
+    loading: str = ""
 
 
 class Module(NamedTuple):
@@ -147,11 +150,13 @@ def _shape(layout: Layout, key: str) -> Sequence[int]:
 def describe(header: Header) -> Facts:
     """Family, ranks, format and tags of a LoRA, from its header. Raises BadFile if it is none, or incomplete."""
     facts = _facts(header.layout)
+    family = base_family(sizes_of(header.layout), header.metadata)
     return replace(
         facts,
-        family=base_family(sizes_of(header.layout), header.metadata),
+        family=family,
         tags=_tags(header.metadata),
         variant=variant_of(header.metadata),
+        loading=loading(header.layout, family),
     )
 
 

@@ -52,6 +52,11 @@ def batches_of(reader: Reader, subnetwork: str = "all") -> Iterator[list[Stack |
     return _batches(reader, subnetwork, reuse=True)
 
 
+def module_deltas(reader: Reader, name: str) -> list[Delta]:
+    """`deltas_of` one module of `modules_of`, read by itself."""
+    return [piece for delta in _deltas(name, modules_of(reader.header.layout)[name], reader) for piece in _pieces(delta)]
+
+
 @once_per_layout
 def repeated_modules(layout: Layout) -> frozenset[str]:
     """Modules that have several deltas, which add up: of a fused projection, and of a part of it."""
@@ -69,8 +74,8 @@ def _batches(reader: Reader, subnetwork: str, reuse: bool) -> Iterator[list[Stac
             views = reader.views(lambda: [alike.views(reader) for alike in batch.alike])  # noqa: B023
             yield [alike.stack(*looks) for alike, looks in zip(batch.alike, views, strict=True)]
             # One at a time: some are multiplied out.
-            for name, module in batch.others:
-                yield [piece for delta in _deltas(name, module, reader) for piece in _pieces(delta) if part_of(piece.module) in parts]
+            for name in batch.others:
+                yield [piece for piece in module_deltas(reader, name) if part_of(piece.module) in parts]
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ class _Batch:
 
     region: Region
     alike: list[_Alike]
-    others: list[tuple[str, Module]]
+    others: list[str]
 
 
 class _Located(NamedTuple):
@@ -176,7 +181,7 @@ def _batch(located: Sequence[_Located], parts: Sequence[str]) -> _Batch:
                     group = alike.setdefault((part, stop - start, rank, width, with_alpha), _Alike(rank, with_alpha))
                     group.add(piece, one.module, None if len(pieces) == 1 else slice(start, stop))
         else:
-            others.append((one.name, one.module))
+            others.append(one.name)
     infos = {one.module.read[role]: info for one in located for role, info in one.infos.items()}
     return _Batch(region_of(infos), list(alike.values()), others)
 

@@ -6,7 +6,7 @@ a mapped file that another program cuts short ends the process. Format: 8 bytes 
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
@@ -115,6 +115,13 @@ class Reader:
         """The tensor `name` as stored. Raises BadFile if its entry or its data are broken."""
         info = self.header.layout.info(name)
         return self._view(name, info, info.form.shape)
+
+    def stored(self, name: str) -> Iterator[bytes]:
+        """The bytes of `name`, whatever they mean, a few megabytes at a time. Raises BadFile where its place in the file is none."""
+        for start, stop in self.header.layout.blocks(name, _SPAN_BYTES):
+            data = numpy.empty(stop - start, numpy.uint8)
+            self._read(start, data)
+            yield data.tobytes()
 
     def matrices(self, names: Iterable[str]) -> list[Tensor]:
         """These tensors, each as a matrix [first, rest]; all have two dimensions or more."""

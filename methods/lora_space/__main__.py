@@ -4,6 +4,7 @@ python -m intrinsic_lab.methods.lora_space index DIR
 python -m intrinsic_lab.methods.lora_space similar DIR --query FILE -k 5
 python -m intrinsic_lab.methods.lora_space duplicates DIR
 python -m intrinsic_lab.methods.lora_space map DIR --out map.png
+python -m intrinsic_lab.methods.lora_space convert FILE --out FILE --precision fp16
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 
+from ..lora.convert import PRECISIONS, convert_file
 from ..lora.names import SUBNETWORKS
 from .baseline import nearest_raw
 from .duplicates import find_duplicates
@@ -28,6 +30,7 @@ from .index import WORKERS, LoraIndex
 from .lora_map import draw_map, map_loras
 from .postgres_store import PostgresStore
 from .qdrant_store import QdrantStore, connect
+from .relatives import find_relatives
 from .search import RERANK, family_of, find_similar
 from .space import Store
 
@@ -73,6 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     drawing.add_argument("--out", type=Path, required=True, help="the picture, a PNG")
     drawing.add_argument("--size", type=int, default=1024, help="pixels on a side (%(default)s)")
     drawing.add_argument("--clusters", type=int, help="how many clusters (default: as many as there seem to be)")
+    convert = commands.add_parser("convert", help="write a LoRA in the names that ComfyUI's loader knows")
+    convert.add_argument("file", type=Path, metavar="FILE", help="a LoRA in any spelling")
+    convert.add_argument("--out", type=Path, required=True, help="the file to write")
+    convert.add_argument("--precision", choices=list(PRECISIONS), default="as it is", help="of its numbers (%(default)s)")
+    convert.add_argument("--overwrite", action="store_true", help="write over a file that is there")
     return parser
 
 
@@ -83,6 +91,9 @@ def _file(folder: Path, name: str) -> Path:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """The answer to one command."""
+    if options.command == "convert":
+        converted = convert_file(options.file, options.out, options.precision, overwrite=options.overwrite)
+        return {"written": str(options.out), "tensors": len(converted.tensors), "note": converted.note}
     if not options.folder.is_dir():
         raise ValueError(f"{options.folder} is not a folder: name the folder of your LoRAs.")
     if options.command == "map" and not options.out.absolute().parent.is_dir():
@@ -91,7 +102,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         embed = options.command != "index" or not options.headers_only
         summary = index.update([options.folder], embed=embed, workers=options.workers, report=_progress)
         if options.command == "index":
-            return asdict(summary) | {"database": str(index.database), "statistics": index.statistics()}
+            not_loading = {entry.name: entry.loading for entry in index.not_loading()}
+            return asdict(summary) | {"database": str(index.database), "statistics": index.statistics(), "not_loading": not_loading}
         print(summary.text(), file=sys.stderr)
         choice = {"family": options.family, "folder": options.subfolder, "report": _progress}
         if options.command == "similar":
@@ -105,7 +117,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 found = find_similar(index, like, unlike, k=options.k, subnetwork=options.subnetwork, rerank=options.rerank, **choice)
             return {"query": [str(path) for path in like], "matches": [match.as_json() for match in found]}
         if options.command == "duplicates":
-            return {"groups": [group.as_json() for group in find_duplicates(index, **choice)]}
+            groups = find_duplicates(index, **choice)
+            copies = {copy.entry.id for group in groups for copy in group.copies}
+            relatives = find_relatives(index, copies=copies, **choice)
+            return {"groups": [group.as_json() for group in groups], "relatives": [one.as_json() for one in relatives]}
         drawn = map_loras(index, subnetwork=options.subnetwork, clusters=options.clusters, **choice)
         _save(options.out, draw_map(drawn, options.size))
         return {"picture": str(options.out)} | drawn.as_json()
@@ -147,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         answer = run(options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

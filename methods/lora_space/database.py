@@ -74,6 +74,10 @@ MIGRATIONS = (
     """
     ALTER TABLE files ADD COLUMN variant TEXT NOT NULL DEFAULT '';
     """,
+    # 5: what ComfyUI's loader does not take of it, and why.
+    """
+    ALTER TABLE files ADD COLUMN loading TEXT NOT NULL DEFAULT '';
+    """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)
 

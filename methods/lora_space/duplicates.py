@@ -1,4 +1,7 @@
-"""The same LoRA twice: under another name, in another format, dtype or rank, or rescaled. Found by sketches, proven exactly."""
+"""The same LoRA twice: under another name, in another format, dtype or rank, or rescaled. Found by sketches, proven exactly.
+
+What is near and no copy, such as a later step of a training, is `relatives`' business.
+"""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -7,9 +10,11 @@ from typing import Any
 
 import numpy
 
+from ..lora.header import BadFile
 from .entries import Entry, Progress, Report
 from .gram import gram
 from .index import LoraIndex
+from .kinship import COPIES, SCALED, Kinship, kinship
 from .sketch import KINDS, subnetwork_vectors
 from .space import Space
 
@@ -26,13 +31,16 @@ _DTYPE_BITS = {"F64": 64, "F32": 32, "BF16": 15.5, "F16": 16, "F8_E4M3": 8, "F8_
 class Copy:
     """A copy of an original. cosine: of the changes of weights, exact. strength: its length over the original's.
 
-    differences: for a person, such as "another dtype: F16 -> BF16"; empty if only the name differs.
+    differences: for a person, such as "another dtype: F16 -> BF16"; empty if only the name differs. kind: one of `kinship.COPIES`; text:
+    the same for a person, such as "the same change times 1.02".
     """
 
     entry: Entry
     cosine: float
     strength: float
     differences: tuple[str, ...]
+    kind: str = ""
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,9 @@ class DuplicateGroup:
 
     def as_json(self) -> dict[str, Any]:
         copies = [
-            one.entry.as_json() | {"cosine": round(one.cosine, 6), "strength": round(one.strength, 4), "differences": list(one.differences)}
+            one.entry.as_json()
+            | {"kind": one.kind, "text": one.text, "cosine": round(one.cosine, 6)}
+            | {"strength": round(one.strength, 4), "differences": list(one.differences)}
             for one in self.copies
         ]
         return {"original": self.original.as_json(), "copies": copies}
@@ -58,9 +68,9 @@ def find_duplicates(
     threshold: float = 0.998,
     report: Report | None = None,
 ) -> list[DuplicateGroup]:
-    """Groups of LoRAs whose changes of weights have an exact cosine of at least `threshold` with their original.
+    """Groups of LoRAs that make the same change as their original, but for rounding and strength, and agree in what is not read.
 
-    0.998 lets fp8 copies pass; two trainings of one data set stay far below. Only the pairs that the sketches bring near are read.
+    threshold: least cosine of what is looked at; 0.998 lets fp8 copies pass. Only the pairs that the sketches bring near are read.
     """
     groups = []
     for name in [family] if family is not None else index.families():
@@ -118,15 +128,26 @@ def _proven(entries: list[Entry], threshold: float, report: Report | None) -> li
             report=report and (lambda done, total, path: report(Progress("compare", done, total, path))),
         )
         copies, waiting = [], []
-        for entry, cosine, norm in zip(others, found.cosines[0], found.candidate_norms, strict=True):
-            if cosine >= threshold - _allowance(original, entry):
-                strength = float(norm / found.query_norms[0])
-                copies.append(Copy(entry, float(cosine), strength, _differences(original, entry, strength)))
-            elif not numpy.isnan(cosine):
-                waiting.append(entry)
+        for entry, cosine in zip(others, found.cosines[0], strict=True):
+            if numpy.isnan(cosine):
+                continue
+            copy = _copy(original, entry) if cosine >= threshold - _allowance(original, entry) else None
+            copies += [copy] if copy else []
+            waiting += [] if copy else [entry]
         if copies:
             groups.append(DuplicateGroup(original, tuple(sorted(copies, key=lambda copy: copy.entry.name))))
     return groups
+
+
+def _copy(original: Entry, entry: Entry) -> Copy | None:
+    """None where it is another change, or cannot be read any more."""
+    try:
+        kin = kinship(original.path, entry.path)
+    except (BadFile, OSError):
+        return None
+    if kin is None or kin.kind not in COPIES:
+        return None
+    return Copy(entry, kin.cosine, kin.times, _differences(original, entry, kin), kin.kind, kin.text)
 
 
 def _allowance(original: Entry, copy: Entry) -> float:
@@ -134,16 +155,15 @@ def _allowance(original: Entry, copy: Entry) -> float:
     return _E5M2_ALLOWANCE if (original.dtype == "F8_E5M2") != (copy.dtype == "F8_E5M2") else 0.0
 
 
-def _differences(original: Entry, copy: Entry, strength: float) -> tuple[str, ...]:
+def _differences(original: Entry, copy: Entry, kin: Kinship) -> tuple[str, ...]:
     pairs = (
         ("format", original.format, copy.format),
         ("dtype", original.dtype, copy.dtype),
         ("rank", _rank(original), _rank(copy)),
     )
     differences = [f"another {what}: {before} -> {after}" for what, before, after in pairs if before != after]
-    # Rounding to fp8 changes the length by less than this.
-    if abs(strength - 1) > 0.01:
-        differences.append(f"rescaled: {strength:.3g} times as strong")
+    if kin.kind == SCALED:
+        differences.append(f"rescaled: {kin.times:.3g} times as strong")
     if original.approximate != copy.approximate:
         differences.append("one is approximate, such as a DoRA: parts of it were not compared")
     return tuple(differences)

@@ -40,6 +40,7 @@ class Entry:
     tags: tuple[str, ...]
     embedded: bool
     variant: str = ""
+    loading: str = ""
 
     @property
     def folder(self) -> str:
@@ -50,7 +51,7 @@ class Entry:
         """What the command line and the nodes show of it."""
         rank = str(self.rank_min) if self.rank_min == self.rank_max else f"{self.rank_min}-{self.rank_max}"
         about = {"name": self.name, "path": self.path, "family": self.family, "format": self.format, "rank": rank, "dtype": self.dtype}
-        return about | {name: value for name, value in (("variant", self.variant), ("approximate", self.approximate)) if value}
+        return about | {name: value for name in ("variant", "approximate", "loading") if (value := getattr(self, name))}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from .sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, Sketches, packed, unit, 
 from .space import DIMENSIONS, LEAST_FOR_PCA, Pca, Space, fit_pca, pack, unpack
 
 _COLUMNS = (
-    "id, path, root, name, size, mtime_ns, family, format, rank_min, rank_max, dtype, modules, approximate, tags, variant, sketch_version"
+    "id, path, root, name, size, mtime_ns, family, format, rank_min, rank_max, dtype, modules, approximate, tags, variant, loading, "
+    "sketch_version"
 )
 # Rows that the PCA is fitted on, at most; drawn evenly from the collection.
 _FIT_ROWS = 20_000
@@ -140,6 +141,10 @@ class LoraIndex:
         return [
             Problem(row["path"], row["reason"]) for row in self._rows("SELECT path, reason FROM files WHERE state != 'good' ORDER BY path")
         ]
+
+    def not_loading(self, *, family: str | None = None, folder: str | None = None) -> list[Entry]:
+        """Those of `entries` of which ComfyUI's loader leaves out something."""
+        return [entry for entry in self.entries(family=family, folder=folder) if entry.loading]
 
     def statistics(self) -> dict[str, Any]:
         """Counts for a person: files, embedded, bytes, problems, families, formats, ranks."""

@@ -9,6 +9,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import nn
 
+from .compiled import uncompiled
+
 # Under which core's TorchCompileModel keeps its wrapper.
 _COMPILED = "torch.compile"
 
@@ -22,8 +24,7 @@ def stopping_inside(module: nn.Module) -> Iterator[None]:
 
     parts = list(module.modules())
     # A hook would have a compiled network compiled anew.
-    compiled = any(type(part).__name__ == "OptimizedModule" for part in parts)
-    hooks = [] if compiled else [part.register_forward_pre_hook(look) for part in parts]
+    hooks = [] if any(uncompiled(part) is not part for part in parts) else [part.register_forward_pre_hook(look) for part in parts]
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
-"""Running a VAE: it belongs to its latents, or is refused in words, and a cancel ends it where it is."""
+"""Running a VAE: it belongs to its latents, or is refused in words, a cancel ends it where it is, and what it gives is float32."""
 
+import copy
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from .interrupts import stopping_inside
 
 def encode(vae: Any, pictures_bhwc: Tensor) -> Tensor:
     """Latents of pictures, as `vae.encode` makes them."""
-    return _run(vae, vae.encode, pictures_bhwc)
+    return _run(vae, "encode", pictures_bhwc)
 
 
 def decode(vae: Any, latent_bchw: Tensor) -> Tensor:
@@ -20,7 +21,7 @@ def decode(vae: Any, latent_bchw: Tensor) -> Tensor:
         raise ValueError(
             f"This VAE decodes latents of {wanted} channels, these have {latent_bchw.shape[1]}: connect the VAE of the model that sampled."
         )
-    return _run(vae, vae.decode, latent_bchw)
+    return _run(vae, "decode", latent_bchw)
 
 
 def encode_pictures(vae: Any, pictures_bhwc: Tensor) -> Tensor:
@@ -37,9 +38,19 @@ def decode_pictures(vae: Any, latent_bchw: Tensor) -> Tensor:
     return decode(vae, latent_bchw.unsqueeze(2))[:, 0]
 
 
-def _run(vae: Any, run: Any, values: Tensor) -> Tensor:
+def _run(vae: Any, direction: str, values: Tensor) -> Tensor:
+    run = getattr(_in_float32(vae), direction)
     network = getattr(vae, "first_stage_model", None)
     if not isinstance(network, nn.Module):
         return run(values)
     with stopping_inside(network):
         return run(values)
+
+
+def _in_float32(vae: Any) -> Any:
+    """A view of the VAE whose results are float32 also under --fp16-intermediates, which would round maps on the way to their data."""
+    if not hasattr(vae, "vae_output_dtype"):
+        return vae
+    view = copy.copy(vae)
+    view.vae_output_dtype = lambda: torch.float32
+    return view

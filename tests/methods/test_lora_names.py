@@ -5,9 +5,8 @@ from collections import defaultdict
 from itertools import pairwise
 
 import pytest
-import torch
-from intrinsic_lab.benchmarks.lora_formats_table import STRUCTURES, judge, structures
-from intrinsic_lab.benchmarks.lora_models import ARCHITECTURES, key_map
+from intrinsic_lab.benchmarks.lora_formats_table import KNOWN_NAMES, STRUCTURES, judge, known_names, structures
+from intrinsic_lab.benchmarks.lora_models import ARCHITECTURES, encoders, key_map
 from intrinsic_lab.methods.lora.families import variant_of
 from intrinsic_lab.methods.lora.names import canonical_name, fused_rows
 
@@ -47,31 +46,9 @@ def test_a_lora_is_told_and_read_alike_in_every_spelling(model):
     assert len(found) > 1 and set(found.values()) == {"right"}
 
 
-def test_the_table_of_structures_is_that_of_comfyuis_models():
+def test_the_tables_of_structures_and_names_are_those_of_comfyuis_models():
     assert json.loads(STRUCTURES.read_text()) == structures()
-
-
-def encoders():
-    """Text encoders as ComfyUI builds them, on no device."""
-    from comfy.sd1_clip import SD1ClipModel
-    from comfy.sdxl_clip import SDXLClipModel
-    from comfy.text_encoders import anima, flux, hidream, hunyuan_video, hydit, qwen_image, sd3_clip, wan
-
-    on = {"device": "meta", "dtype": torch.float32}
-    t5, llama = {"dtype_t5": torch.float32}, {"dtype_llama": torch.float32}
-    every = {"clip_l": True, "clip_g": True, "t5": True}
-    return {
-        "SD 1": lambda: SD1ClipModel(**on),
-        "SDXL": lambda: SDXLClipModel(**on),
-        "SD 3": lambda: sd3_clip.SD3ClipModel(**every, **t5, **on),
-        "FLUX.1": lambda: flux.FluxClipModel(**t5, **on),
-        "HunyuanVideo": lambda: hunyuan_video.HunyuanVideoClipModel(**llama, **on),
-        "HiDream": lambda: hidream.HiDreamTEModel(llama=True, **every, **t5, **llama, **on),
-        "HunyuanDiT": lambda: hydit.HyditModel(**on),
-        "Qwen-Image": lambda: qwen_image.te(**llama)(**on),
-        "Wan": lambda: wan.te(**t5)(**on),
-        "Anima": lambda: anima.te(**llama)(**on),
-    }
+    assert json.loads(KNOWN_NAMES.read_text()) == known_names()
 
 
 def test_all_names_of_a_text_encoders_module_are_one_and_its_alone():

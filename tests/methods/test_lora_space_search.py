@@ -380,7 +380,7 @@ def test_the_command_line_answers_in_json(shelf, tmp_path, capsys):
     assert ask("index")["unchanged"] == 24
     found = ask("similar", "--query", os.path.join("ink", "0.safetensors"), "-k", "3")["matches"]
     assert [Path(match["name"]).parent.name for match in found] == ["ink"] * 3 and found[0]["score"] > 0.3
-    assert ask("duplicates") == {"groups": []}
+    assert ask("duplicates") == {"groups": [], "relatives": []}
     answer = ask("map", "--out", str(tmp_path / "map.png"), "--size", "256")
     assert len(answer["points"]) == 24
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
@@ -397,4 +397,4 @@ def test_the_command_line_says_what_is_wrong(shelf, tmp_path, capsys):
 def test_the_module_runs_as_a_command(shelf):
     command = [sys.executable, "-m", "intrinsic_lab.methods.lora_space", "duplicates", shelf[0], "--database", shelf[1]]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert json.loads(done.stdout) == {"groups": []}, done.stderr
+    assert json.loads(done.stdout) == {"groups": [], "relatives": []}, done.stderr

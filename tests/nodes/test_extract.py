@@ -221,7 +221,7 @@ def test_prompts_of_different_token_counts_share_a_forward(tiny, folders):
 
 
 def test_a_stock_sampler_runs_a_single_map_on_every_row_and_refuses_several(tiny, normal_model, folders):
-    assert row_lora._map_of_row(None, {"normal": None}, 2) == ("normal", "normal")
+    assert row_lora._map_of_row({"normal": None}, torch.zeros(2, 4, 2, 2), {}) == ("normal", "normal")
     save_lora(folders, "depth", peft_unet(tiny, ATTENTION, seed=1)[1])
     both = apply(normal_model, "depth")
     clone = both.clone()
@@ -274,11 +274,26 @@ def test_a_compiled_model_does_not_lose_its_lora(tiny, four_maps):
 
     model, unets = four_maps
     image = torch.rand(1, 32, 32, 3)
-    compiled = model.clone()
-    set_torch_compile_wrapper(compiled, backend="eager")
-    output = extract(tiny, compiled, image)
-    for name, unet in unets.items():
-        assert error(tiny, output, unet, image, name) < 1e-4
+    by_core, by_another_pack = model.clone(), model.clone()
+    set_torch_compile_wrapper(by_core, backend="eager")
+    by_another_pack.add_object_patch("diffusion_model", torch.compile(model.get_model_object("diffusion_model"), backend="eager"))
+    for compiled in (by_core, by_another_pack):
+        output = extract(tiny, compiled, image)
+        for name, unet in unets.items():
+            assert error(tiny, output, unet, image, name) < 1e-4
+
+
+def test_a_patch_of_another_node_that_fails_in_the_single_step_is_named(tiny, normal_model):
+    def halves_share_a_style(query, key, value, options):
+        style = key[[0, key.shape[0] // 2]].unsqueeze(1).expand(2, key.shape[0] // 2, *key.shape[1:])
+        return query, style.reshape(key.shape), value
+
+    halves_share_a_style.__module__ = "/custom_nodes/style_aligned"
+    styled = normal_model.clone()
+    styled.set_model_attn1_patch(halves_share_a_style)
+    with pytest.raises(ValueError, match=r"failed under patches of other nodes .*\(style_aligned\.test_a_patch.*MODEL from before"):
+        extract(tiny, styled, torch.rand(1, 32, 32, 3))
+    assert hooks_left(tiny.model) == 0
 
 
 def test_the_adapters_are_in_cores_memory_accounting(tiny, four_maps):

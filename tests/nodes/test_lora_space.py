@@ -10,7 +10,7 @@ import comfy.model_management
 import folder_paths
 import pytest
 import torch
-from intrinsic_lab.nodes import lora_space
+from intrinsic_lab.nodes import convert_lora, lora_space
 from intrinsic_lab.nodes.native.lora_library import lora_collection
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -203,18 +203,57 @@ def test_copies_are_found_under_another_name_dtype_rank_and_strength(shelf_folde
         "half.safetensors": {key: tensor.bfloat16() for key, tensor in state.items()},
         "padded.safetensors": padded,
         "strong.safetensors": {key: tensor * 2 if "lora_up" in key else tensor for key, tensor in state.items()},
+        "later.safetensors": {
+            key: 1.01 * tensor + 0.05 * randn(*tensor.shape, seed=5) if "lora_up" in key else tensor for key, tensor in state.items()
+        },
     }
     try:
         for name, tensors in made.items():
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, shelf_folder / name)
-        report, copies, table = lora_space.FindDuplicateLoRAs.execute(indexed()[0], 0.998).args
+        report, copies, table, relatives = lora_space.FindDuplicateLoRAs.execute(indexed()[0], 0.998).args
     finally:
         for name in made:
             (shelf_folder / name).unlink(missing_ok=True)
-    assert len(copies) == 4 and set(copies) <= {*made, "anime/a0.safetensors"}
-    assert "dtype" in report and "rank" in report and "strength 2" in report
+    assert len(copies) == 4 and set(copies) <= {*made, "anime/a0.safetensors"} - {"later.safetensors"}
+    assert "dtype" in report and "rank" in report and "strength 2" in report and "the same change times 2" in report
+    # This shelf's styles are alike as steps of one training are: near in every tensor.
+    assert "later.safetensors" not in copies and "later.safetensors" in relatives and not {*relatives} & {*made} - {"later.safetensors"}
+    assert "later.safetensors is a later step of the training of" in report
     assert table.shape[2] == 720
-    assert lora_space.FindDuplicateLoRAs.execute(indexed()[0], 0.998).args[0] == "No duplicates."
+    assert lora_space.FindDuplicateLoRAs.execute(indexed()[0], 0.998).args[0].startswith("No duplicates.")
+
+
+def test_what_comfyui_cannot_load_is_said_and_converted_to_the_same(shelf_folder):
+    state = load_file(shelf_folder / "anime" / "a0.safetensors")
+    odd = {
+        key.replace("lora_down.weight", "lora_A.x.weight").replace("lora_up.weight", "lora_B.x.weight"): one for key, one in state.items()
+    }
+    save_file(odd, shelf_folder / "odd.safetensors", {"ss_base_model_version": "sd_v1"})
+    folder_paths.filename_list_cache.pop("loras", None)
+    try:
+        index, text = indexed().args
+        assert "odd.safetensors: ComfyUI cannot load this file, because its loader does not look for LoRA weights under" in text
+        found = json.loads(similar("anime/a0.safetensors", k=1, index=index)[4])
+        assert found[0]["name"] == "odd.safetensors" and "cannot load" in found[0]["loading"]
+        assert "odd.safetensors: ComfyUI cannot load" in lora_space.FindDuplicateLoRAs.execute(index, 0.998)[0]
+        name, report = convert_lora.ConvertLoRA.execute("odd.safetensors", "as it is", "", False).args
+        assert name == "odd converted.safetensors" and "cannot load" in report
+        made = load_file(shelf_folder / name)
+        assert made.keys() == state.keys() and all(torch.equal(made[key], one) for key, one in state.items())
+        assert convert_lora.ConvertLoRA.execute("odd.safetensors", "as it is", "", False)[0] == name
+        with pytest.raises(ValueError, match="is there already"):
+            convert_lora.ConvertLoRA.execute("odd.safetensors", "fp16", "", False)
+        for bad in ("../out", "a/b", "con"):
+            with pytest.raises(ValueError, match="name"):
+                convert_lora.ConvertLoRA.execute("odd.safetensors", "as it is", bad, False)
+        with pytest.raises(ValueError, match="written over itself"):
+            convert_lora.ConvertLoRA.execute("odd.safetensors", "fp16", "odd", True)
+        with pytest.raises(FileNotFoundError):
+            convert_lora.ConvertLoRA.execute("/etc/passwd", "fp16", "odd x", True)
+    finally:
+        for path in shelf_folder.glob("odd*"):
+            path.unlink()
+        folder_paths.filename_list_cache.pop("loras", None)
 
 
 def test_a_blend_changes_each_weight_by_the_weighted_mean_of_the_loras(loaded, shelf_folder, tmp_path, monkeypatch):
@@ -262,7 +301,7 @@ def test_the_index_works_in_another_thread_than_the_one_that_made_it():
 
 def test_every_input_has_a_tooltip_and_every_node_its_help_page():
     pages = Path(lora_space.__file__).parents[1] / "web" / "docs"
-    for node in lora_space.NODES:
+    for node in (*lora_space.NODES, *convert_lora.NODES):
         declared = node.define_schema()
         assert all(one.tooltip for one in (*declared.inputs, *declared.outputs)), declared.node_id
         page = (pages / f"{declared.node_id}.md").read_text(encoding="utf-8")

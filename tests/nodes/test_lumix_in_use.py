@@ -1,5 +1,6 @@
 """LumiX among everything else: other packs' patches, masks, LoRAs, fp8, memory, clones; and what it refuses, in words."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -259,3 +260,18 @@ def test_what_cannot_work_is_refused_in_words(world, lora_folder, loaded):
     with pytest.raises(ValueError, match="already replaces self-attention"):
         lumix.JoinMaps.execute(replaced, "cross-intrinsic", "color, depth")
     assert Path(lora_folder / "lumix.safetensors").is_file()
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_a_compiled_model_samples_maps_as_an_uncompiled_one_in_both_orders(order, world, lora_folder):
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    # Core's node has inductor; it takes a compiler.
+    backend = "inductor" if shutil.which("g++") else "eager"
+    wanted = joint(patched(world.model, lora_folder), world, steps=1, cfg=1.0)
+    base = world.model.clone()
+    model = base if order == "before" else patched(base, lora_folder)
+    set_torch_compile_wrapper(model, backend=backend)
+    compiled = patched(model, lora_folder) if order == "before" else model
+    assert relative_error(joint(compiled, world, steps=1, cfg=1.0), wanted) < 1e-4
+    torch.compiler.reset()

@@ -105,6 +105,13 @@ def test_a_result_replaces_its_own_earlier_one_and_nothing_else(tmp_path):
     assert [path.name for path in place.path.parent.iterdir()] == ["x.safetensors"]
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that nobody can write to")
+def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path):
+    run, place = tmp_path / "run", Destination("intrinsic_lab/depth.safetensors", Path("/proc/loras/intrinsic_lab/depth.safetensors"))
+    with pytest.raises(ValueError, match=r"^intrinsic_lab/depth.safetensors cannot be written .*make ComfyUI's folder for it writable"):
+        require_free(run, place)
+
+
 def test_a_folder_that_was_half_put_in_place_is_the_runs_own(tmp_path):
     run, result = tmp_path / "run", tmp_path / "result"
     result.mkdir()

@@ -69,7 +69,7 @@ def first_five_minutes(page, folder) -> None:
     drop_the_photo("2 Relight a photo by hand")
     assert queue(page) == "execution_success"
     page.wait_for_function(f"() => ({LIVE})().length > 1000", timeout=20_000)
-    assert page.evaluate(SHOWN) == [1]
+    assert page.evaluate(SHOWN) == [1, 1]
     before = page.evaluate(LIVE)
     # The canvas is as wide as the node; the picture in it is square.
     box = page.locator("canvas.intrinsic-lab-relight").bounding_box()

@@ -1,6 +1,7 @@
 """The pack in ComfyUI's real front end, in a headless browser."""
 
 import json
+from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext
 from itertools import combinations
 from pathlib import Path
@@ -20,10 +21,22 @@ LAYOUT = """() => {
     const title = LiteGraph.NODE_TITLE_HEIGHT;
     const box = (pos, size, above) => [pos[0], pos[1] - above, pos[0] + size[0], pos[1] + size[1]];
     return [
-        Object.fromEntries(app.graph._nodes.map(node => [`${node.type} ${node.id}`, box(node.pos, node.size, title)])),
+        Object.fromEntries(app.graph._nodes.map(node => {
+            const size = node.flags.collapsed ? [node._collapsed_width || node.size[0], 0] : node.size;
+            return [`${node.type} ${node.id}`, box(node.pos, size, title)];
+        })),
         Object.fromEntries(app.graph._groups.map(group => [group.title, box(group.pos, group.size, 0)])),
     ];
 }"""
+# Of the graph, as Nodes 2.0 draw it.
+VUE_EXTENT = """() => [...document.querySelectorAll('[data-node-id]')].map(node => {
+    const box = node.getBoundingClientRect();
+    const { scale, offset } = app.canvas.ds;
+    return [box.left, box.top, box.right, box.bottom].map((end, index) => end / scale - offset[index % 2]);
+})"""
+CORES_LOADERS = ("UNETLoader", "DualCLIPLoader", "VAELoader", "LoadDA3Model", "LoadMoGeModel")
+# What a graph may take in a window of 1600 x 900.
+ROOM = (1600, 900)
 VUE_BOXES = """() => Object.fromEntries([...document.querySelectorAll('[data-node-id]')].map(node => {
     const box = node.getBoundingClientRect();
     return [`${node.dataset.nodeId} ${node.innerText.split("\\n")[0]}`, [box.left, box.top, box.right, box.bottom]];
@@ -45,6 +58,12 @@ def overlap(one: list[float], other: list[float]) -> bool:
 
 def inside(box: list[float], group: list[float]) -> bool:
     return group[0] <= box[0] and group[1] <= box[1] and box[2] <= group[2] and box[3] <= group[3]
+
+
+def extent(boxes: Iterable[list[float]]) -> tuple[int, int]:
+    """Width and height of what the boxes lie in."""
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+    return round(max(rights) - min(lefts)), round(max(bottoms) - min(tops))
 
 
 def overlapping(boxes: dict[str, list[float]]) -> list[tuple[str, str]]:
@@ -116,6 +135,9 @@ def test_it_opens_whole_with_its_nodes_apart_and_is_the_graph_of_its_api_form(pa
     outside = [name for name, box in nodes.items() if not any(inside(box, group) for group in groups.values())]
     assert all(name.startswith("MarkdownNote") for name in outside) and outside
     assert all(groups)
+    if example.is_template:
+        wide, high = extent([*nodes.values(), *groups.values()])
+        assert wide <= ROOM[0] and high <= ROOM[1], (wide, high)
 
 
 @every_template
@@ -126,11 +148,20 @@ def test_a_template_opens_readable_and_apart_in_nodes_2_too(page, example):
         open_workflow(page, graph)
         boxes = vue_boxes(page, len(graph["nodes"]))
         assert overlapping(boxes) == []
+        nodes, groups = page.evaluate(LAYOUT)
+        wide, high = extent([*nodes.values(), *groups.values(), *page.evaluate(VUE_EXTENT)])
+        assert wide <= ROOM[0] and high <= ROOM[1], (wide, high)
         assert all(left >= 55 and top >= 85 and right <= 1602 and bottom <= 902 for left, top, right, bottom in boxes.values()), boxes
         assert page.evaluate("() => app.canvas.ds.scale") >= 0.79
     assert example.thumbnail_path.read_bytes()[:3] == b"\xff\xd8\xff"
     pictures = [node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "LoadImage"]
     assert all(name.startswith("intrinsic_lab_") for name in pictures), "a template brings its own picture"
+    loaders = [node for node in graph["nodes"] if node["type"] in CORES_LOADERS]
+    for node in loaders:
+        named = [value for value in node["widgets_values"] if value.endswith(".safetensors")]
+        models = node["properties"]["models"]
+        assert [model["name"] for model in models] == named, "core's Missing Models panel names it"
+        assert all(model["url"].startswith("https://") and model["directory"] for model in models)
 
 
 def test_a_graph_saved_before_there_were_conventions_asks_for_auto(page):

@@ -31,6 +31,8 @@ FIRST = {
     "video depth": "ExtractSequence",
     "similar lora": "FindSimilarLoRAs",
     "duplicate lora": "FindDuplicateLoRAs",
+    "convert lora": "ConvertLoRA",
+    "lora key not loaded": "ConvertLoRA",
     "lora map": "LoRAMap",
     "train lora": "TrainLoRA",
     "normal map lora": "ApplyLoRA",

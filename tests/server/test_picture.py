@@ -133,7 +133,7 @@ def test_a_linked_model_takes_the_place_of_the_bundled_one(server, client, pictu
     prompt["look"] = node("PreviewImage", images=["maps", 1])
     events, entry = client.run(prompt)
     assert events[-1]["type"] == "execution_success", events[-1]
-    assert "maps" not in entry["outputs"], "nothing to warn of"
+    assert "text" not in entry["outputs"]["maps"], "nothing to warn of"
     prompt["look"]["inputs"]["images"] = ["maps", 0]
     events, _ = client.run(prompt)
     assert "These maps have no 'normal' (they have: image, depth)" in events[-1]["data"]["exception_message"]
@@ -146,7 +146,7 @@ def test_a_rendered_scene_is_no_reason_to_warn(client):
     prompt = one_node()
     prompt["picture"] = node("IntrinsicLabRenderScene", seed=3, width=64, height=64, batch_size=1)
     events, entry = client.run(prompt)
-    assert events[-1]["type"] == "execution_success" and "maps" not in entry["outputs"]
+    assert events[-1]["type"] == "execution_success" and "text" not in entry["outputs"]["maps"]
 
 
 BLUEPRINT = Path(__file__).parents[2] / "subgraphs" / "Picture to Maps, step by step.json"
@@ -176,6 +176,22 @@ def test_the_blueprint_is_offered_and_runs_in_a_graph(client, page):
 
 
 ENTRY = example_workflow("1 Picture to maps")
+SHOWN_IN_NODE = """() => {
+    const node = app.graph._nodes.find(node => node.type === "IntrinsicLabPictureToMaps");
+    const told = node.widgets.find(widget => widget.name === "$$node-text-preview");
+    return [String(told?.value ?? ""), (app.nodeOutputs[node.id]?.images ?? []).map(image => image.filename)];
+}"""
+
+
+def test_what_it_showed_comes_back_when_the_graph_is_opened_anew_and_nothing_runs(page):
+    shown = []
+    for _ in range(2):
+        assert open_workflow(page, ENTRY.graph()) == []
+        assert page.evaluate(SHOWN_IN_NODE) == ["", []]
+        assert queue(page) == "execution_success"
+        page.wait_for_timeout(500)
+        shown.append(page.evaluate(SHOWN_IN_NODE))
+    assert shown[0] == shown[1] and shown[0][0] == WARNING and len(shown[0][1]) == 1
 
 
 def test_a_template_brings_its_picture_to_a_comfyui_that_lacks_it(server, page):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from intrinsic_lab.tests.server.test_front_end import nodes_2
 from intrinsic_lab.tests.server.test_lumix import PREVIEWS, preview_pictures, preview_sizes
 from intrinsic_lab.tools.comfyui_source import ROOT
 from intrinsic_lab.tools.example_workflows import example_workflow
@@ -308,4 +309,10 @@ def test_the_front_end_shows_the_loss_curve_in_the_node_and_keeps_the_seed(page)
         "() => app.graph._nodes.find(node => node.type === 'IntrinsicLabTrainLoRA').widgets.map(widget => [widget.name, widget.value])"
     )
     values = dict(page.evaluate(widgets))
+    with nodes_2(page):
+        open_workflow(page, example_workflow("8 Train a LoRA of your own").graph())
+        node = page.evaluate(set_widgets, changes | {"name": "in the other browser"})
+        assert queue(page) == "execution_success"
+        page.wait_for_timeout(1000)
+        assert page.locator(f'[data-node-id="{node}"] img').count() == 1, "the curve is seen once"
     assert values["training_seed"] == 0 and not [name for name in values if name.startswith("control")]

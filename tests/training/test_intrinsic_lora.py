@@ -223,21 +223,22 @@ def test_encoding_is_told_as_it_goes_and_can_be_ended(tmp_path, tiny_base):
     assert not list((tmp_path / "ended").glob("*"))
 
 
-def test_a_look_with_every_checkpoint_shows_a_held_out_scene_and_changes_nothing_of_the_run(tiny_base, pairs, tmp_path):
+def test_looks_show_a_held_out_scene_and_changes_nothing_of_the_run(tiny_base, pairs, tmp_path):
     losses, shown, said = [], [], []
     for look in (shown.append, None):
         config = config_of(tiny_base, tmp_path / str(look is None), steps=5, loop={"checkpoint_every": 2})
         trained = train_intrinsic_lora(config, pairs=pairs, report=lambda *told: said.append(told), on_sample=look)
         losses.append(trained.history.losses)
-    # Steps 2 and 4, and the last.
-    assert losses[0] == losses[1] and len(shown) == 3 and len(said) == 10
+    # The first checkpoint and the last step; between them as there is time.
+    assert losses[0] == losses[1] and 2 <= len(shown) <= 3 and len(said) == 10
     exact = render_scenes([HELD_OUT_SEEDS.start], 32, 32)
-    picture, learnt, true = shown[-1]
+    [sample] = shown[-1]
+    picture, learnt, true = (sample[name] for name in ("picture", "learnt so far", "true"))
     assert torch.allclose(picture, exact.image_bhwc[0], atol=1e-6)
     assert torch.allclose(true, exact.normal_bhwc[0] / 2 + 0.5, atol=1e-5)
     text = trained.base.embed(MAPS["normal"].prompt)
     now = predict_maps(trained.base.network, trained.base.vae, text, rearrange(exact.image_bhwc, "b h w c -> b c h w"), "normal")
-    assert (learnt - (now[0] / 2 + 0.5)).abs().max() < 1e-3 < (learnt - shown[0][1]).abs().max()
+    assert (learnt - (now[0] / 2 + 0.5)).abs().max() < 1e-3 < (learnt - shown[0][0]["learnt so far"]).abs().max()
 
 
 def test_latents_are_encoded_once_and_read_back(tiny_base, pairs, tmp_path, caplog):

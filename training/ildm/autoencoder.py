@@ -12,8 +12,10 @@ from ...methods.ildm.intrinsic_vae import TOTAL_CHANNELS, channel_slice, widen, 
 from ..autoencoder import reconstruction_loss
 from ..bases import base_at
 from ..config import TrainerConfig
+from ..look import OnSample, with_looks
 from ..loop import History, LoopConfig, Report, train
 from .data import INTRINSICS_KIND, JointFolderData, JointSceneData, JointSet, JointSource
+from .look import rebuilt_look
 
 
 @dataclass(frozen=True)
@@ -104,16 +106,24 @@ def widened_vae(base: Path) -> AutoencoderKL:
 def load_intrinsic_autoencoder(folder: Path) -> AutoencoderKL:
     """The intrinsic VAE in float32, frozen. Raises ValueError for a VAE of another number of channels."""
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no VAE in diffusers format: make one with `python -m intrinsic_lab.training.ildm vae`.")
+        raise ValueError(f"{folder} holds no VAE in diffusers format: make one with Train Intrinsic VAE, or on the command line.")
     vae = AutoencoderKL.from_pretrained(folder, local_files_only=True).float()
     if vae.config.in_channels != TOTAL_CHANNELS:
         raise ValueError(f"the VAE in {folder} takes {vae.config.in_channels} channels, an intrinsic VAE {TOTAL_CHANNELS}: choose another.")
     return vae.requires_grad_(False).eval()
 
 
-def train_intrinsic_vae(config: IntrinsicVaeConfig, *, report: Report | None = None) -> tuple[AutoencoderKL, History]:
-    """Train (or resume) the intrinsic VAE of a base and write it to `config.weights`. report: see `loop.train`."""
+def train_intrinsic_vae(
+    config: IntrinsicVaeConfig, *, report: Report | None = None, on_sample: OnSample | None = None
+) -> tuple[AutoencoderKL, History]:
+    """Train (or resume) the intrinsic VAE of a base and write it to `config.weights`.
+
+    report: see `loop.train`. on_sample: see `look.OnSample`.
+    """
     vae = widened_vae(config.base) if config.decoder_of is None else load_intrinsic_autoencoder(config.decoder_of).requires_grad_(True)
-    task = IntrinsicVaeTask(config, vae, config.data.source())
+    source = config.data.source()
+    task = IntrinsicVaeTask(config, vae, source)
+    if on_sample is not None:
+        report = with_looks(report, config.loop, task.module, rebuilt_look(vae, source), on_sample)
     history = train(task, config.loop, report=report, settings=config.task_settings())
     return task.module.vae, history

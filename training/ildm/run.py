@@ -16,6 +16,7 @@ from ..backbones.backbone import TextEmbeddings
 from ..config import TrainerConfig, file_header
 from ..intrinsic_lora.adapter import load_adapter, lora_layers
 from ..intrinsic_lora.latents import downscale, encode_model_latents, latent_masks
+from ..look import OnSample, with_looks
 from ..loop import History, LoopConfig, Report, train
 from ..losses import latent_loss
 from ..pairs import IMAGE, MaskedSource, OnEncoded
@@ -23,6 +24,7 @@ from .adapter import add_joint_adapter
 from .autoencoder import load_intrinsic_autoencoder
 from .base import encode_captions, load_diffusion_base
 from .data import INTRINSICS_KIND, JointFolderData, JointSceneData
+from .look import joint_look, shown_joint_source
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class JointLatents:
 
 
 class JointTask:
-    """A `loop.Task`. text: embeddings of every row's caption, and last that of the empty prompt."""
+    """A `loop.Task`. text: embeddings of every row's caption, and after them that of the empty prompt."""
 
     def __init__(self, config: JointConfig, denoiser: JointDenoiser, scheduler: DDPMScheduler, latents: JointLatents, text: TextEmbeddings):
         self.config, self.module, self.scheduler, self.latents, self.text = config, denoiser, scheduler, latents, text
@@ -163,11 +165,12 @@ def train_joint_lora(
     cache: Path | None = None,
     report: Report | None = None,
     on_encoded: OnEncoded | None = None,
+    on_sample: OnSample | None = None,
 ) -> TrainedJointLora:
     """Train (or resume) the LoRA of the intrinsic domain and write it to `config.weights`.
 
     start: a LoRA file of the same layers and rank to begin from. cache: folder of encoded latents (the output folder by default).
-    report: see `loop.train`. on_encoded: see `pairs.OnEncoded`.
+    report: see `loop.train`. on_encoded: see `pairs.OnEncoded`. on_sample: see `look.OnSample`; only with pictures.
     Raises ValueError for bases, VAEs and data that do not fit together.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -186,12 +189,17 @@ def train_joint_lora(
         [intrinsic] = encode_model_latents(intrinsic_vae.to(state.device), source, (INTRINSICS_KIND,), kept, on_encoded).values()
         mask = latent_masks(source, INTRINSICS_KIND, downscale(intrinsic_vae), kept) if isinstance(source, MaskedSource) else None
         latents = JointLatents(image, intrinsic, mask)
-    text = encode_captions(base, [*source.captions, ""], on_encoded)
+    shown = shown_joint_source(source)
+    text = encode_captions(base, [*source.captions, "", shown.captions[0]], on_encoded)
     add_joint_adapter(base.network, config.rank, config.loop.seed, config.image_domain)
     if start is not None:
         load_adapter(base.network, read_lora(start))
     if config.gradient_checkpointing:
         base.network.enable_gradient_checkpointing()
-    task = JointTask(config, JointDenoiser(base.network, config.data.size), base.scheduler, latents, text)
+    denoiser = JointDenoiser(base.network, config.data.size)
+    task = JointTask(config, denoiser, base.scheduler, latents, text)
+    if on_sample is not None and config.image_domain:
+        vaes, told = (base.vae, intrinsic_vae), text.rows(torch.tensor([-1]))
+        report = with_looks(report, config.loop, denoiser, joint_look(denoiser, base.scheduler, vaes, shown, told), on_sample)
     history = train(task, config.loop, report=report, settings=config.task_settings())
     return TrainedJointLora(config.weights, history)

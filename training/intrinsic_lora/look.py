@@ -1,44 +1,34 @@
-"""A look at a training while it runs: a picture, its map as it is learnt so far, and the true map."""
+"""A look at an I-LoRA while it is trained: a picture, its map as it is learnt so far, and the true map."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
-import torch
-from einops import rearrange
 from torch import Tensor
 
 from ...methods.formats import picture_of
-from ...methods.maps import MAPS
+from ...methods.intrinsic_lora.multi_step import SINGLE
 from ..backbones.backbone import SingleStepBase, TextEmbeddings
-from ..loop import Report
-from ..pairs import IMAGE, PairSource, SceneData
-from ..scene_pictures import HELD_OUT_SEEDS
+from ..look import Sample, shown_source, true_pictures
+from ..pairs import IMAGE
 from .config import IntrinsicLoraConfig
+from .noise import noise_for
 from .predict import predict_maps
+from .sample import predict_maps_in_steps
 
-# Called with `[3, h, w, 3]` in 0..1: picture, map so far, true map.
-OnSample = Callable[[Tensor], None]
+# Enough to see what is learnt: a look shall cost little.
+STEPS = 8
 
 
-def with_samples(config: IntrinsicLoraConfig, base: SingleStepBase, text: TextEmbeddings, report: Report, on_sample: OnSample) -> Report:
-    """`report`, after a look with every checkpoint and the last step; it changes nothing of the run (single-step LoRAs only)."""
-    source = shown_source(config)
-    picture_bchw = source.read(IMAGE, [0])
-    images = {kind: rearrange(source.read(kind, [0]), "b c h w -> b h w c") for kind in (IMAGE, config.map)}
-    true = picture_of(config.map, MAPS[config.map].from_picture(images[config.map]))
+def map_look(config: IntrinsicLoraConfig, base: SingleStepBase, text: TextEmbeddings) -> Callable[[], Sample]:
+    """What shows the map that `base`, with its adapter, makes of the shown picture."""
+    source = shown_source(config.data.source(config.map))
+    picture_bchw, true = source.read(IMAGE, [0]), true_pictures(source, (IMAGE, config.map))
+    noise = None if config.method == SINGLE else noise_for(config.base, config.method)
 
-    def look(step: int, loss: float, seconds_left: float) -> None:
-        if step % config.loop.checkpoint_every == 0 or step == config.loop.steps:
-            base.network.eval()
+    def look() -> Sample:
+        if noise is None:
             predicted = predict_maps(base.network, base.vae, text, picture_bchw, config.map, reading=config.reading)
-            base.network.train()
-            on_sample(torch.cat([images[IMAGE], picture_of(config.map, predicted), true]).clamp(0, 1))
-        report(step, loss, seconds_left)
+        else:
+            predicted = predict_maps_in_steps(base, noise, picture_bchw, config.map, steps=STEPS)
+        return [{"picture": true[IMAGE], "learnt so far": picture_of(config.map, predicted)[0], "true": true[config.map]}]
 
     return look
-
-
-def shown_source(config: IntrinsicLoraConfig) -> PairSource:
-    """What the look is taken of, in row 0: a scene that no training sees; of other data their first pair, which is learnt too."""
-    source = config.data.source(config.map)
-    return replace(source, first_seed=HELD_OUT_SEEDS.start, count=1) if isinstance(source, SceneData) else source

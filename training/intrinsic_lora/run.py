@@ -15,6 +15,7 @@ from ...methods.maps import MAPS
 from ..backbones import denoiser_of, single_step_of
 from ..backbones.backbone import SingleStepBase, TextEmbeddings
 from ..config import require_size
+from ..look import OnSample, with_looks
 from ..loop import History, Report, train
 from ..losses import latent_loss, picture_loss
 from ..pairs import MaskedSource, OnEncoded, PairSource
@@ -22,7 +23,7 @@ from .adapter import add_adapter, load_adapter, save_lora
 from .config import IntrinsicLoraConfig
 from .denoising import Denoising
 from .latents import LatentPairs, downscale, vae_latents
-from .look import OnSample, with_samples
+from .look import map_look
 from .noise import noise_for
 from .predict import load_base
 from .probe import save_probe
@@ -85,7 +86,7 @@ def train_intrinsic_lora(
 
     start: a LoRA file of this kind and rank to begin from. pairs: latents encoded before, of the same data; else they are encoded and
     kept in `cache` (the output folder by default), so that a resumed run and runs that share a cache encode nothing twice. report: see
-    `loop.train`. on_encoded: see `pairs.OnEncoded`. on_sample: see `look.OnSample`; only with a report, and for a single step.
+    `loop.train`. on_encoded: see `pairs.OnEncoded`. on_sample: see `look.OnSample`.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     source = config.data.source(config.map)
@@ -114,7 +115,7 @@ def train_intrinsic_lora(
         raise ValueError(f"{len(pairs)} encoded pairs came for {len(source)} pictures: encode them from the same data.")
     text = base.embed(MAPS[config.map].prompt).to(state.device)
     task = IntrinsicLoraTask(config, base.network, base.vae, text, pairs)
-    if report is not None and on_sample is not None and config.method == SINGLE:
-        report = with_samples(config, base, text, report, on_sample)
+    if on_sample is not None:
+        report = with_looks(report, config.loop, base.network, map_look(config, base, text), on_sample)
     history = train(task, config.loop, report=report, settings=config.task_settings())
     return TrainedIntrinsicLora(base, config.weights, history)

@@ -17,12 +17,14 @@ from ..backbones import map_flow_in
 from ..backbones.backbone import TextEmbeddings
 from ..config import require_size
 from ..intrinsic_lora.latents import downscale, encode_model_latents, latent_masks
+from ..look import OnSample, shown_source, with_looks
 from ..loop import History, Report, train
 from ..losses import draw_times
 from ..pairs import IMAGE, CaptionedSource, OnEncoded
 from ..set_data import AlignedSet
 from .config import LumixConfig
 from .data import map_source
+from .look import maps_look
 from .network import MapDenoiser, make_adapter
 
 
@@ -69,7 +71,7 @@ def _known(source: AlignedSet, kinds: Sequence[str], factor: int, cache: Path) -
 
 
 class LumixTask:
-    """A `loop.Task`. text: of every row's caption, and last of the empty prompt."""
+    """A `loop.Task`. text: of every row's caption, and after them of the empty prompt."""
 
     def __init__(self, config: LumixConfig, denoiser: MapDenoiser, latents: MapLatents, text: TextEmbeddings):
         self.config, self.module, self.latents, self.text = config, denoiser, latents, text
@@ -128,11 +130,12 @@ def train_lumix(
     cache: Path | None = None,
     report: Report | None = None,
     on_encoded: OnEncoded | None = None,
+    on_sample: OnSample | None = None,
 ) -> TrainedLumix:
     """Train (or resume) one adapter and write it to `config.weights`.
 
     start: an adapter file of the same design to begin from. cache: folder of encoded latents (the output folder by default).
-    report: see `loop.train`. on_encoded: see `pairs.OnEncoded`.
+    report: see `loop.train`. on_encoded: see `pairs.OnEncoded`. on_sample: see `look.OnSample`.
     Raises ValueError for bases and data that do not fit.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -141,7 +144,8 @@ def train_lumix(
     base = flow.load(config.base, getattr(torch, config.base_dtype))
     require_size(config.data.size, downscale(base.vae) * flow.patch)
     optimizer = make_optimizer(config)
-    text = flow.encode_texts(config.base, [*source.captions, ""], config.text_tokens, state.device, on_encoded)
+    shown = shown_source(source)
+    text = flow.encode_texts(config.base, [*source.captions, "", shown.captions[0]], config.text_tokens, state.device, on_encoded)
     # Of several processes the first encodes, the others read what it kept.
     with state.main_process_first():
         kept = cache or config.loop.output
@@ -157,5 +161,9 @@ def train_lumix(
     if config.gradient_checkpointing:
         base.transformer.enable_gradient_checkpointing()
     task = LumixTask(config, denoiser, latents, text)
+    if on_sample is not None:
+        told = text.rows(torch.tensor([-1]))
+        look = maps_look(denoiser, config.design, base.vae, shown, latents.mean.shape[2:], told)
+        report = with_looks(report, config.loop, denoiser, look, on_sample)
     history = train(task, config.loop, optimizer=optimizer, report=report, settings=config.task_settings())
     return TrainedLumix(denoiser, config.weights, history)

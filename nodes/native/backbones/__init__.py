@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 from comfy.model_patcher import ModelPatcher
 
 from ....methods.ildm.schedules import Block
+from ..compiled import uncompiled
 from .backbone import Backbone, Family
 from .flux import FLUX
 from .flux.flux2 import FLUX2
@@ -41,7 +42,7 @@ MAP_ADAPTER = Ability(lambda backbone: backbone.attach_tensor_lora, ": LumiX ada
 
 def known(model: ModelPatcher, ability: Ability[Answer]) -> Answer | None:
     """What the MODEL's backbone has for `ability`; None where it has nothing, or is of no kind known here."""
-    network = model.get_model_object("diffusion_model")
+    network = uncompiled(model.get_model_object("diffusion_model"))
     return next((ability.of(backbone) for backbone in BACKBONES if backbone.matches(network)), None)
 
 
@@ -49,7 +50,7 @@ def require(model: ModelPatcher, ability: Ability[Answer]) -> Answer:
     """What the MODEL's backbone has for `ability`. Raises ValueError, naming the backbones that have it, for every other MODEL."""
     if (answer := known(model, ability)) is not None:
         return answer
-    network = model.get_model_object("diffusion_model")
+    network = uncompiled(model.get_model_object("diffusion_model"))
     *most, last = (backbone.title for backbone in BACKBONES if ability.of(backbone) is not None)
     titles = " and ".join(part for part in (", ".join(most), last) if part)
     raise ValueError(f"This MODEL is a {type(model.model).__name__} ({type(network).__name__}){ability.refusal.format(titles)}")

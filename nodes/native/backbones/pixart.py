@@ -16,7 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from einops import rearrange
 from torch import Tensor
 
-from ....methods.ildm.joint_forward import CURRENT, exchange
+from ....methods.ildm.joint_forward import exchange, running
 from ....methods.ildm.schedules import Block, transformer_blocks
 from ....methods.lora.layers import LoraLayer
 from ..batch_rows.fused_layers import bind_layers
@@ -141,7 +141,7 @@ def _forward(attn: AttentionKVCompress, block: Block) -> Callable:
             height, width = HW or (int(x.shape[1] ** 0.5),) * 2
             key, _ = attn.downsample_2d(key, height, width, attn.sr_ratio, sampling=attn.sampling)
             value, _ = attn.downsample_2d(value, height, width, attn.sr_ratio, sampling=attn.sampling)
-        return attn.proj(exchange(CURRENT.get(), block, query, key, value, attn.num_heads, own_attention))
+        return attn.proj(exchange(running(), block, query, key, value, attn.num_heads, own_attention))
 
     return forward
 

@@ -4,7 +4,7 @@ Rows lie as `methods.rows` says. A map is given, and kept clean, where the laten
 it without noise at t = 0 while the others are denoised (LumiX, disentangled timesteps).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ....methods.rows import Rows
+from ..compiled import uncompiled
+from .sampled_rows import note_rows, require_rows_kept, rows_of_forward, sampled_rows
 from .shared_noise import sharing_noise
 
 KEY = "intrinsic_lab.lumix"
@@ -28,12 +30,27 @@ class MapForward:
     ran: list = field(default_factory=list)
 
 
+def running(options: Mapping) -> MapForward:
+    """The forward that a block runs in, by its `transformer_options`. Raises ValueError where nobody told the network of it."""
+    if KEY not in options:
+        raise ValueError(
+            "The network runs with patches that join maps and without what tells them which rows are which map: a node after Apply Tensor "
+            "LoRA or Join Maps in Attention made this MODEL anew from parts (AnimateDiff's Unload does). Put that node before."
+        )
+    return options[KEY]
+
+
 @dataclass(frozen=True)
 class CleanRows:
     """Which rows of the sampled batch are given, and their latents in the model's scale."""
 
     rows: tuple[int, ...]
     latent_bchw: Tensor
+
+    def among(self, chosen: tuple[int, ...]) -> "CleanRows":
+        """The same, numbered as in a forward over the `chosen` rows of the batch."""
+        there = [place for place, row in enumerate(chosen) if row in self.rows]
+        return CleanRows(tuple(there), self.latent_bchw[[self.rows.index(chosen[place]) for place in there]])
 
 
 def attach_rows(clone: ModelPatcher, maps: tuple[str, ...]) -> None:
@@ -42,6 +59,7 @@ def attach_rows(clone: ModelPatcher, maps: tuple[str, ...]) -> None:
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _sample)
     clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _remember_clean_rows)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _run_together(maps))
+    note_rows(clone)
 
 
 def maps_of(model: ModelPatcher) -> tuple[str, ...]:
@@ -67,6 +85,7 @@ def require_map_batch(rows: int, maps: int) -> None:
 def _sample(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
     maps = len(executor.class_obj.model_patcher.get_attachment(KEY))
     require_map_batch(noise.shape[0], maps)
+    require_rows_kept(executor.class_obj.model_options)
     per_map = noise.chunk(maps)
     if not all(torch.equal(per_map[0], other) for other in per_map[1:]):
         raise ValueError(
@@ -96,12 +115,10 @@ def _remember_clean_rows(executor, guider, sigmas, extra_args, callback, noise, 
 def _run_together(maps: tuple[str, ...]) -> Callable:
     def run(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         options = dict(transformer_options or {})
-        conds = len(options.get("cond_or_uncond") or (0,))
-        require_map_batch(x.shape[0] // conds, len(maps))
+        rows = rows_of_forward(maps, x, options)
         if clean := options.get(_CLEAN):
-            x, t = _with_clean_rows(x, t, conds, clean)
-        pictures = x.shape[0] // conds // len(maps)
-        options[KEY] = forward = MapForward(executor.class_obj.diffusion_model, Rows(maps, conds, pictures))
+            x, t = _with_clean_rows(x, t, rows.conds, clean.among(sampled_rows(x, options)))
+        options[KEY] = forward = MapForward(uncompiled(executor.class_obj.diffusion_model), rows)
         denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         # Later steps may be skipped by packs that cache; the first never is.
         if not forward.ran and _is_first_step(options):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ....methods.intrinsic_lora.recipe import Recipe
 from ....methods.lora.layers import LoraLayer
 from ....methods.rows import labelled_slices, windows_per_row
+from .sampled_rows import conditions_of, sampled_rows
 
 KEY = "intrinsic_lab.row_lora"
 # A linear layer or a convolution of the model; quantised ones are not always torch's.
@@ -177,7 +178,7 @@ def options_for_rows(model_options: dict, map_of_row: Sequence[str | None]) -> d
 def _wrapper(adapters: Mapping[str, MapAdapter]) -> Callable:
     def run_rows(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         options = transformer_options or {}
-        map_of_row = _map_of_row(options.get(KEY), adapters, x.shape[0])
+        map_of_row = _map_of_row(adapters, x, options)
         picture = None
         if any(adapter.picture_in is not None for adapter in adapters.values()):
             picture, c_concat = c_concat, None
@@ -187,20 +188,16 @@ def _wrapper(adapters: Mapping[str, MapAdapter]) -> Callable:
     return run_rows
 
 
-def _map_of_row(assigned: Sequence[str | None] | None, adapters: Mapping[str, MapAdapter], rows: int) -> tuple[str | None, ...]:
-    if assigned is None:
-        if len(adapters) > 1:
-            raise ValueError(
-                f"This MODEL carries unmerged LoRAs for several maps ({', '.join(adapters)}) and a sampler cannot know which row is which: "
-                "use Extract Intrinsic Maps, or apply a single map."
-            )
-        return tuple(adapters) * rows
-    if rows % len(assigned):
+def _map_of_row(adapters: Mapping[str, MapAdapter], x: Tensor, options: Mapping) -> tuple[str | None, ...]:
+    assigned: Sequence[str | None] | None = options.get(KEY)
+    if assigned is not None:
+        return tuple(assigned[row] for row in sampled_rows(x, options, len(assigned))) * conditions_of(options)
+    if len(adapters) > 1:
         raise ValueError(
-            f"The model was called with {rows} rows where a multiple of {len(assigned)} was expected: another patch splits the batch."
+            f"This MODEL carries unmerged LoRAs for several maps ({', '.join(adapters)}) and a sampler cannot know which row is which: "
+            "use Extract Intrinsic Maps, or apply a single map."
         )
-    # Conditions that core batches together repeat the latent batch as a whole.
-    return tuple(assigned) * (rows // len(assigned))
+    return tuple(adapters) * x.shape[0]
 
 
 @contextlib.contextmanager

@@ -21,7 +21,8 @@ from ....methods.lora.layers import LoraFile
 from ....methods.rows import Rows
 from ..backbones import CROSS_DOMAIN, require
 from ..batch_rows import row_lora
-from ..batch_rows.shared_noise import require_joint_batch, require_same_noise, sharing_noise
+from ..batch_rows.sampled_rows import note_rows, require_rows_kept, rows_of_forward
+from ..batch_rows.shared_noise import require_same_noise, sharing_noise
 
 KEY = "intrinsic_lab.cross_domain"
 
@@ -55,6 +56,7 @@ def exchange_domains(
     clone.set_additional_models(KEY, [ModelPatcher(adapter, load_device=load, offload_device=offload) for adapter in adapters.values()])
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _run_jointly(schedule, adapters))
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _sample_jointly(_replaced_attention(clone.model_options)))
+    note_rows(clone)
     return clone, blocks
 
 
@@ -68,6 +70,7 @@ def _sample_jointly(own: Mapping) -> Callable:
     def sample(executor, noise, latent_image, sampler, *args, **kwargs):
         require_same_noise(noise)
         options = executor.class_obj.model_options
+        require_rows_kept(options)
         others = [address for address, function in _replaced_attention(options).items() if own and own.get(address) is not function]
         if others:
             raise ValueError(
@@ -84,10 +87,8 @@ def _sample_jointly(own: Mapping) -> Callable:
 def _run_jointly(schedule: WeightSchedule, adapters: Mapping[str, row_lora.MapAdapter]) -> Callable:
     def run(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         options = transformer_options or {}
-        conds = len(options.get("cond_or_uncond") or (0,))
-        require_joint_batch(x.shape[0] // conds)
         timestep = float(executor.class_obj.model_sampling.timestep(t).flatten()[0])
-        step = JointForward(Rows(DOMAINS, conds, x.shape[0] // conds // 2), timestep, schedule)
+        step = JointForward(rows_of_forward(DOMAINS, x, options), timestep, schedule)
         token = CURRENT.set(step)
         try:
             with row_lora.hooked(executor.class_obj.diffusion_model, adapters, step.rows.member_of_row(adapters)):

@@ -23,6 +23,7 @@ from ..backbones import SINGLE_STEP, require
 from ..backbones.backbone import ANCHOR
 from ..batch_rows import row_lora
 from ..interrupts import stopping_inside_model
+from ..other_patches import named_where_they_fail
 
 # Share of a device's memory that activations of one forward may take beside the weights.
 ACTIVATION_SHARE = 0.6
@@ -39,6 +40,18 @@ class RawOutput(comfy.samplers.Sampler):
         raw = model_wrap(latent_image, self.sigma_of_row.to(latent_image.device), **extra_args)
         rows = zip(self.reading_of_row, raw, latent_image, strict=True)
         return torch.stack([READINGS[reading](output, picture) for reading, output, picture in rows])
+
+
+class Unguided(comfy.samplers.CFGGuider):
+    """Core's guider without guidance: the positive side as the network gives it. What patches attach to guidance finds none.
+
+    Context windows are left out, too: rows do not meet, and memory is shared out by `RowPrediction`.
+    """
+
+    def __call__(self, x, timestep, model_options=None, seed=None):
+        options = {name: value for name, value in (model_options or {}).items() if name != "context_handler"}
+        [output] = comfy.samplers.calc_cond_batch(self.inner_model, [self.conds["positive"]], x, timestep, options)
+        return output
 
 
 def require_parts(model: ModelPatcher, vae) -> None:
@@ -66,9 +79,9 @@ class RowPrediction(ABC):
     def together(self, latent_bchw: Tensor, rows: list[int], anchors: Sequence[int]) -> Tensor:
         """All rows at once; row i belongs to map `rows[i]` and reads the keys of row `anchors[i]` too, if the prediction reads any."""
 
-    def guider(self, rows: list[int]) -> comfy.samplers.CFGGuider:
-        """Core's, each row with its map's LoRA."""
-        guider = comfy.samplers.CFGGuider(self.model)
+    def guider(self, rows: list[int], kind: type[comfy.samplers.CFGGuider] = comfy.samplers.CFGGuider) -> comfy.samplers.CFGGuider:
+        """Core's, or another kind, each row with its map's LoRA."""
+        guider = kind(self.model)
         if self.assign:
             guider.model_options = row_lora.options_for_rows(guider.model_options, [self.names[index] for index in rows])
         return guider
@@ -118,15 +131,14 @@ class RowForward(RowPrediction):
         return torch.stack([made[place] for place in range(len(rows))])
 
     def _forward(self, latent_bchw: Tensor, rows: list[int], anchors: Sequence[int]) -> Tensor:
-        guider = self.guider(rows)
+        guider = self.guider(rows, Unguided)
         if self.anchor_weight:
             options = guider.model_options["transformer_options"] | {ANCHOR: AnchoredForward(tuple(anchors), self.anchor_weight)}
             guider.model_options = {**guider.model_options, "transformer_options": options}
-        # Only the positive side: one evaluation, no guidance.
         guider.inner_set_conds({"positive": join_rows(self.embeddings, rows)})
         sigma_of_row = self.noise_levels[rows]
         sigmas = torch.stack([sigma_of_row.max(), torch.zeros(())])
-        with stopping_inside_model(self.model):
+        with stopping_inside_model(self.model), named_where_they_fail(self.model, "The single step"):
             sampler, latent = RawOutput(sigma_of_row, [self.readings[row] for row in rows]), as_model_takes(self.model, latent_bchw)
             output = guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, disable_pbar=True)
         return output.view(latent_bchw.shape).to(comfy.model_management.intermediate_device())

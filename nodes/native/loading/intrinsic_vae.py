@@ -48,7 +48,7 @@ def load_intrinsic_vae(folder: Path, dtype: torch.dtype | None = None) -> comfy.
     if config.get("in_channels", 3) != TOTAL_CHANNELS:
         raise ModelFolderError(
             f"The VAE in {folder.name} takes {config.get('in_channels', 3)} channels, an intrinsic VAE {TOTAL_CHANNELS} "
-            f"({', '.join(INTRINSICS)}): make one with `python -m intrinsic_lab.training.ildm vae`, or load this one with Load VAE."
+            f"({', '.join(INTRINSICS)}): make one with the node Train Intrinsic VAE (I-LDM), or load this one with Load VAE."
         )
     vae = load_vae(folder, config, dtype, pixel_channels=TOTAL_CHANNELS)
     vae.process_input = vae.process_output = _unchanged

@@ -80,7 +80,7 @@ def files_state(collection: str) -> str:
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
-def _bundled_styles() -> dict[str, str]:
+def bundled_styles() -> dict[str, str]:
     """The pack's own style LoRAs: see `files.lora_names`."""
     assets = bundled_file("")
     paths = sorted((assets / "loras").rglob("*.safetensors"))
@@ -89,12 +89,12 @@ def _bundled_styles() -> dict[str, str]:
 
 def lora_names() -> list[str]:
     """Every LoRA that can be indexed, by the name that nodes show: no pickles."""
-    return [name for name in files.lora_names(_bundled_styles()) if name.removesuffix(BUNDLED_MARK).endswith(SUFFIXES)]
+    return [name for name in files.lora_names(bundled_styles()) if name.removesuffix(BUNDLED_MARK).endswith(SUFFIXES)]
 
 
 def lora_path(name: str) -> Path:
     """The file behind a name that nodes show. Raises FileNotFoundError for any other text, such as a path or a pickle's name."""
-    path = files.lora_path(name, _bundled_styles())
+    path = files.lora_path(name, bundled_styles())
     if not path.name.lower().endswith(SUFFIXES):
         raise FileNotFoundError(f"{name} is a pickle: convert it to safetensors where you trust it, and take the result.")
     return path

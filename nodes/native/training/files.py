@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import re
+import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -171,10 +172,25 @@ def is_finished(run: Path) -> bool:
 
 
 def require_free(run: Path, destination: Destination) -> None:
-    """Raises ValueError if the destination holds anything that this run did not put there itself."""
+    """Raises ValueError if the destination cannot be written, or holds anything that this run did not put there itself."""
+    _require_writable(destination)
     own = _record(run)
     if any(_sha256(path) not in own for path in _files(destination.path)):
         raise ValueError(f"{destination.name} is there already and was not made by this run: choose another name.")
+
+
+def _require_writable(destination: Destination) -> None:
+    """Raises ValueError for a read-only folder, found by writing: permissions do not tell of read-only file systems, nor to root."""
+    folder = destination.path if destination.path.is_dir() else destination.path.parent
+    made = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
+    try:
+        with tempfile.TemporaryFile(dir=made):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{destination.name} cannot be written ({error.strerror}): make ComfyUI's folder for it writable, or list a writable one "
+            "first in extra_model_paths.yaml."
+        ) from None
 
 
 def publish(run: Path, result: Path, destination: Destination) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ....training.config import TrainerConfig
     from ....training.folder_data import FolderData
     from ....training.history import History
+    from ....training.look import Sample
     from ....training.loop import LoopConfig
     from ....training.pairs import SceneData
 
@@ -87,7 +88,7 @@ class Watcher:
         self.total, self._shown = 0, 0.0
         self._bar: comfy.utils.ProgressBar | None = None
         self._kind: str | None = None
-        self._sample: Tensor | None = None
+        self._sample: Sample | None = None
 
     def begin(self, steps: int, earlier: "History") -> None:
         """Before the trainer runs. earlier: of the part of the run that is done."""
@@ -106,9 +107,9 @@ class Watcher:
             self._shown = time.monotonic()
         self._update(self._bar_of(None, self.total), step, self.total, picture)
 
-    def sampled(self, sample_nhwc: Tensor) -> None:
-        """An `OnSample` of the I-LoRA trainer: shown from now on."""
-        self._sample = sample_nhwc
+    def sampled(self, sample: "Sample") -> None:
+        """An `OnSample` of the trainers: shown from now on."""
+        self._sample = sample
 
     def picture(self, seconds_left: float | None = None) -> "Image":
         """The loss curve so far, and below it the last sample if there is one."""

@@ -26,7 +26,7 @@ from .....methods.lumix.design import COLOR, CROSS_INTRINSIC, IMAGE_SHARING, QUE
 from .....methods.lumix.intrinsix import RowAdapter, RowBlock
 from .....methods.lumix.tensor_lora.layer import BlockAdapter, Update
 from .....methods.rows import Rows
-from ...batch_rows.lumix_rows import KEY, MapForward
+from ...batch_rows.lumix_rows import running
 from ..backbone import TensorLora
 
 # Older versions of core have no attn1_patch in FLUX; there it must not start to act because of us.
@@ -312,7 +312,7 @@ def single_block(number: int, shared: Attention) -> Callable:
 
 def _running(args: dict, kind: str, number: int) -> tuple[Rows, DoubleStreamBlock | SingleStreamBlock]:
     """The rows of the forward that runs, and the block of the network that runs it (which may be a copy on another GPU)."""
-    forward: MapForward = args["transformer_options"][KEY]
+    forward = running(args["transformer_options"])
     forward.ran.append((kind, number))
     if args["vec"].ndim != 2:
         raise ValueError("Reference latents at timestep zero cannot be combined with LumiX: choose another reference latents method.")

@@ -10,13 +10,13 @@ from comfy.model_patcher import ModelPatcher
 from einops import rearrange, repeat
 from torch import Tensor
 
-from .....methods.ildm.joint_forward import CURRENT, exchange
+from .....methods.ildm.joint_forward import exchange, running
 from .....methods.ildm.schedules import Block
 from .....methods.intrinsic_lora.anchor import attend_with_anchor
 from .....methods.lumix.attention import attend_maps
 from .....methods.lumix.design import COLOR, CROSS_INTRINSIC, QUERY_BROADCAST
-from .....methods.rows import Rows
-from ...batch_rows.lumix_rows import KEY, MapForward
+from .....methods.rows import Rows, in_query_windows
+from ...batch_rows.lumix_rows import running as map_forward
 from ..backbone import ANCHOR
 
 Address = tuple[str, int, int]
@@ -75,7 +75,7 @@ def exchange_in(clone: ModelPatcher) -> tuple[Block, ...]:
             attention.optimized_attention, heads=options["n_heads"], attn_precision=options["attn_precision"], transformer_options=options
         )
         block = blocks[part, number, options["block_index"]]
-        return exchange(CURRENT.get(), block, query, key, value, options["n_heads"], own_attention)
+        return exchange(running(), block, query, key, value, options["n_heads"], own_attention)
 
     _replace(clone, blocks, replaced, "the two cannot both do so: remove one of them.")
     return tuple(blocks.values())
@@ -115,6 +115,7 @@ def _broadcast(query: Tensor, key: Tensor, value: Tensor, options: dict) -> tupl
 def _cross_intrinsic(query: Tensor, key: Tensor, value: Tensor, options: dict) -> Tensor:
     """attn1 replacement: queries of every map on the keys of all of them."""
     rows = _running(options)
+    key, value = in_query_windows(query, key, value)
     grouped = [
         rearrange(rows.split(x), "group map token (head dim) -> group map head token dim", head=options["n_heads"])
         for x in (query, key, value)
@@ -129,6 +130,6 @@ def _anchored(query: Tensor, key: Tensor, value: Tensor, options: dict) -> Tenso
 
 def _running(options: dict) -> Rows:
     """The rows of the forward that runs, which learns that a block of it ran."""
-    forward: MapForward = options[KEY]
+    forward = map_forward(options)
     forward.ran.append(options.get("block"))
     return forward.rows
