@@ -102,7 +102,7 @@ class TrainLoRA(_Training):
                     "single: one forward pass. multi: the model's own denoising, sampled from the picture. augmented: sampled with the "
                     "picture beside the noise (I-LoRA AUG). Many steps are for Extract Maps in Steps and Stable Diffusion 1.x, 2.x.",
                 ),
-                _choice(
+                choice(
                     "reading",
                     tuple(READINGS),
                     "How the one step's output says the map. raw: as it is. negative: with its sign changed. data: the picture less the "

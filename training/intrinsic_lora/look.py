@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-from torch import Tensor
-
 from ...methods.formats import picture_of
 from ...methods.intrinsic_lora.multi_step import SINGLE
 from ..backbones.backbone import SingleStepBase, TextEmbeddings

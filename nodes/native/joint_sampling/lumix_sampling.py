@@ -123,7 +123,7 @@ def side_by_side(callback: Callable, maps: int) -> Callable:
     """A sampler's callback that sees the maps of the first picture as one wide latent, for one preview of all of them."""
 
     def shown(step: int, x0: Tensor, x: Tensor, total_steps: int) -> None:
-        wide = rearrange(x0, "(map picture) channel height width -> picture channel height (map width)", map=maps)
+        wide = rearrange(x0, "(map picture) channel ... width -> picture channel ... (map width)", map=maps)
         callback(step, wide[:1], x, total_steps)
 
     return shown
