@@ -339,7 +339,8 @@ def _joint_mask(masks: list[Tensor | None], pairs: int, like: Tensor) -> Tensor:
 
 def _latent_samples(latent: dict, name: str) -> Tensor:
     samples = latent["samples"]
-    if not isinstance(samples, Tensor) or samples.ndim != 4:
+    # Of Qwen-Image a picture is a video of one frame.
+    if not isinstance(samples, Tensor) or not (samples.ndim == 4 or (samples.ndim == 5 and samples.shape[2] == 1)):
         raise ValueError(
             f"{name} holds {getattr(samples, 'shape', type(samples).__name__)}: latents of pictures [batch, channel, height, width] are "
             "wanted."

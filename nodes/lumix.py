@@ -317,7 +317,7 @@ class DecodeMaps(Node):
     @classmethod
     def execute(cls, maps: dict, vae) -> io.NodeOutput:
         latents = lumix_sampling.split_maps(maps)
-        pictures = {name: vaes.decode(vae, latent["samples"]) for name, latent in latents.items()}
+        pictures = {name: vaes.decode_pictures(vae, latent["samples"]) for name, latent in latents.items()}
         maps_of = {name: map_kind(KINDS[name]).from_picture(picture) for name, picture in pictures.items() if name != MATERIAL}
         if MATERIAL in pictures:
             maps_of |= {name: pictures[MATERIAL][..., [channel]] for name, channel in MATERIAL_CHANNELS.items()}

@@ -83,8 +83,8 @@ def exchange_pictures(
 ) -> Tensor:
     """The same where tokens of text and of pictures of reference stand beside the picture's: of the other domain only `picture` is read.
 
-    query, key, value [row, head, token, dim]; mask [row or 1, 1, query or 1, key], additive. own_attention: core's, of these -> [row, token,
-    head x dim]; with `through_own`, or a mask, it also attends where domains meet. Returns [row, token, head x dim].
+    query, key, value [row, head, token, dim]; mask [row or 1, 1, query or 1, key], additive. own_attention: core's, of these four ->
+    [row, token, head x dim]; with `through_own`, or a mask, it also attends where domains meet. Returns [row, token, head x dim].
     """
     rows, weight = step.rows.seen_by("Attention", query.shape[0]), step.schedule(block, step.t)
     masks = {domain: _mask_of(domain, mask, rows) for domain in DOMAINS}

@@ -1,6 +1,7 @@
-"""Rows that meet in diffusers' transformers, in float64, by the papers' equations: over its layers and its attention; knows nothing of the pack."""
+"""Rows that meet in diffusers' transformers, in float64, by the papers' equations; knows nothing of the pack."""
 
 from contextlib import contextmanager
+from itertools import pairwise
 from unittest.mock import patch
 
 import torch
@@ -65,7 +66,7 @@ class FlowOracle:
     def euler(self, noise, sigmas, prompts, cfg, on_step=lambda t: None, clean=None):
         """Euler's method; prompts: (context, pooled) of positive and negative. clean: {row: latent} that is given, seen at time 0."""
         x, sigmas = noise.double() * sigmas[0].double(), sigmas.double()
-        for sigma, after in zip(sigmas, sigmas[1:], strict=False):
+        for sigma, after in pairwise(sigmas):
             on_step(1000 * float(sigma) - 1)
             levels = sigma.expand(len(x)).clone()
             for row, latent in (clean or {}).items():

@@ -72,7 +72,7 @@ class World:
         return [(F.pad(context, (0, 0, pad, 0)), pooled) for context, pooled in self.prompts]
 
     def empty(self, rows=1):
-        return {"samples": torch.zeros(rows, self.channels, *((1,) if self.name == "qwen_image" else ()), 8, 12)}
+        return {"samples": torch.zeros(rows, self.channels, 8, 12)}
 
     def sample(self, model, latent, conditions=None, cfg=CFG, denoise=1.0):
         """Of KSampler, in the model's own scale, [row, channel, height, width]."""
@@ -84,7 +84,7 @@ class World:
         """Noise and noise levels of `sample`."""
         noise = comfy.sample.prepare_noise(latent["samples"], SEED, latent["batch_index"])
         sigmas = comfy.samplers.calculate_sigmas(self.model.model.model_sampling, "normal", STEPS)
-        return noise[:, :, 0] if noise.ndim == 5 else noise, sigmas
+        return noise, sigmas
 
 
 @pytest.fixture(scope="module", name="worlds")
@@ -159,9 +159,11 @@ def test_zero_weight_leaves_the_picture_bit_identical_and_the_model_as_it_was(na
     assert torch.equal(found[:2], base[:2])
     assert relative_error(found[2:], base[2:]) > 1e-3
     # A clone leaves nothing behind, not even where a forward fails.
-    broken = ildm.CrossDomainAttention.execute(world.model, lambda block, t: 1 / 0, "intrinsic.safetensors", 1.0)[0]
+    armed = []
+    failing = ildm.CrossDomainAttention.execute(world.model, lambda block, t: 1 / (not armed), "intrinsic.safetensors", 1.0)[0]
+    armed.append(True)
     with pytest.raises(ZeroDivisionError):
-        world.sample(broken, latent)
+        world.sample(failing, latent)
     network = world.model.model.diffusion_model
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
     assert torch.equal(world.sample(world.model, latent), base)
@@ -180,7 +182,7 @@ def test_three_guided_steps_of_maps_with_tensor_lora_equal_the_paper_in_float64(
         )
         with torch.inference_mode(False):
             adapter = write_adapter(lora_folder / "lumix.safetensors", config)
-        model = lumix.ApplyTensorLoRA.execute(world.model, "lumix.safetensors", 0.8)[0]
+        model = lumix.ApplyTensorLoRA.execute(world.model, "lumix.safetensors", 0.4)[0]
         updates = [
             (attn, *(dense(getattr(block, place).named_parameters(), "tensor", outputs, maps, width) for place, outputs in PLACES))
             for attn, block in zip(_attentions(world), [*adapter.double_blocks, *adapter.single_blocks], strict=True)
@@ -194,7 +196,7 @@ def test_three_guided_steps_of_maps_with_tensor_lora_equal_the_paper_in_float64(
     output = lumix.JointSampler.execute(model, *world.conditions, 12 * scale, 8 * scale, latent=latent, **settings)[5]["samples"]
     found = model.model.process_latent_in(output)
     found = found[:, :, 0] if found.ndim == 5 else found
-    with updated_maps(updates, width, strength=0.8):
+    with updated_maps(updates, width, strength=0.4):
         wanted = world.oracle(joint_maps(attention, COLOR)).euler(noise, sigmas, world.oracle_prompts(), CFG)
     assert relative_error(found, wanted) < 1e-4
     assert relative_error(found, wanted[COLOR].expand_as(wanted)) > 1e-3 or not adapted

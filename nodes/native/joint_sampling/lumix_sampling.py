@@ -51,7 +51,7 @@ def map_latents(model: ModelPatcher, width: int, height: int, pictures: int, giv
 
 def _mask(given: dict | None, shape: tuple[int, ...]) -> Tensor:
     """[picture, 1, height, width]: 1 where a map is to be sampled."""
-    pictures, _, height, width = shape
+    pictures, *_, height, width = shape
     if given is None:
         return torch.ones(pictures, 1, height, width)
     mask = given.get("noise_mask")
