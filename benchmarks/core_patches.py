@@ -7,7 +7,7 @@ On the bundled nano models, for every node of core that takes a MODEL and gives 
 
 * Extract: two maps in one forward, a LoRA per row, against core running the MODEL with each LoRA merged. The single step has no guidance,
   so nothing that acts on guidance may act on it: core is asked without (`_network_alone`).
-* I-LDM at schedule 0: picture rows against core's sampling of the same pictures.
+* I-LDM at schedule 0: picture rows against core's sampling of the same rows.
 * LumiX at strength 0: the colour map against core's sampling of the same rows.
 
 Each has to be equal to core under the same change, to float32's rounding, or to refuse in words. A cell that is neither is an error, and
@@ -15,6 +15,7 @@ the command then ends with 1.
 """
 
 import argparse
+import json
 import logging
 import sys
 import tempfile
@@ -29,8 +30,9 @@ from torch import Tensor
 
 from .core_model_patches import LEFT_OUT, Needs, Parts, Patch, core_nodes, entries, other_model, plain_lora, write_hypernetwork
 from .extraction_cost import start_comfyui
-from .measuring import ROOT, keep_result, markdown_table
+from .measuring import RESULTS, ROOT, keep_result, markdown_table
 
+NAME = "core_patches"
 ASSETS = ROOT / "assets"
 # Relative, of float32 through a few steps; what a change moves is larger.
 LARGEST_ERROR = 1e-4
@@ -206,7 +208,8 @@ def ildm_method(pipeline: Any, files: dict[str, str]) -> Method:
         _parts(pipeline, files),
         apply,
         lambda model: _sampled(model, pipeline, 4, 2)[:2],
-        lambda model: _sampled(model, pipeline, 2, 2),
+        # As many rows: some guidance goes by a row's place in the batch (VideoLinearCFGGuidance).
+        lambda model: _sampled(model, pipeline, 4, 2)[:2],
     )
 
 
@@ -285,9 +288,19 @@ def _all(cells: dict[str, dict]) -> list[Cell]:
     return [cell for of_method in cells.values() for by_order in of_method.values() for cell in by_order.values()]
 
 
+def _recorded() -> dict[str, dict]:
+    changes = json.loads((RESULTS / f"{NAME}.json").read_text(encoding="utf-8"))["changes"]
+    return {
+        change: {method: {order: Cell(**cell) for order, cell in by_order.items()} for method, by_order in of_method.items()}
+        for change, of_method in changes.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="WORD", help="the changes whose names hold one of these; nothing is kept")
+    parser.add_argument(
+        "--only", nargs="+", metavar="WORD", help="the changes whose names hold one of these; the others stay as they are recorded"
+    )
     only = parser.parse_args().only
     start_comfyui()
     logging.disable(logging.WARNING)
@@ -295,14 +308,12 @@ def main() -> None:
         found = methods(Path(name))
         patches = {name: patch for name, patch in (core_nodes() | entries()).items() if not only or any(word in name for word in only)}
         cells = judge_all(found, patches, lambda text: print(text, file=sys.stderr))
+    cells = (_recorded() if only else {}) | cells
     record = {
         change: {method: {order: vars(cell) for order, cell in by_order.items()} for method, by_order in of_method.items()}
         for change, of_method in cells.items()
     }
-    if only:
-        print(report(cells))
-    else:
-        keep_result("core_patches", report(cells), {"left out": LEFT_OUT, "changes": record})
+    keep_result(NAME, report(cells), {"left out": LEFT_OUT, "changes": record})
     if any(cell.verdict == WRONG for cell in _all(cells)):
         raise SystemExit(1)
 

@@ -20,6 +20,7 @@ from . import (
     ildm,
     intrinsic_vae,
     load,
+    lora_map,
     lora_space,
     lumix,
     picture,
@@ -28,7 +29,6 @@ from . import (
     sequence,
     train,
 )
-from .native.lora_library.lora_routes import add_routes
 
 
 def earlier_copy() -> Path | None:
@@ -43,7 +43,11 @@ class IntrinsicLabExtension(ComfyExtension):
     """Lists the pack's nodes, in the order in which a workflow meets them."""
 
     async def on_load(self) -> None:
-        add_routes()
+        # Tests and other hosts of nodes are no server.
+        if "server" in sys.modules:
+            from .native.lora_library.lora_routes import add_routes
+
+            add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         if (earlier := earlier_copy()) is not None:
@@ -65,6 +69,7 @@ class IntrinsicLabExtension(ComfyExtension):
             compare,
             lora_space,
             convert_lora,
+            lora_map,
             train,
             scene,
             relight,

@@ -1,4 +1,4 @@
-"""Finding LoRAs by their weights: index, search, map, duplicates, blend."""
+"""Finding LoRAs by their weights: index, search, duplicates, blend."""
 
 import json
 from dataclasses import replace
@@ -6,14 +6,12 @@ from pathlib import Path
 
 import comfy.sd
 import comfy.utils
-import torch
 from comfy_api.latest import io, ui
 
 # What only an execution needs is imported there: the pack loads with ComfyUI, whether its nodes are used or not.
 from ..methods.lora.names import SUBNETWORKS
 from ..methods.lora_space.entries import Entry
 from .native.lora_library import lora_collection
-from .native.lora_library.files import BUNDLED_MARK
 from .native.lora_library.lora_collection import LoraCollection, lora_path, shown_name
 from .native.lora_library.lora_pictures import Row, table_picture
 from .native.node import Node
@@ -29,7 +27,7 @@ PARTS_TOOLTIP = "Which weights count: all, only attention, only feed-forward, or
 NAME_TOOLTIP = "Connect it to lora_name of Load LoRA."
 
 
-def _parts_input() -> io.Combo.Input:
+def parts_input() -> io.Combo.Input:
     return io.Combo.Input("subnetwork", display_name="weights that count", options=list(SUBNETWORKS), default="all", tooltip=PARTS_TOOLTIP)
 
 
@@ -118,7 +116,7 @@ class IndexLoRAs(Node):
         return io.NodeOutput(chosen_loras, text, ui=ui.PreviewText(text))
 
 
-def _listed(text: str) -> list[str]:
+def listed_names(text: str) -> list[str]:
     """Names that a person wrote, a line each or with | between, which no file name on Windows may hold."""
     return [name.strip() for line in text.splitlines() for name in line.split("|") if name.strip()]
 
@@ -147,7 +145,7 @@ class FindSimilarLoRAs(Node):
                     tooltip="The LoRA that others shall resemble.",
                 ),
                 io.Int.Input("k", display_name="how many", default=5, min=1, max=100, tooltip="How many to find."),
-                _parts_input(),
+                parts_input(),
                 io.String.Input(
                     "also_like",
                     display_name="and like these",
@@ -204,18 +202,20 @@ class FindSimilarLoRAs(Node):
     ) -> io.NodeOutput:
         from ..methods.lora_space.search import find_similar
 
-        like = [query, *_listed(also_like)]
-        away = _listed(unlike)
+        like = [query, *listed_names(also_like)]
+        away = listed_names(unlike)
+        liked, disliked = ([lora_path(name) for name in names] for names in (like, away))
         with lora_index.open() as index:
             matches = find_similar(
                 index,
-                [lora_path(name) for name in like],
-                [lora_path(name) for name in away],
+                liked,
+                disliked,
                 k=k,
                 subnetwork=subnetwork,
                 family=lora_index.family,
                 folder=folder.strip().strip("/\\") or lora_index.folder,
                 rerank=exact_candidates,
+                store=lora_collection.server_store(index, liked, subnetwork),
                 report=lora_collection.progress_report(),
             )
         if not matches:
@@ -242,72 +242,6 @@ class FindSimilarLoRAs(Node):
         return io.NodeOutput(
             names[0], names, scores, table, json.dumps(found, ensure_ascii=False, indent=1), ui=ui.PreviewImage(table, cls=cls)
         )
-
-
-class LoRAMap(Node):
-    """The collection as a map on which similar LoRAs lie together."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return schema(
-            node_id="IntrinsicLabLoRAMap",
-            display_name="Draw LoRA Map",
-            category=CATEGORY,
-            description=(
-                "Draws all LoRAs of an index as a map: what lies together does alike. Groups are named by their folders or training tags. "
-                "In the node, point at a dot to see its preview picture; click it to choose that LoRA, here and in Find Similar LoRAs."
-            ),
-            search_aliases=["lora map", "lora atlas", "cluster loras", "lora space", "visualize loras"],
-            is_output_node=True,
-            inputs=[
-                Index.Input("lora_index", tooltip=INDEX_TOOLTIP),
-                _parts_input(),
-                io.Int.Input("clusters", default=0, min=0, max=100, tooltip="How many groups. 0: as many as the map shows."),
-                io.Int.Input("size", default=1024, min=256, max=4096, step=64, tooltip="Sides of the picture in pixels."),
-                io.Combo.Input(
-                    "selected",
-                    options=[NONE, *lora_collection.lora_names()],
-                    default=NONE,
-                    tooltip="The LoRA that is marked and put out. A click on the map sets it.",
-                ),
-                # Named `seed`, the front end would draw another one for every run.
-                io.Int.Input("layout_seed", default=0, min=0, max=2**31 - 1, optional=True, tooltip="Another seed, another layout."),
-            ],
-            outputs=[
-                io.Image.Output("IMAGE", display_name="image", tooltip="The map."),
-                io.AnyType.Output("LORA_NAME", display_name="lora_name", tooltip=f"The selected LoRA. {NAME_TOOLTIP}"),
-                io.String.Output("TEXT", display_name="text", tooltip="Places and groups as JSON; places from 0 to 1, from the top left."),
-            ],
-        )
-
-    @classmethod
-    def execute(
-        cls, lora_index: LoraCollection, subnetwork: str, clusters: int, size: int, selected: str = NONE, layout_seed: int = 0
-    ) -> io.NodeOutput:
-        from ..methods.lora_space import lora_map
-
-        with lora_index.open() as index:
-            drawn = lora_map.map_loras(
-                index,
-                family=lora_index.family,
-                subnetwork=subnetwork,
-                folder=lora_index.folder,
-                clusters=clusters or None,
-                seed=layout_seed,
-                report=lora_collection.progress_report(),
-            )
-        # The map's own names have no mark.
-        marked = [] if selected == NONE else [selected.removesuffix(BUNDLED_MARK)]
-        image = torch.tensor(lora_map.draw_map(drawn, size, marked)).float().unsqueeze(0) / 255
-        places = {
-            "family": drawn.family,
-            "points": [
-                {"name": shown_name(point.entry, lora_index.collection), "x": point.x, "y": point.y, "cluster": point.cluster}
-                for point in drawn.points
-            ],
-            "clusters": [{"label": c.label, "size": c.size, "x": c.x, "y": c.y, "color": c.color} for c in drawn.clusters],
-        }
-        return io.NodeOutput(image, selected, json.dumps(places, ensure_ascii=False), ui={"lora_map": [places]})
 
 
 class FindDuplicateLoRAs(Node):
@@ -457,4 +391,4 @@ def _changes(model, clip) -> int:
     return sum(len(changes) for part in (model, clip and clip.patcher) if part for changes in part.patches.values())
 
 
-NODES = [IndexLoRAs, FindSimilarLoRAs, LoRAMap, FindDuplicateLoRAs, BlendLoRAs]
+NODES = [IndexLoRAs, FindSimilarLoRAs, FindDuplicateLoRAs, BlendLoRAs]

@@ -1,7 +1,7 @@
 // What a node shows after it ran, where the front end alone would show too little or too much.
 
-import { app } from "/scripts/app.js";
-import { api } from "/scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
 
 const TRAININGS = ["LoRA", "IntrinsicVAE", "JointLoRA", "TensorLoRA"].map((name) => `IntrinsicLabTrain${name}`);
 // Nodes that say something on themselves while they run (nodes/native/node_text.py).

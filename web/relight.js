@@ -1,6 +1,7 @@
 // Relight from Maps shows its picture and relights it while lamps are dragged over it; nothing has to run for that.
 
 import { app } from "../../scripts/app.js";
+import { after } from "./hooks.js";
 import { linearColor, MOST_LAMPS, Relit } from "./relight_gl.js";
 
 const NODE = "IntrinsicLabRelight";
@@ -42,6 +43,8 @@ class RelightView {
         this.ran = null;
         this.element = style(document.createElement("div"), "display: flex; flex-direction: column; width: 100%; height: 100%; outline: none;");
         this.element.tabIndex = 0;
+        // Nodes 2.0 leaves the wheel to what has the focus.
+        this.element.dataset.captureWheel = "true";
         this.stage = style(document.createElement("div"), "position: relative; flex: 1 1 0; min-height: 0; touch-action: none; cursor: crosshair;");
         this.canvas = style(document.createElement("canvas"), "position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain;");
         this.canvas.className = "intrinsic-lab-relight";
@@ -283,15 +286,6 @@ class RelightView {
             }),
         );
     }
-}
-
-function after(object, method, then) {
-    const original = object[method];
-    object[method] = function (...args) {
-        const result = original?.apply(this, args);
-        then(...args);
-        return result;
-    };
 }
 
 app.registerExtension({

@@ -90,14 +90,14 @@ def exchange_pictures(
     masks = {domain: _mask_of(domain, mask, rows) for domain in DOMAINS}
 
     def attended(domain: str, other: str, weight: float) -> Tensor:
-        own = tuple(rows.of(domain, x) for x in (query, key, value))
+        q, k, v = (rows.of(domain, x) for x in (query, key, value))
         if abs(weight) < NEGLIGIBLE_WEIGHT:
-            return own_attention(*own, masks[domain])
-        read = tuple(rows.of(other, x[:, :, picture]) for x in (key, value))
+            return own_attention(q, k, v, masks[domain])
+        read_k, read_v = (rows.of(other, x[:, :, picture]) for x in (key, value))
         if mask is None and not through_own:
-            return _merge_heads(cross_domain_attention(*own, *read, weight))
-        keys, values = (torch.cat(pair, dim=2) for pair in zip(own[1:], read, strict=True))
-        return own_attention(own[0], keys, values, _joined_mask(masks[domain], masks[other], picture, own[1], read[0], weight))
+            return _merge_heads(cross_domain_attention(q, k, v, read_k, read_v, weight))
+        joined = _joined_mask(masks[domain], masks[other], picture, k, read_k, weight)
+        return own_attention(q, torch.cat([k, read_k], dim=2), torch.cat([v, read_v], dim=2), joined)
 
     out = [attended(PICTURE, INTRINSIC, weight), attended(INTRINSIC, PICTURE, 1.0)]
     return rows.join(rearrange(out, "domain group token c -> group domain token c"))

@@ -1,6 +1,5 @@
 """What the header of a LoRA file says: its modules, each named as in every other file, and facts about the whole."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,12 +10,12 @@ from typing import NamedTuple
 from .families import base_family, variant_of
 from .formats import ALPHA, MAGNITUDES, SUFFIXES, Format, format_of, refused_by, split_key
 from .formats.base import Sizes
-from .header import BadFile, Header, Layout, once_per_layout, text_of
+from .header import BadFile, Header, Layout, once_per_layout
 from .loading import loading
 from .names import canonical_name
 from .spellings import precedence
+from .training_facts import caption_tags
 
-MAX_TAGS = 20
 # The largest layers of models, embeddings of 262,144 words, have as much.
 _LARGEST_SIDE, _LARGEST_MATRIX = 1 << 19, 1 << 31
 _BESIDE = (ALPHA, *MAGNITUDES)
@@ -154,7 +153,7 @@ def describe(header: Header) -> Facts:
     return replace(
         facts,
         family=family,
-        tags=_tags(header.metadata),
+        tags=caption_tags(header.metadata),
         variant=variant_of(header.metadata),
         loading=loading(header.layout, family),
     )
@@ -177,13 +176,3 @@ def _facts(layout: Layout) -> Facts:
         approximate=bool(unread(layout)) or any(module.approximate for module in modules.values()),
         tags=(),
     )
-
-
-def _tags(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    counts: Counter[str] = Counter()
-    try:
-        for folder in json.loads(text_of(metadata, "ss_tag_frequency") or "{}").values():
-            counts.update({str(tag).strip(): int(count) for tag, count in folder.items()})
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-        return ()
-    return tuple(tag for tag, _ in counts.most_common(MAX_TAGS) if tag)

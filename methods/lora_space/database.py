@@ -101,12 +101,34 @@ def connect(database: Path) -> sqlite3.Connection:
     return connection
 
 
+def connect_reading(database: Path) -> sqlite3.Connection:
+    """Opens the index at `database`, which must be there, and never writes. Raises ValueError as `connect` does, and for older indexes."""
+    if not database.is_file():
+        raise ValueError("there is no index yet: make one first.")
+    try:
+        connection = sqlite3.connect(_read_only(database), uri=True, timeout=1, isolation_level=None, check_same_thread=False)
+        try:
+            _check(connection, database)
+            if connection.execute("PRAGMA user_version").fetchone()[0] < SCHEMA_VERSION:
+                raise ValueError(f"{database.name} was made by an older version: update the index first.")
+        except BaseException:
+            connection.close()
+            raise
+    except sqlite3.Error as error:
+        raise ValueError(f"{database.name} cannot be read now ({error}): try again, or delete it and index again.") from None
+    return connection
+
+
+def _read_only(database: Path) -> str:
+    return f"{database.absolute().as_uri()}?mode=ro"
+
+
 def families_in(database: Path) -> list[str]:
     """Base families of the readable LoRAs in an index, most first; none where it is not there yet, or cannot be read now."""
     if not database.is_file():
         return []
     try:
-        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=1)) as connection:
+        with closing(sqlite3.connect(_read_only(database), uri=True, timeout=1)) as connection:
             rows = connection.execute("SELECT family FROM files WHERE state = 'good' GROUP BY family ORDER BY count(*) DESC, family")
             return [family for (family,) in rows]
     except sqlite3.Error:

@@ -14,7 +14,7 @@ import numpy
 
 from ..lora.cache import ReadCache
 from ..lora.names import SUBNETWORKS
-from .database import connect, snapshot, transaction
+from .database import connect, connect_reading, snapshot, transaction
 from .entries import Entry, Problem, Progress, Report, Summary
 from .scan import Found, Inspection, inspect, list_files
 from .sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, Sketches, packed, unit, unpacked
@@ -26,6 +26,8 @@ _COLUMNS = (
 )
 # Rows that the PCA is fitted on, at most; drawn evenly from the collection.
 _FIT_ROWS = 20_000
+# Of an index that is only read and has none: components for this once, in a moment.
+_QUICK_FIT_ROWS = 500
 _CHUNK = 2_000
 # Files read at once: one waits for the disk while the others work; more would only wait for each other in Python.
 WORKERS = min(4, 1 + (os.cpu_count() or 1))
@@ -34,11 +36,17 @@ WORKERS = min(4, 1 + (os.cpu_count() or 1))
 class LoraIndex:
     """An open index; close it, or use it in a `with`. Several processes may work on one database; give each thread its own object."""
 
-    def __init__(self, database: str | Path) -> None:
-        """Opens the index, making it if it is not there. Raises ValueError if a newer version made it, or it is no index."""
+    def __init__(self, database: str | Path, *, read_only: bool = False) -> None:
+        """Opens the index, making it if it is not there. Raises ValueError if a newer version made it, or it is no index.
+
+        read_only: nothing is written, and `update` fails; raises ValueError too where there is no index, or an older one. Its spaces may be
+        up to `stale_seconds` old (0): for questions while others write.
+        """
         self.database = Path(database)
-        self._connection = connect(self.database)
-        self._spaces: dict[tuple[str, str], tuple[tuple[int, int], Space]] = {}
+        self._read_only = read_only
+        self.stale_seconds = 0.0
+        self._connection = (connect_reading if read_only else connect)(self.database)
+        self._spaces: dict[tuple[str, str], tuple[tuple[int, int], float, Space]] = {}
 
     def __enter__(self) -> "LoraIndex":
         return self
@@ -167,26 +175,45 @@ class LoraIndex:
         """All embedded LoRAs of a family as vectors; fitted when there is none, or the collection has grown by a quarter or halved since.
 
         Kept in memory until the index changes. LoRAs without the sub-network are left out; without any, the space is empty.
+        An index that is only read keeps nothing: it takes the components there are, else quickly fitted ones.
         """
         if subnetwork not in SUBNETWORKS:
             raise ValueError(f"there is no sub-network {subnetwork!r}: choose one of {', '.join(SUBNETWORKS)}.")
         state = self._state()
-        kept = self._spaces.get((family, subnetwork))
-        if kept and kept[0] == state:
-            return kept[1]
+        if kept := self._spaces.get((family, subnetwork)):
+            kept_state, read_at, space = kept
+            if kept_state == state or (self._read_only and time.monotonic() - read_at < self.stale_seconds):
+                return space
         ids = self._members(family, subnetwork)
         fitted = next(iter(self._rows("SELECT * FROM spaces WHERE family = ? AND subnetwork = ?", [family, subnetwork])), None)
+        if fitted is not None and fitted["sketch_version"] != SKETCH_VERSION:
+            fitted = None
         if len(ids) < LEAST_FOR_PCA:
-            rows = numpy.concatenate([*self._unit_sketches(ids, subnetwork), numpy.empty((0, 2, SKETCH_SIZE), numpy.float32)])
-            space = Space(
-                family, subnetwork, ids, {kind: rows[:, place] for place, kind in enumerate(KINDS)}, {kind: Pca() for kind in KINDS}
-            )
+            space = self._in_memory(family, subnetwork, ids, {kind: Pca() for kind in KINDS})
+        elif self._read_only:
+            space = self._as_it_is(family, subnetwork, ids, fitted)
         else:
-            if fitted is None or fitted["sketch_version"] != SKETCH_VERSION or not 0.5 <= len(ids) / fitted["fitted_on"] <= 1.25:
+            if fitted is None or not 0.5 <= len(ids) / fitted["fitted_on"] <= 1.25:
                 fitted = self._fit(family, subnetwork, ids)
             space = self._load(family, subnetwork, fitted)
-        self._spaces[family, subnetwork] = (self._state(), space)
+        self._spaces[family, subnetwork] = (self._state(), time.monotonic(), space)
         return space
+
+    def _in_memory(self, family: str, subnetwork: str, ids: numpy.ndarray, pca: dict[str, Pca]) -> Space:
+        """The sketches of these, projected; nothing is kept in the database."""
+        parts = [numpy.empty((0, len(KINDS), pca[KINDS[0]].dimensions), numpy.float32)]
+        for rows in self._unit_sketches(ids, subnetwork):
+            parts.append(numpy.stack([pca[kind].project(rows[:, place]) for place, kind in enumerate(KINDS)], axis=1))
+        vectors = numpy.concatenate(parts)
+        return Space(family, subnetwork, ids, {kind: numpy.ascontiguousarray(vectors[:, place]) for place, kind in enumerate(KINDS)}, pca)
+
+    def _as_it_is(self, family: str, subnetwork: str, ids: numpy.ndarray, fitted: dict | None) -> Space:
+        if fitted is None:
+            return self._in_memory(family, subnetwork, ids, self._pca(subnetwork, ids, _QUICK_FIT_ROWS))
+        placed = self._placed(family, subnetwork, fitted)
+        beside = self._in_memory(family, subnetwork, numpy.setdiff1d(ids, placed.ids), placed.pca)
+        vectors = {kind: numpy.concatenate([placed.vectors[kind], beside.vectors[kind]]) for kind in KINDS}
+        return Space(family, subnetwork, numpy.concatenate([placed.ids, beside.ids]), vectors, placed.pca)
 
     def _members(self, family: str, subnetwork: str) -> numpy.ndarray:
         parts = SUBNETWORKS[subnetwork]
@@ -213,12 +240,16 @@ class LoraIndex:
                     sums[[place[number] for number, _ in found]] += unpacked(b"".join(data for _, data in found))
             yield unit(sums)
 
+    def _pca(self, subnetwork: str, ids: numpy.ndarray, most: int) -> dict[str, Pca]:
+        """Of at most so many of these LoRAs, drawn evenly."""
+        chosen = ids[numpy.linspace(0, len(ids) - 1, min(len(ids), most)).astype(int)]
+        return {
+            kind: fit_pca((rows[:, place] for rows in self._unit_sketches(chosen, subnetwork)), DIMENSIONS)
+            for place, kind in enumerate(KINDS)
+        }
+
     def _fit(self, family: str, subnetwork: str, ids: numpy.ndarray) -> dict:
-        chosen = ids[numpy.linspace(0, len(ids) - 1, min(len(ids), _FIT_ROWS)).astype(int)]
-        pca = {}
-        for place, kind in enumerate(KINDS):
-            pca[kind] = fit_pca((rows[:, place] for rows in self._unit_sketches(chosen, subnetwork)), DIMENSIONS)
-        dimensions, data = pack(pca)
+        dimensions, data = pack(self._pca(subnetwork, ids, _FIT_ROWS))
         with self._writing():
             self._connection.execute("DELETE FROM spaces WHERE family = ? AND subnetwork = ?", [family, subnetwork])
             self._connection.execute(
@@ -242,6 +273,11 @@ class LoraIndex:
                     "INSERT OR REPLACE INTO vectors SELECT spaces.id, files.id, ? FROM spaces, files WHERE spaces.id = ? AND files.id = ?",
                     [(row.tobytes(), fitted["id"], number) for row, number in zip(vectors, ids, strict=True)],
                 )
+        return self._placed(family, subnetwork, fitted)
+
+    def _placed(self, family: str, subnetwork: str, fitted: dict) -> Space:
+        """Those that have a place in the space `fitted`."""
+        pca = unpack(fitted["dimensions"], fitted["pca"])
         with snapshot(self._connection):
             found = list(
                 self._connection.execute("SELECT file_id, vectors FROM vectors WHERE space_id = ? ORDER BY file_id", [fitted["id"]])

@@ -27,6 +27,11 @@ class Pca:
     mean: numpy.ndarray | None = None
     components: numpy.ndarray | None = None
 
+    @property
+    def dimensions(self) -> int:
+        """Length of what `project` gives."""
+        return SKETCH_SIZE if self.components is None else len(self.components)
+
     def project(self, vectors: numpy.ndarray) -> numpy.ndarray:
         """[n, D] -> unit rows [n, d], float32."""
         if self.components is None:

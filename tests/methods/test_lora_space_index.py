@@ -20,6 +20,7 @@ from intrinsic_lab.methods.lora_space.__main__ import main
 from intrinsic_lab.methods.lora_space.database import _APPLICATION, MIGRATIONS, SCHEMA_VERSION
 from intrinsic_lab.methods.lora_space.index import LoraIndex, _in_parallel
 from intrinsic_lab.methods.lora_space.scan import list_files
+from intrinsic_lab.methods.lora_space.search import find_similar
 from intrinsic_lab.methods.lora_space.sketch import KINDS, sketch, subnetwork_vectors
 from intrinsic_lab.methods.lora_space.space import LEAST_FOR_PCA
 from intrinsic_lab.tests.methods.lora_space_shelf import MODULES, make_lora, save_lora
@@ -458,3 +459,39 @@ def test_reading_leaves_torch_as_many_threads_as_it_had(tmp_path):
         assert (torch.get_num_threads(), seen) == (3, [3])
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_read_only_index_answers_like_the_other_and_writes_nothing(tmp_path):
+    database, folder = tmp_path / "index.sqlite", tmp_path / "loras"
+    with pytest.raises(ValueError, match="make one first"):
+        LoraIndex(database, read_only=True)
+    assert not database.exists()
+    paths = fill(folder, LEAST_FOR_PCA + 6)
+    with LoraIndex(database) as writer, LoraIndex(database, read_only=True) as reader:
+        writer.update([folder])
+        # Nothing is fitted yet: the styles are told apart all the same.
+        before = dump(database)
+        assert {match.entry.folder for match in find_similar(reader, paths[:1], k=5, rerank=0)} == {"ink"}
+        assert dump(database) == before
+        find_similar(writer, paths[:1], k=5, rerank=0)
+    with LoraIndex(database) as writer, LoraIndex(database, read_only=True) as reader:
+        fill(folder, 2, start=200)
+        writer.update([folder])
+        # Fitted, and two that have no place yet.
+        before = dump(database)
+        read = find_similar(reader, paths[:1], k=40, rerank=0)
+        assert dump(database) == before and any(match.entry.path.endswith("200.safetensors") for match in read)
+        written = find_similar(writer, paths[:1], k=40, rerank=0)
+        assert [match.entry for match in read] == [match.entry for match in written]
+        numpy.testing.assert_allclose([match.score for match in read], [match.score for match in written], atol=1e-6)
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            reader.update([fill(folder, 1, start=300)[0].parent])
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION - 1}")
+    with pytest.raises(ValueError, match="older version"):
+        LoraIndex(database, read_only=True)
+
+
+def dump(database):
+    with closing(sqlite3.connect(database)) as connection:
+        return list(connection.iterdump())

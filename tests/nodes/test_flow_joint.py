@@ -202,6 +202,55 @@ def test_three_guided_steps_of_maps_with_tensor_lora_equal_the_paper_in_float64(
     assert relative_error(found, wanted[COLOR].expand_as(wanted)) > 1e-3 or not adapted
 
 
+@pytest.mark.parametrize("name", ["sd35", "qwen_image", "z_image", "flux2"])
+def test_a_given_map_is_seen_clean_at_its_own_time_and_comes_back_exactly(name, worlds):
+    world, maps = worlds(name), ("albedo", "color", "normal")
+    model = lumix.JoinMaps.execute(world.model, "cross-intrinsic", ", ".join(maps))[0]
+    given = {"samples": randn(1, *world.empty()["samples"].shape[1:], seed=20)}
+    latent = lumix.MapLatents.execute(model, 96, 64, 1, color=given)[0]
+    found = world.sample(model, latent)
+    noise, sigmas = world.start(latent)
+    clean = {1: model.model.process_latent_in(given["samples"].unsqueeze(2) if name == "qwen_image" else given["samples"])[0].squeeze(1)}
+    wanted = world.oracle(joint_maps("cross-intrinsic", 1)).euler(noise, sigmas, world.oracle_prompts(), CFG, clean=clean)
+    assert relative_error(found, wanted) < 1e-4
+    assert relative_error(wanted[[0, 2]], noise[[0, 2]]) > 0.01
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_override_of_others_answers_where_rows_meet_in_both_orders(name, worlds):
+    world, calls = worlds(name), []
+
+    def override(function, query, key, *args, **options):
+        # As SageAttention does: a softmax does not see the keys' mean.
+        calls.append(key.shape)
+        axis = 2 if options.get("skip_reshape") else 1
+        return function(query, key - key.mean(dim=axis, keepdim=True), *args, **options)
+
+    def overridden(model):
+        clone = model.clone()
+        clone.model_options["transformer_options"]["optimized_attention_override"] = override
+        return clone
+
+    def exchanged(model):
+        return ildm.CrossDomainAttention.execute(model, schedules.constant_schedule(0.6), ildm.NO_LORA, 1.0)[0]
+
+    def joined(model):
+        return lumix.JoinMaps.execute(model, "cross-intrinsic", "color, depth")[0]
+
+    for apply in (exchanged, joined):
+        latent = {**world.empty(2), "batch_index": [0, 0]}
+        # Rows of one noise and one text stay alike: a mask on a row's own latent sets them apart.
+        latent["noise_mask"] = torch.stack([torch.ones(1, 8, 12), torch.ones(1, 8, 12).tril()])
+        if name == "qwen_image":
+            latent["noise_mask"] = latent["noise_mask"].unsqueeze(2)
+        wanted = world.sample(apply(world.model), latent)
+        assert relative_error(wanted, world.sample(world.model, latent)) > 1e-4
+        for order in (lambda model, apply=apply: apply(overridden(model)), lambda model, apply=apply: overridden(apply(model))):
+            calls.clear()
+            assert relative_error(world.sample(order(world.model), latent), wanted) < 1e-5
+            assert calls
+
+
 PLACES = (("input", 2), ("proj", 1))
 
 

@@ -10,7 +10,7 @@ import comfy.model_management
 import folder_paths
 import pytest
 import torch
-from intrinsic_lab.nodes import convert_lora, lora_space
+from intrinsic_lab.nodes import convert_lora, lora_map, lora_space
 from intrinsic_lab.nodes.native.lora_library import lora_collection
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -145,6 +145,22 @@ def test_the_index_runs_again_only_when_a_file_has_changed(shelf_folder):
         added.unlink()
 
 
+def test_the_neighbours_may_be_looked_up_in_a_server_that_whoever_starts_comfyui_names(tmp_path, monkeypatch, caplog):
+    pgserver = pytest.importorskip("pgserver")
+    wanted = similar("anime/a0.safetensors").args[1:3]
+    server = pgserver.get_server(tmp_path / "postgres")
+    try:
+        monkeypatch.setenv(lora_collection.POSTGRES_VARIABLE, server.get_uri())
+        assert similar("anime/a0.safetensors").args[1:3] == wanted
+        assert "lora_space_" in server.psql("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    finally:
+        server.cleanup()
+    monkeypatch.setenv(lora_collection.POSTGRES_VARIABLE, "postgresql:///x?host=/nowhere")
+    with pytest.raises(ValueError, match="log says why") as told:
+        similar("anime/a0.safetensors")
+    assert "/nowhere" not in str(told.value) and "/nowhere" in caplog.text
+
+
 def test_a_lora_with_nothing_to_compare_says_so():
     with pytest.raises(ValueError, match="no other LoRA is made for the same base model"):
         similar("xl.safetensors")
@@ -179,17 +195,19 @@ def test_previews_come_from_beside_the_file_and_never_through_a_link_out_of_the_
 
 
 def test_the_map_puts_styles_apart_and_names_them_by_their_folders():
-    output = lora_space.LoRAMap.execute(indexed()[0], "all", 3, 256, "photo/p1.safetensors")
-    image, selected, text = output.args
+    output = lora_map.LoRAMap.execute(indexed()[0], "all", 3, 256, "photo/p1.safetensors")
+    image, selected, text, listed = output.args
     places = json.loads(text)
-    assert image.shape == (1, 256, 256, 3) and selected == "photo/p1.safetensors"
+    assert image.shape == (1, 256, 256, 3) and selected == "photo/p1.safetensors" == listed[0]
     assert output.ui == {"lora_map": [places]}
     by_style = {style: {p["cluster"] for p in places["points"] if p["name"].startswith(style)} for style in STYLES}
     assert len(places["points"]) == 9 and len(set.union(*by_style.values())) == 3
     assert {places["clusters"][number]["label"] for numbers in by_style.values() for number in numbers} == set(STYLES)
     assert all(0 <= point[axis] <= 1 for point in places["points"] for axis in "xy")
-    plain = lora_space.LoRAMap.execute(indexed()[0], "all", 3, 256)[0]
-    assert not torch.equal(plain, image), "the selected LoRA is not marked"
+    assert all(point["family"] == places["family"] and point["date"] > "2020" for point in places["points"])
+    plain = lora_map.LoRAMap.execute(indexed()[0], "all", 3, 256, listed="b.safetensors | c.safetensors")
+    assert not torch.equal(plain[0], image), "the selected LoRA is not marked"
+    assert plain[3] == ["b.safetensors", "c.safetensors"]
 
 
 def test_copies_are_found_under_another_name_dtype_rank_and_strength(shelf_folder):

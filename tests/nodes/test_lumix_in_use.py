@@ -1,6 +1,6 @@
 """LumiX among everything else: other packs' patches, masks, LoRAs, fp8, memory, clones; and what it refuses, in words."""
 
-import shutil
+import os
 import sys
 from pathlib import Path
 
@@ -247,11 +247,11 @@ def test_what_cannot_work_is_refused_in_words(world, lora_folder, loaded):
     with pytest.raises(ValueError, match="multiple of 5"):
         lumix.SplitMaps.execute({"samples": torch.zeros(4, 16, 8, 12)})
     for sizes in ({"width": 64}, {"double_blocks": 1}, {"single_blocks": 3}):
-        with pytest.raises(ValueError, match=r"lumix\.safetensors was trained on a FLUX of width"):
+        with pytest.raises(ValueError, match=r"lumix\.safetensors was trained on a transformer of width"):
             patched(world.model, lora_folder, config_of(**sizes))
     with pytest.raises(ValueError, match=r"belong to FLUX\.1"):
         patched(loaded("sd15").model, lora_folder)
-    with pytest.raises(ValueError, match=r"maps can meet in Stable Diffusion UNets .* and FLUX\.1"):
+    with pytest.raises(ValueError, match=r"maps can meet in Stable Diffusion UNets .* and Z-Image"):
         lumix.JoinMaps.execute(loaded("pixart").model, "query-broadcast", "color, depth")
     with pytest.raises(ValueError, match="different ones of"):
         lumix.JoinMaps.execute(world.model, "query-broadcast", "depth, depth")
@@ -266,8 +266,8 @@ def test_what_cannot_work_is_refused_in_words(world, lora_folder, loaded):
 def test_a_compiled_model_samples_maps_as_an_uncompiled_one_in_both_orders(order, world, lora_folder):
     from comfy_api.torch_helpers import set_torch_compile_wrapper
 
-    # Core's node has inductor; it takes a compiler.
-    backend = "inductor" if shutil.which("g++") else "eager"
+    # What dynamo does not take stops under every backend; core's own, inductor, takes minutes and a compiler.
+    backend = os.environ.get("INTRINSIC_LAB_COMPILE_BACKEND", "eager")
     wanted = joint(patched(world.model, lora_folder), world, steps=1, cfg=1.0)
     base = world.model.clone()
     model = base if order == "before" else patched(base, lora_folder)

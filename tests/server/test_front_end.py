@@ -80,6 +80,18 @@ def nodes_2(page):
         page.evaluate("() => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
 
 
+def still_box(page, selector: str) -> dict[str, float]:
+    """Where an element of a node is on the screen, once the node has its size."""
+    element, before = page.locator(selector), None
+    for _ in range(50):
+        box = element.bounding_box()
+        if box == before:
+            return box
+        before = box
+        page.wait_for_timeout(200)
+    raise AssertionError("the node never stands still")
+
+
 def vue_boxes(page, count: int) -> dict[str, list[float]]:
     """Where the nodes of Nodes 2.0 are on the screen, once all are there and have their size."""
     page.wait_for_function("count => document.querySelectorAll('[data-node-id]').length === count", arg=count)

@@ -6,6 +6,7 @@ import json
 from urllib.parse import urljoin
 
 import numpy
+from intrinsic_lab.tests.server.test_front_end import still_box
 from intrinsic_lab.tools.front_end import queue
 from PIL import Image
 
@@ -63,18 +64,6 @@ def queued_picture(page) -> numpy.ndarray:
     return numpy.asarray(Image.open(io.BytesIO(answer.body())).convert("RGB")) + 0.5
 
 
-def still_box(page) -> dict[str, float]:
-    """Where the live picture lies, once the node has its size."""
-    canvas, before = page.locator("canvas.intrinsic-lab-relight"), None
-    for _ in range(50):
-        box = canvas.bounding_box()
-        if box == before:
-            return box
-        before = box
-        page.wait_for_timeout(200)
-    raise AssertionError("the node never stands still")
-
-
 def test_the_live_picture_is_the_one_that_queueing_makes_and_a_drag_moves_a_lamp(page):
     page.evaluate(BUILD)
     seen = []
@@ -93,7 +82,7 @@ def test_the_live_picture_is_the_one_that_queueing_makes_and_a_drag_moves_a_lamp
     # By hand: from the lamp's place to the right, nothing is queued, the picture follows.
     # Where the properties panel is open, the front end brings the view to the panel's width once the node is pointed at.
     page.locator("canvas.intrinsic-lab-relight").hover()
-    box = still_box(page)
+    box = still_box(page, "canvas.intrinsic-lab-relight")
     scale = min(box["width"] / 192, box["height"] / 128)
     left, top = box["x"] + (box["width"] - 192 * scale) / 2, box["y"] + (box["height"] - 128 * scale) / 2
     page.mouse.move(left + 0.2 * 192 * scale, top + 0.3 * 128 * scale)

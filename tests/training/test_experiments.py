@@ -288,7 +288,7 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(tiny_base, tmp_pat
 
 def test_a_base_that_is_none_is_refused_beside_one_that_is(tiny_base, tmp_path, caplog):
     line = ["bases", "--base", str(tmp_path / "none"), str(tiny_base), "--output", str(tmp_path / "out"), *TINY.split()]
-    assert main(line) == 2 and "has no unet folder" in caplog.text and not (tmp_path / "out").exists()
+    assert main(line) == 2 and "has no unet or transformer folder" in caplog.text and not (tmp_path / "out").exists()
 
 
 def test_the_paper_says_something_of_every_experiment_and_only_of_places_that_there_are():

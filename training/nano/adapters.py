@@ -21,8 +21,8 @@ BATCH = 4
 STEPS = 1000
 AUGMENTED_STEPS = 1250
 LEARNING_RATE = 2e-3
-# Of the adapters on nano FLUX: as many pictures as the rows of benchmarks/scenes_table.py that compare networks. How their maps are read
-# from its output, benchmarks/results/readings_table.md decides.
+# Of the adapters on nano FLUX: as many pictures as the rows of benchmarks/scenes_table.py that compare networks. Their maps are the
+# output's negative, which is ahead for three maps of four in benchmarks/results/readings_table.md.
 FLUX_STEPS, FLUX_BATCH, FLUX_LEARNING_RATE = 1000, 1, 1e-3
 FLUX_READING = "negative"
 

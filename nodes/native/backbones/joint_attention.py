@@ -160,8 +160,8 @@ def _attend(kind: str, query: Tensor, key: Tensor, value: Tensor, text: int, cal
     if plain:
         return _rows_of(attend_maps(CROSS_INTRINSIC, *map(rows.split, (query, key, value))), rows)
     maps = len(rows.members)
-    joined = [rearrange(rows.split(x), "group map head token dim -> group head (map token) dim") for x in (query, key, value)]
-    out = call.own(*joined, _mask_of_all(call.mask, rows))
+    q, k, v = (rearrange(rows.split(x), "group map head token dim -> group head (map token) dim") for x in (query, key, value))
+    out = call.own(q, k, v, _mask_of_all(call.mask, rows))
     return rows.join(rearrange(out, "group (map token) c -> group map token c", map=maps))
 
 

@@ -45,7 +45,9 @@ def map_latents(model: ModelPatcher, width: int, height: int, pictures: int, giv
     empty = torch.zeros(shape)
     latent = {"samples": torch.cat([samples.get(name, empty) for name in maps]), "batch_index": list(range(shape[0])) * len(maps)}
     if given:
-        latent["noise_mask"] = torch.cat([_mask(given.get(name), shape) for name in maps])
+        mask = torch.cat([_mask(given.get(name), shape) for name in maps])
+        # Of a model for videos (Qwen-Image) core would take rows of a mask for frames.
+        latent["noise_mask"] = mask.unsqueeze(2) if latent_format.latent_dimensions == 3 else mask
     return {**latent, MAPS_ENTRY: maps}
 
 

@@ -140,7 +140,8 @@ class RowForward(RowPrediction):
         sigmas = torch.stack([sigma_of_row.max(), torch.zeros(())])
         with stopping_inside_model(self.model), named_where_they_fail(self.model, "The single step"):
             sampler, latent = RawOutput(sigma_of_row, [self.readings[row] for row in rows]), as_model_takes(self.model, latent_bchw)
-            output = guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, disable_pbar=True)
+            # Nothing is drawn, and patches that shuffle the noise (FreeNoise) want a seed to do so.
+            output = guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, disable_pbar=True, seed=0)
         return output.view(latent_bchw.shape).to(comfy.model_management.intermediate_device())
 
 

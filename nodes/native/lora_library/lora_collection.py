@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BytesIO
@@ -25,7 +26,9 @@ from .files import BUNDLED_MARK
 
 if TYPE_CHECKING:
     from ....methods.lora_space.index import LoraIndex
+    from ....methods.lora_space.postgres_store import PostgresStore
 
+POSTGRES_VARIABLE = "INTRINSIC_LAB_POSTGRES"
 LORAS, BUNDLED = "models/loras", "nano styles (bundled)"
 COLLECTIONS = (LORAS, BUNDLED)
 PREVIEW_SIDE = 256
@@ -149,3 +152,21 @@ def progress_report() -> Callable[[Progress], None]:
         bar.update_absolute(progress.done, max(1, progress.total))
 
     return report
+
+
+def server_store(index: "LoraIndex", like: Sequence[Path], subnetwork: str) -> "PostgresStore | None":
+    """The vectors in the PostgreSQL server that the environment names (`POSTGRES_VARIABLE`), in step with the index; else None.
+
+    Raises ValueError if that server cannot be used; the log says why, with its address.
+    """
+    if not (where := os.environ.get(POSTGRES_VARIABLE)):
+        return None
+    from ....methods.lora_space.postgres_store import PostgresStore
+    from ....methods.lora_space.search import family_of
+
+    family = family_of(index, like)
+    try:
+        return PostgresStore.sync(where, index, family, subnetwork, report=progress_report())
+    except ValueError as error:
+        logging.warning("%s: %s", POSTGRES_VARIABLE, error)
+        raise ValueError(f"The server that the variable {POSTGRES_VARIABLE} names cannot be used: ComfyUI's log says why.") from None
