@@ -24,8 +24,8 @@ BUNDLED_LORAS = {"nano/ildm": "nano_ildm.safetensors"}
 EVERYWHERE, STAGES, BLOCKS = "everywhere", "stages", "blocks"
 PRODUCT, MAXIMUM = "product", "maximum"
 # Networks that previews are drawn for: the published ones, and the bundled one.
-_FIRST = ("SD 1.5 / SD 2.1", "SDXL", "PixArt-alpha")
-PREVIEWS = {name: LAYOUTS[name] for name in _FIRST} | {"nano": stage_blocks((1, 1, 1, 1, 2, 2, 2))} | LAYOUTS
+# Options are only appended to: nano's place was after the first three.
+PREVIEWS = dict(list(LAYOUTS.items())[:3]) | {"nano": stage_blocks((1, 1, 1, 1, 2, 2, 2))} | LAYOUTS
 SCHEDULE_TOOLTIP = "How strongly the picture attends to its intrinsics, by block and noise level: for Cross-Domain Attention or Combine."
 POSITIONS_TOOLTIP = (
     "Numbers and ranges from 0 on, such as '3-7, 9'. Stages count resolutions in order of execution (SD 1.5 and 2.1: 0-8, 4 is the middle; "
