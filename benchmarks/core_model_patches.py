@@ -202,7 +202,7 @@ def plain_lora(model: Any, rank: int = 2) -> dict[str, Tensor]:
     state = {}
     for key, weight in model.model_state_dict("diffusion_model.").items():
         name = key.removesuffix(".weight")
-        if name != key and weight.ndim == 2 and ("attn" in name or "linear1" in name):
+        if name != key and weight.ndim == 2 and any(part in name for part in ("attn", "attention", "linear1")):
             outputs, inputs = weight.shape
             state[f"{name}.lora_up.weight"] = torch.randn(outputs, rank, generator=draw) * 0.05
             state[f"{name}.lora_down.weight"] = torch.randn(rank, inputs, generator=draw) * 0.05

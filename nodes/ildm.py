@@ -24,12 +24,13 @@ BUNDLED_LORAS = {"nano/ildm": "nano_ildm.safetensors"}
 EVERYWHERE, STAGES, BLOCKS = "everywhere", "stages", "blocks"
 PRODUCT, MAXIMUM = "product", "maximum"
 # Networks that previews are drawn for: the published ones, and the bundled one.
-PREVIEWS = {**LAYOUTS, "nano": stage_blocks((1, 1, 1, 1, 2, 2, 2))}
+# Options are only appended to: nano's place was after the first three.
+PREVIEWS = dict(list(LAYOUTS.items())[:3]) | {"nano": stage_blocks((1, 1, 1, 1, 2, 2, 2))} | LAYOUTS
 SCHEDULE_TOOLTIP = "How strongly the picture attends to its intrinsics, by block and noise level: for Cross-Domain Attention or Combine."
 POSITIONS_TOOLTIP = (
     "Numbers and ranges from 0 on, such as '3-7, 9'. Stages count resolutions in order of execution (SD 1.5 and 2.1: 0-8, 4 is the middle; "
-    "SDXL and nano: 0-6, 3 is the middle; PixArt: nine parts of the network). Blocks count self-attentions (SD: 16, SDXL: 70, PixArt: 28, "
-    "nano: 10)."
+    "SDXL and nano: 0-6, 3 is the middle; transformers: nine parts of the network, 0-8). Blocks count self-attentions (SD: 16, SDXL: 70, "
+    "PixArt: 28, FLUX.1: 57, nano: 10)."
 )
 
 
@@ -198,15 +199,15 @@ class CrossDomainAttention(Node):
             display_name="Apply Cross-Domain Attention",
             category=CATEGORY,
             description=(
-                "Makes a MODEL (SD 1.x, SD 2.x, SDXL, PixArt) that samples a picture and its intrinsic maps together (I-LDM): the maps by "
-                "a LoRA, the two meeting in every self-attention as strongly as the schedule says. Sample it with any KSampler on a Joint "
-                "Latent."
+                "Makes a MODEL (SD 1.x to SD 3.5, SDXL, PixArt, FLUX, Qwen-Image, Z-Image, Lumina 2) that samples a picture and its "
+                "intrinsic maps together (I-LDM): the maps by a LoRA, the two meeting in every self-attention as strongly as the schedule "
+                "says. Sample it with any KSampler on a Joint Latent."
             ),
             search_aliases=["i-ldm", "ildm", "joint generation", "text to depth", "text to normals", "spatial consistency"],
             has_intermediate_output=True,
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="SD 1.x, SD 2.x, SDXL or PixArt from any loader, also fp8 or with merged LoRAs. It is not changed."
+                    "model", tooltip="One of those named above from any loader, also fp8 or with merged LoRAs. It is not changed."
                 ),
                 Schedule.Input("schedule", tooltip="How strongly the picture attends to its intrinsics. They always attend to it fully."),
                 io.Combo.Input(
@@ -334,12 +335,15 @@ def _joint_mask(masks: list[Tensor | None], pairs: int, like: Tensor) -> Tensor:
         if half.shape[0] not in (1, pairs):
             raise ValueError(f"A noise mask has {half.shape[0]} rows for {pairs} pictures: give one mask, or one per picture.")
         halves.append(half.expand(pairs, -1, -1, -1))
-    return torch.cat(halves)
+    joined = torch.cat(halves)
+    # Of a model for videos core would take rows of a mask for frames.
+    return joined.unsqueeze(2) if like.ndim == 5 else joined
 
 
 def _latent_samples(latent: dict, name: str) -> Tensor:
     samples = latent["samples"]
-    if not isinstance(samples, Tensor) or samples.ndim != 4:
+    # Of Qwen-Image a picture is a video of one frame.
+    if not isinstance(samples, Tensor) or not (samples.ndim == 4 or (samples.ndim == 5 and samples.shape[2] == 1)):
         raise ValueError(
             f"{name} holds {getattr(samples, 'shape', type(samples).__name__)}: latents of pictures [batch, channel, height, width] are "
             "wanted."

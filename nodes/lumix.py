@@ -60,9 +60,9 @@ class ApplyTensorLoRA(Node):
             display_name="Apply Tensor LoRA",
             category=CATEGORY,
             description=(
-                "Makes a FLUX.1 MODEL sample aligned maps of one scene together: albedo, irradiance, color, depth and normal by a file of "
-                "LumiX, albedo, material and normal by IntrinsiX's. Sample it with Sample Maps Together, or with any sampler on Make Map "
-                "Latents. LoRAs of Load LoRA act on all maps."
+                "Makes a MODEL sample aligned maps of one scene together: albedo, irradiance, color, depth and normal by a file of LumiX, "
+                "albedo, material and normal by IntrinsiX's (FLUX.1). Files belong to the model they were trained on: FLUX, SD 3, "
+                "Qwen-Image, Z-Image or Lumina 2. Sample it with Sample Maps Together, or with any sampler on Make Map Latents."
             ),
             search_aliases=[
                 "lumix",
@@ -75,7 +75,10 @@ class ApplyTensorLoRA(Node):
                 "text to albedo depth normal",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="FLUX.1-dev from any loader, also fp8 or with LoRAs. It is not changed."),
+                io.Model.Input(
+                    "model",
+                    tooltip="FLUX.1-dev, or the model the file was trained on, from any loader, also fp8 or with LoRAs. It is not changed.",
+                ),
                 io.Combo.Input(
                     "lora_name",
                     options=lora_names(BUNDLED_LORAS),
@@ -143,12 +146,13 @@ class JoinMaps(Node):
             display_name="Join Maps in Attention",
             category=CATEGORY,
             description=(
-                "Makes the rows of a batch meet in every self-attention, as LumiX or IntrinsiX does, without a LumiX file: for SD 1.x, SD "
-                "2.x, SDXL and FLUX.1. With query-broadcast every row is laid out as the color row; Make Map Prompts makes them differ."
+                "Makes the rows of a batch meet in every self-attention, as LumiX or IntrinsiX does, without a LumiX file: for SD 1.x to "
+                "SD 3.5, SDXL, FLUX, Qwen-Image, Z-Image and Lumina 2. With query-broadcast every row is laid out as the color row; Make "
+                "Map Prompts makes them differ."
             ),
             search_aliases=["query broadcast", "cross-intrinsic attention", "shared attention", "aligned batch", "lumix", "intrinsix"],
             inputs=[
-                io.Model.Input("model", tooltip="SD 1.x, SD 2.x, SDXL or FLUX.1 from any loader. It is not changed."),
+                io.Model.Input("model", tooltip="One of those named above from any loader. It is not changed."),
                 io.Combo.Input("attention", options=list(ATTENTIONS), default=QUERY_BROADCAST, tooltip=ATTENTION_TOOLTIP),
                 io.String.Input(
                     "maps",
@@ -317,7 +321,7 @@ class DecodeMaps(Node):
     @classmethod
     def execute(cls, maps: dict, vae) -> io.NodeOutput:
         latents = lumix_sampling.split_maps(maps)
-        pictures = {name: vaes.decode(vae, latent["samples"]) for name, latent in latents.items()}
+        pictures = {name: vaes.decode_pictures(vae, latent["samples"]) for name, latent in latents.items()}
         maps_of = {name: map_kind(KINDS[name]).from_picture(picture) for name, picture in pictures.items() if name != MATERIAL}
         if MATERIAL in pictures:
             maps_of |= {name: pictures[MATERIAL][..., [channel]] for name, channel in MATERIAL_CHANNELS.items()}

@@ -45,6 +45,11 @@ def flow_time(timestep: Number) -> Number:
     return (timestep + 1) / TIMESTEPS
 
 
+def flow_timestep(share: Number) -> Number:
+    """Inverse of `flow_time`."""
+    return share * TIMESTEPS - 1
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a LoRA makes its map.

@@ -9,6 +9,7 @@ from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from intrinsic_lab.methods.ildm.schedules import transformer_blocks
 from intrinsic_lab.nodes.native.backbones import BACKBONES
+from intrinsic_lab.nodes.native.batch_rows.attention_calls import PICTURE
 
 _FLUX = dict(out_channels=16, hidden_size=3072, num_heads=24, depth=2, depth_single_blocks=2, in_channels=16, patch_size=2, mlp_ratio=4.0)
 _FLUX |= dict(axes_dim=[16, 56, 56], theta=10000, qkv_bias=True, txt_ids_dims=[], context_in_dim=4096, vec_in_dim=768, guidance_embed=True)
@@ -60,7 +61,8 @@ def test_published_transformers_are_known_with_their_attentions_in_order(name):
     held = [network.get_submodule(place.module) for place in places]
     # Every one holds a projection as wide as its queries, keys and values, or three of them.
     assert all(any(part.split(".")[-1] in ("qkv", "linear1", "to_q") for part, _ in module.named_modules()) for module in held)
-    assert [place.joint for place in places].count(False) == {"SD 3.5 medium": 1, "Z-Image": 2, "Lumina 2": 2}.get(name, 0)
+    assert all(hasattr(network.get_submodule(name), "in_features") for place in places for name in (place.entry, place.exit))
+    assert [place.stream for place in places].count(PICTURE) == {"SD 3.5 medium": 1, "Z-Image": 2, "Lumina 2": 2}.get(name, 0)
 
     class Model:
         def get_model_object(self, part):

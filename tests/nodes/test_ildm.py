@@ -199,7 +199,7 @@ def test_an_empty_latent_of_cores_takes_the_channels_that_given_intrinsics_have(
     [
         (lambda: ildm.SplitDomains.execute({"samples": randn(3, 4, 8, 8)}), "3 rows"),
         (lambda: ildm.SplitDomains.execute({"samples": randn(4, 4, 8, 8), "batch_index": [0, 0, 1, 1]}), "Joint Latent"),
-        (lambda: ildm.SplitDomains.execute({"samples": randn(4, 4, 1, 8, 8)}), "latents of pictures"),
+        (lambda: ildm.SplitDomains.execute({"samples": randn(4, 4, 2, 8, 8)}), "latents of pictures"),
         (
             lambda: ildm.JointLatent.execute({"samples": randn(2, 4, 8, 8)}, {"samples": randn(3, 4, 8, 8)}),
             "one intrinsic latent per picture",

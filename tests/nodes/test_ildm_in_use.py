@@ -18,6 +18,7 @@ from intrinsic_lab.methods.ildm import joint_forward, schedules
 from intrinsic_lab.methods.lora.layers import LoraLayer
 from intrinsic_lab.methods.lora.lora_file import kohya_state_dict, parse_lora
 from intrinsic_lab.methods.rows import Rows
+from intrinsic_lab.nodes import lumix
 from intrinsic_lab.nodes.extract import ApplyIntrinsicLoRA
 from intrinsic_lab.nodes.ildm import CrossDomainAttention
 from intrinsic_lab.nodes.native.joint_sampling import cross_domain
@@ -259,9 +260,11 @@ def test_what_cannot_work_together_is_refused_in_words(worlds, flux_folder, lora
     replaced.set_model_attn1_replace(lambda q, k, v, options: q, "middle", 0)
     with pytest.raises(ValueError, match="already replaces self-attention"):
         patched(with_model(world, replaced), one)
-    flux = SimpleNamespace(family="flux", model=load_pipeline(flux_folder, dtype=torch.float32).model)
-    with pytest.raises(ValueError, match=r"Stable Diffusion UNets .* and PixArt"):
-        patched(flux, one)
+    joined = lumix.JoinMaps.execute(load_pipeline(flux_folder, dtype=torch.float32).model, "query-broadcast", "color, depth")[0]
+    with pytest.raises(ValueError, match="samples maps together"):
+        patched(SimpleNamespace(family="flux", model=joined), one)
+    with pytest.raises(ValueError, match="samples pictures and intrinsics in pairs"):
+        lumix.JoinMaps.execute(patched(world, one), "query-broadcast", "color, depth")
     with pytest.raises(ValueError, match="made for"):
         patched(worlds("sdxl"), one, random_lora(network_of(world.folder), 5))
     with pytest.raises(ValueError, match="made for another model"):

@@ -247,11 +247,11 @@ def test_what_cannot_work_is_refused_in_words(world, lora_folder, loaded):
     with pytest.raises(ValueError, match="multiple of 5"):
         lumix.SplitMaps.execute({"samples": torch.zeros(4, 16, 8, 12)})
     for sizes in ({"width": 64}, {"double_blocks": 1}, {"single_blocks": 3}):
-        with pytest.raises(ValueError, match=r"lumix\.safetensors was trained on a FLUX of width"):
+        with pytest.raises(ValueError, match=r"lumix\.safetensors was trained on a transformer of width"):
             patched(world.model, lora_folder, config_of(**sizes))
     with pytest.raises(ValueError, match=r"belong to FLUX\.1"):
         patched(loaded("sd15").model, lora_folder)
-    with pytest.raises(ValueError, match=r"maps can meet in Stable Diffusion UNets .* and FLUX\.1"):
+    with pytest.raises(ValueError, match=r"maps can meet in Stable Diffusion UNets .* and Z-Image"):
         lumix.JoinMaps.execute(loaded("pixart").model, "query-broadcast", "color, depth")
     with pytest.raises(ValueError, match="different ones of"):
         lumix.JoinMaps.execute(world.model, "query-broadcast", "depth, depth")

@@ -37,7 +37,9 @@ SINGLE_STEP = Ability(lambda backbone: backbone.single_step, "; Intrinsic LoRA w
 MULTI_STEP = Ability(lambda backbone: backbone.multi_step, "; Intrinsic LoRA in steps works on {}: load one of those.")
 CROSS_DOMAIN = Ability(lambda backbone: backbone.cross_domain, "; cross-domain attention works on {}: load one of those.")
 MAP_ATTENTION = Ability(lambda backbone: backbone.map_attention, ": maps can meet in {}; load one of those.")
-MAP_ADAPTER = Ability(lambda backbone: backbone.attach_tensor_lora, ": LumiX adapters belong to {}; load FLUX.1-dev.")
+MAP_ADAPTER = Ability(
+    lambda backbone: backbone.attach_tensor_lora, ": LumiX adapters belong to {}; load the model that the file was trained on."
+)
 
 
 def known(model: ModelPatcher, ability: Ability[Answer]) -> Answer | None:

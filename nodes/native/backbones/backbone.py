@@ -1,6 +1,6 @@
 """What the pack asks of a kind of network. Each kind answers in a `Backbone` of its own, in a file (or folder) beside this one."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ from comfy.latent_formats import LatentFormat
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ....methods.ildm.schedules import Block, transformer_blocks
+from ....methods.ildm.schedules import Block
 from ....methods.lora.layers import LoraLayer
 from ....methods.lumix.intrinsix import RowAdapter
 from ....methods.lumix.tensor_lora.layer import Adapter
+from ..batch_rows.attention_calls import AttentionPlace
 from ..batch_rows.row_lora import MapAdapter
 from ..loading.text_encoder import TextFamily
 
@@ -90,11 +91,12 @@ class CrossDomain:
     """Where I-LDM's exchange between picture and intrinsic rows sits.
 
     attach: puts it into every self-attention of a clone and returns their blocks in order of execution; raises ValueError where another
-    patch sits.
+    patch sits. timestep: 0..999 of a schedule, for a MODEL's `model_sampling` and a sigma.
     """
 
     attach: Callable[[ModelPatcher], tuple[Block, ...]]
     bind_lora: BindLora
+    timestep: Callable[[Any, Tensor], Tensor] = lambda sampling, sigma: sampling.timestep(sigma)
 
 
 @dataclass(frozen=True)
@@ -107,26 +109,6 @@ class MapAttention:
 
     attach: Callable[[ModelPatcher, str], None]
     sigmas: Callable[[tuple[str, ...], dict, int], Tensor] | None = None
-
-
-@dataclass(frozen=True)
-class AttentionPlace:
-    """An attention of a transformer over the picture's tokens.
-
-    block: its place in the order of execution (`schedules.transformer_blocks`). module: native name of what holds its projections.
-    joint: whether text tokens, with projections and keys of their own or not, meet the picture's in it. replacement: the kind and number
-    by which core lets its block be replaced; None where it does not.
-    """
-
-    block: Block
-    module: str
-    joint: bool = True
-    replacement: tuple[str, int] | None = None
-
-
-def in_order(places: Sequence[tuple[str, bool, tuple[str, int] | None]]) -> tuple[AttentionPlace, ...]:
-    """Attentions in order of execution, by module, joint and replacement."""
-    return tuple(AttentionPlace(block, *place) for block, place in zip(transformer_blocks(len(places)), places, strict=True))
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,23 @@
 """Qwen-Image of any width: ComfyUI's names of its weights are diffusers'."""
 
+from collections.abc import Mapping
+
 import comfy.model_base
 import comfy.supported_models
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
+from ....methods.ildm.schedules import transformer_blocks
+from ..batch_rows.attention_calls import DOUBLE, AttentionPlace, Tokens
 from ..loading.folder_files import MOST_LAYERS, read_config, read_weights, require_numbers, require_options
 from ..loading.patcher import build_patcher, configure, require_channels
 from ..loading.rope import rope_axes
 from ..loading.sampling import read_flow_schedule
-from .backbone import INTRINSIC_LORA, Backbone, Family, LoadRequest, in_order
+from .backbone import INTRINSIC_LORA, Backbone, Family, LoadRequest
 from .flow_step import flow_step
+from .joint_attention import cross_domain, in_order, map_attention, tensor_lora
 
 PART = "Qwen-Image transformer"
 # What ComfyUI's Qwen-Image fixes; the others are of models that edit layers or several pictures.
@@ -61,6 +67,21 @@ def load_qwen(request: LoadRequest) -> ModelPatcher:
     return build_patcher(model_config, read_weights(part), PART, request.dtype, request.disable_dynamic)
 
 
+def attentions(network: QwenImageTransformer2DModel) -> tuple[AttentionPlace, ...]:
+    """One in every block, of two streams."""
+    return in_order(
+        [(DOUBLE, f"transformer_blocks.{number}.attn", "to_k", "to_out.0", _tokens) for number in range(len(network.transformer_blocks))]
+    )
+
+
+def _tokens(args: tuple, kwargs: Mapping, latent: Tensor) -> Tokens:
+    return Tokens(kwargs["encoder_hidden_states"].shape[1], kwargs["image_rotary_emb"])
+
+
+SINGLE_STEP = flow_step(
+    lambda config: {}, lambda network: network.in_channels // network.patch_size**2, lambda network: network.txt_in.in_features
+)
+
 QWEN_IMAGE = Backbone(
     name="qwen_image",
     title="Qwen-Image",
@@ -71,11 +92,10 @@ QWEN_IMAGE = Backbone(
     load=load_qwen,
     # Its VAE is not read from folders; a format of no scale would be taken for that of others.
     latent_formats=(),
-    layouts={},
-    attentions=lambda network: in_order(
-        [(f"transformer_blocks.{number}.attn", True, ("double_block", number)) for number in range(len(network.transformer_blocks))]
-    ),
-    single_step=flow_step(
-        lambda config: {}, lambda network: network.in_channels // network.patch_size**2, lambda network: network.txt_in.in_features
-    ),
+    layouts={"Qwen-Image": transformer_blocks(60)},
+    attentions=attentions,
+    single_step=SINGLE_STEP,
+    cross_domain=cross_domain(attentions, SINGLE_STEP.bind_lora),
+    map_attention=map_attention(attentions),
+    attach_tensor_lora=tensor_lora(attentions),
 )

@@ -10,7 +10,10 @@ import comfy.utils
 from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
+from ....methods.ildm.schedules import transformer_blocks
+from ..batch_rows.attention_calls import DOUBLE, PICTURE, AttentionPlace, Tokens
 from ..loading.folder_files import (
     MOST_LAYERS,
     ModelFolderError,
@@ -23,8 +26,9 @@ from ..loading.folder_files import (
 from ..loading.patcher import build_patcher, configure, require_channels
 from ..loading.sampling import NoiseSchedule, read_flow_schedule
 from ..loading.text_encoder import CLIP_L, TextFamily, TextPart
-from .backbone import INTRINSIC_LORA, AttentionPlace, Backbone, Family, LoadRequest, in_order
+from .backbone import INTRINSIC_LORA, Backbone, Family, LoadRequest
 from .flow_step import flow_step
+from .joint_attention import cross_domain, in_order, map_attention, tensor_lora
 
 PART = "SD 3 transformer"
 # What ComfyUI's MMDiT fixes.
@@ -114,13 +118,20 @@ def load_sd3(request: LoadRequest) -> ModelPatcher:
 
 def attentions(network: MMDiT) -> tuple[AttentionPlace, ...]:
     """One with the text in every block; of SD 3.5 medium's first blocks a second one, of the picture alone."""
-    places: list[tuple[str, bool, tuple[str, int] | None]] = []
+    places = []
     for number, block in enumerate(network.joint_blocks):
-        places.append((f"joint_blocks.{number}", True, ("double_block", number)))
+        module = f"joint_blocks.{number}"
+        places.append((DOUBLE, module, "x_block.attn.qkv", "x_block.attn.proj", _tokens))
         if block.x_block.x_block_self_attn:
-            places.append((f"joint_blocks.{number}.x_block.attn2", False, ("double_block", number)))
+            places.append((PICTURE, module, "x_block.attn2.qkv", "x_block.attn2.proj", _tokens))
     return in_order(places)
 
+
+def _tokens(args: tuple, kwargs: Mapping, latent: Tensor) -> Tokens:
+    return Tokens(args[0].shape[1])
+
+
+SINGLE_STEP = flow_step(key_map, lambda network: network.in_channels, lambda network: network.context_embedder.in_features)
 
 SD3 = Backbone(
     name="sd3",
@@ -143,7 +154,14 @@ SD3 = Backbone(
     ),
     load=load_sd3,
     latent_formats=(comfy.latent_formats.SD3,),
-    layouts={},
-    single_step=flow_step(key_map, lambda network: network.in_channels, lambda network: network.context_embedder.in_features),
+    layouts={
+        "SD 3 medium": transformer_blocks(24),
+        "SD 3.5 medium": transformer_blocks(37),
+        "SD 3.5 large": transformer_blocks(38),
+    },
+    single_step=SINGLE_STEP,
+    cross_domain=cross_domain(attentions, SINGLE_STEP.bind_lora),
+    map_attention=map_attention(attentions),
+    attach_tensor_lora=tensor_lora(attentions),
     attentions=attentions,
 )

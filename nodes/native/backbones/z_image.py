@@ -11,7 +11,10 @@ from comfy.ldm.lumina.model import JointAttention, NextDiT, NextDiTPixelSpace
 from comfy.ldm.modules.diffusionmodules.mmdit import TimestepEmbedder
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
+from ....methods.ildm.schedules import transformer_blocks
+from ..batch_rows.attention_calls import PICTURE, SINGLE, AttentionPlace, Tokens
 from ..loading.folder_files import (
     MOST_LAYERS,
     ModelFolderError,
@@ -25,8 +28,9 @@ from ..loading.folder_files import (
 from ..loading.patcher import build_patcher, configure, require_channels
 from ..loading.sampling import read_flow_schedule
 from ..loading.text_encoder import TextFamily, TextPart
-from .backbone import INTRINSIC_LORA, AttentionPlace, Backbone, Family, LoadRequest, in_order
+from .backbone import INTRINSIC_LORA, Backbone, Family, LoadRequest
 from .flow_step import flow_step
+from .joint_attention import cross_domain, in_order, map_attention, no_text, tensor_lora
 
 PART, LUMINA = "Z-Image transformer", "Lumina 2 transformer"
 # What ComfyUI's NextDiT fixes of Z-Image, and of Lumina 2.
@@ -220,10 +224,24 @@ def key_map(native: Mapping) -> dict:
 
 
 def attentions(network: NextDiT) -> tuple[AttentionPlace, ...]:
-    """Of the picture alone in its refiner, then of text and picture in one row of tokens. Core lets none of the blocks be replaced."""
-    parts = (("noise_refiner", False, network.noise_refiner), ("layers", True, network.layers))
-    return in_order([(f"{part}.{number}.attention", joint, None) for part, joint, blocks in parts for number in range(len(blocks))])
+    """Of the picture alone in its refiner, then of text and picture in one row of tokens."""
+    refiner = [(PICTURE, f"noise_refiner.{number}.attention", "qkv", "out", no_text) for number in range(len(network.noise_refiner))]
 
+    def tokens(args: tuple, kwargs: Mapping, latent: Tensor) -> Tokens:
+        # The picture's come last, behind text and what belongs to pictures of reference.
+        return Tokens(args[0].shape[1] - image_tokens(network, latent), args[2].movedim(1, 2))
+
+    return in_order(refiner + [(SINGLE, f"layers.{number}.attention", "qkv", "out", tokens) for number in range(len(network.layers))])
+
+
+def image_tokens(network: NextDiT, latent: Tensor) -> int:
+    """How many tokens a latent `bchw` becomes, with those that fill up to a multiple."""
+    height, width = latent.shape[-2:]
+    tokens = -(-height // network.patch_size) * -(-width // network.patch_size)
+    return tokens + -tokens % (network.pad_tokens_multiple or 1)
+
+
+SINGLE_STEP = flow_step(key_map, lambda network: network.in_channels, lambda network: network.cap_embedder[1].in_features)
 
 Z_IMAGE = Backbone(
     name="z_image",
@@ -247,7 +265,10 @@ Z_IMAGE = Backbone(
     ),
     load=load_z_image,
     latent_formats=(comfy.latent_formats.Flux,),
-    layouts={},
-    single_step=flow_step(key_map, lambda network: network.in_channels, lambda network: network.cap_embedder[1].in_features),
+    layouts={"Z-Image": transformer_blocks(32), "Lumina 2": transformer_blocks(28)},
+    single_step=SINGLE_STEP,
+    cross_domain=cross_domain(attentions, SINGLE_STEP.bind_lora),
+    map_attention=map_attention(attentions),
+    attach_tensor_lora=tensor_lora(attentions),
     attentions=attentions,
 )

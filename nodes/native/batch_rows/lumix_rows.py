@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ....methods.rows import Rows
 from ..compiled import uncompiled
+from .attention_calls import is_first_step
 from .sampled_rows import note_rows, require_rows_kept, rows_of_forward, sampled_rows
 from .shared_noise import sharing_noise
 
@@ -121,7 +122,7 @@ def _run_together(maps: tuple[str, ...]) -> Callable:
         options[KEY] = forward = MapForward(uncompiled(executor.class_obj.diffusion_model), rows)
         denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         # Later steps may be skipped by packs that cache; the first never is.
-        if not forward.ran and _is_first_step(options):
+        if not forward.ran and is_first_step(options):
             raise ValueError(
                 "Another node replaced the blocks in which the maps of this MODEL meet, so nothing would join them: put that node before "
                 "Apply Tensor LoRA or Join Maps in Attention."
@@ -129,11 +130,6 @@ def _run_together(maps: tuple[str, ...]) -> Callable:
         return denoised
 
     return run
-
-
-def _is_first_step(options: dict) -> bool:
-    sigma, sigmas = options.get("sigmas"), options.get("sample_sigmas")
-    return sigma is not None and sigmas is not None and bool(sigma.flatten()[0] == sigmas[0])
 
 
 def _with_clean_rows(x: Tensor, t: Tensor, conds: int, clean: CleanRows) -> tuple[Tensor, Tensor]:

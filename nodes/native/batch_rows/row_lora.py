@@ -220,7 +220,7 @@ def hooked(
                 handles.append(entry.register_forward_hook(_add_picture(rows, picture_in, picture_bchw)))
         for layer, layer_parts in parts.items():
             handles.append(comfy.utils.get_attr(unet, layer).register_forward_hook(_add_rows(layer, layer_parts, len(map_of_row))))
-        with _eager():
+        with eager():
             yield
     finally:
         for handle in handles:
@@ -248,7 +248,7 @@ def _add_picture(rows: slice, picture_in: PictureIn, picture_bchw: Tensor) -> Ca
     return hook
 
 
-def _eager():
+def eager():
     """Runs compiled models eagerly: torch.compile does not look at hooks added after compilation, and would silently leave the LoRA out."""
     if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
         return contextlib.nullcontext()

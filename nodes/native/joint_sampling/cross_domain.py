@@ -20,11 +20,11 @@ from ....methods.ildm.schedules import Block, WeightSchedule
 from ....methods.lora.layers import LoraFile
 from ....methods.rows import Rows
 from ..backbones import CROSS_DOMAIN, require
+from ..backbones.joint_attention import DOMAINS_KEY as KEY
 from ..batch_rows import row_lora
+from ..batch_rows.lumix_rows import KEY as MAPS_KEY
 from ..batch_rows.sampled_rows import note_rows, require_rows_kept, rows_of_forward
 from ..batch_rows.shared_noise import require_same_noise, sharing_noise
-
-KEY = "intrinsic_lab.cross_domain"
 
 
 def bind_lora(model: ModelPatcher, lora: LoraFile, strength: float, source: str) -> row_lora.MapAdapter:
@@ -43,6 +43,10 @@ def exchange_domains(
     backbone = require(model, CROSS_DOMAIN)
     if model.get_attachment(KEY) is not None:
         raise ValueError("This MODEL already has cross-domain attention: apply it once, and combine the schedules instead.")
+    if model.get_attachment(MAPS_KEY) is not None:
+        raise ValueError(
+            "This MODEL samples maps together (Apply Tensor LoRA or Join Maps in Attention): connect the MODEL from before that node."
+        )
     if carried := row_lora.carried_maps(model):
         raise ValueError(
             f"This MODEL carries intrinsic LoRAs of Apply Intrinsic LoRA ({', '.join(carried)}), which would act on all rows: connect the "
@@ -54,7 +58,7 @@ def exchange_domains(
     # Plain patchers also where core uses dynamic ones: these layers are ours, a few MB, and move as a whole.
     load, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     clone.set_additional_models(KEY, [ModelPatcher(adapter, load_device=load, offload_device=offload) for adapter in adapters.values()])
-    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _run_jointly(schedule, adapters))
+    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _run_jointly(schedule, adapters, backbone.timestep))
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _sample_jointly(_replaced_attention(clone.model_options)))
     note_rows(clone)
     return clone, blocks
@@ -84,10 +88,10 @@ def _sample_jointly(own: Mapping) -> Callable:
     return sample
 
 
-def _run_jointly(schedule: WeightSchedule, adapters: Mapping[str, row_lora.MapAdapter]) -> Callable:
+def _run_jointly(schedule: WeightSchedule, adapters: Mapping[str, row_lora.MapAdapter], timestep_of: Callable) -> Callable:
     def run(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         options = transformer_options or {}
-        timestep = float(executor.class_obj.model_sampling.timestep(t).flatten()[0])
+        timestep = float(timestep_of(executor.class_obj.model_sampling, t).flatten()[0])
         step = JointForward(rows_of_forward(DOMAINS, x, options), timestep, schedule)
         token = CURRENT.set(step)
         try:

@@ -12,6 +12,7 @@ from ....methods.lumix.intrinsix import RowAdapter, read_map_adapter
 from ....methods.lumix.tensor_lora.layer import Adapter
 from ..backbones import MAP_ADAPTER, MAP_ATTENTION, require
 from ..backbones.backbone import TensorLora
+from ..backbones.joint_attention import DOMAINS_KEY
 from ..batch_rows.lumix_rows import KEY, attach_rows
 
 # An adapter is read and its cores merged once, for as long as some MODEL uses it.
@@ -39,7 +40,7 @@ def apply_adapter(
     double_blocks: Collection[int] | None,
     single_blocks: Collection[int] | None,
 ) -> ModelPatcher:
-    """A clone of a FLUX.1 MODEL that samples the file's maps together.
+    """A clone of a transformer MODEL that samples the file's maps together.
 
     attention: how they meet, None for what the file was trained with. double_blocks, single_blocks: numbers of the blocks to change, None
     for all; the others stay the base model's. Raises ValueError for other networks, widths and depths, and where maps meet already.
@@ -73,3 +74,7 @@ def join_maps(model: ModelPatcher, maps: tuple[str, ...], attention: str) -> Mod
 def _require_single_pictures(model: ModelPatcher) -> None:
     if model.get_attachment(KEY) is not None:
         raise ValueError("This MODEL samples maps together already: apply one adapter, or one joining of maps, once.")
+    if model.get_attachment(DOMAINS_KEY) is not None:
+        raise ValueError(
+            "This MODEL samples pictures and intrinsics in pairs (Apply Cross-Domain Attention): connect the MODEL from before it."
+        )

@@ -45,13 +45,15 @@ def map_latents(model: ModelPatcher, width: int, height: int, pictures: int, giv
     empty = torch.zeros(shape)
     latent = {"samples": torch.cat([samples.get(name, empty) for name in maps]), "batch_index": list(range(shape[0])) * len(maps)}
     if given:
-        latent["noise_mask"] = torch.cat([_mask(given.get(name), shape) for name in maps])
+        mask = torch.cat([_mask(given.get(name), shape) for name in maps])
+        # Of a model for videos (Qwen-Image) core would take rows of a mask for frames.
+        latent["noise_mask"] = mask.unsqueeze(2) if latent_format.latent_dimensions == 3 else mask
     return {**latent, MAPS_ENTRY: maps}
 
 
 def _mask(given: dict | None, shape: tuple[int, ...]) -> Tensor:
     """[picture, 1, height, width]: 1 where a map is to be sampled."""
-    pictures, _, height, width = shape
+    pictures, *_, height, width = shape
     if given is None:
         return torch.ones(pictures, 1, height, width)
     mask = given.get("noise_mask")
@@ -123,7 +125,7 @@ def side_by_side(callback: Callable, maps: int) -> Callable:
     """A sampler's callback that sees the maps of the first picture as one wide latent, for one preview of all of them."""
 
     def shown(step: int, x0: Tensor, x: Tensor, total_steps: int) -> None:
-        wide = rearrange(x0, "(map picture) channel height width -> picture channel height (map width)", map=maps)
+        wide = rearrange(x0, "(map picture) channel ... width -> picture channel ... (map width)", map=maps)
         callback(step, wide[:1], x, total_steps)
 
     return shown

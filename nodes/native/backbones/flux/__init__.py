@@ -1,16 +1,21 @@
 """FLUX.1."""
 
+from collections.abc import Mapping
+
 import comfy.latent_formats
 import comfy.text_encoders.flux
 import comfy.utils
 from comfy.ldm.flux.model import Flux
 from torch import Tensor, nn
 
+from .....methods.ildm.schedules import transformer_blocks
 from .....methods.lumix.intrinsix import MAPS as INTRINSIX_MAPS
 from .....methods.lumix.schedule import published_shift, shift_by_tokens, shifted_sigmas
+from ...batch_rows.attention_calls import DOUBLE, SINGLE, AttentionPlace, Tokens
 from ...loading.text_encoder import CLIP_L, TextFamily, TextPart
-from ..backbone import INTRINSIC_LORA, TENSOR_LORA, AttentionPlace, Backbone, Family, MapAttention, in_order
+from ..backbone import INTRINSIC_LORA, TENSOR_LORA, Backbone, Family, MapAttention
 from ..flow_step import flow_step
+from ..joint_attention import cross_domain, in_order
 from .loading import PATCH, load_flux
 from .maps import attach_tensor_lora, join_maps_in
 
@@ -30,9 +35,17 @@ def input_channels(network: Flux) -> int:
 
 def attentions(network: Flux) -> tuple[AttentionPlace, ...]:
     """Of FLUX.1 and FLUX.2: blocks of two streams, then of one."""
-    counts = {"double": len(network.double_blocks), "single": len(network.single_blocks)}
-    blocks = [(kind, number) for kind, count in counts.items() for number in range(count)]
-    return in_order([(f"{kind}_blocks.{number}", True, (f"{kind}_block", number)) for kind, number in blocks])
+    double = [(DOUBLE, f"double_blocks.{number}", "img_attn.qkv", "img_attn.proj", _double) for number in range(len(network.double_blocks))]
+    single = [(SINGLE, f"single_blocks.{number}", "linear1", "linear2", _single) for number in range(len(network.single_blocks))]
+    return in_order(double + single)
+
+
+def _double(args: tuple, kwargs: Mapping, latent: Tensor) -> Tokens:
+    return Tokens(kwargs["txt"].shape[1], kwargs["pe"])
+
+
+def _single(args: tuple, kwargs: Mapping, latent: Tensor) -> Tokens:
+    return Tokens(kwargs["transformer_options"]["img_slice"][0], kwargs["pe"])
 
 
 def image_tokens(latent: dict) -> int:
@@ -46,6 +59,8 @@ def map_sigmas(maps: tuple[str, ...], latent: dict, steps: int) -> Tensor:
     shift = shift_by_tokens if maps == INTRINSIX_MAPS else published_shift
     return shifted_sigmas(steps, shift(image_tokens(latent)))
 
+
+SINGLE_STEP = flow_step(comfy.utils.flux_to_diffusers, input_channels, lambda network: network.params.context_in_dim)
 
 FLUX = Backbone(
     name="flux",
@@ -67,8 +82,9 @@ FLUX = Backbone(
     ),
     load=load_flux,
     latent_formats=(comfy.latent_formats.Flux,),
-    layouts={},
-    single_step=flow_step(comfy.utils.flux_to_diffusers, input_channels, lambda network: network.params.context_in_dim),
+    layouts={"FLUX.1": transformer_blocks(57)},
+    single_step=SINGLE_STEP,
+    cross_domain=cross_domain(attentions, SINGLE_STEP.bind_lora),
     map_attention=MapAttention(join_maps_in, map_sigmas),
     attach_tensor_lora=attach_tensor_lora,
     attentions=attentions,

@@ -10,12 +10,14 @@ from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
+from .....methods.ildm.schedules import transformer_blocks
 from ...loading.folder_files import MOST_LAYERS, read_config, read_weights, rename, require_finite, require_numbers, require_options
 from ...loading.patcher import build_patcher, configure, require_channels
 from ...loading.rope import rope_axes
 from ...loading.sampling import NoiseSchedule
 from ..backbone import Backbone, Family, LoadRequest
 from ..flow_step import flow_step
+from ..joint_attention import cross_domain, map_attention, tensor_lora
 from . import attentions
 
 PART = "FLUX.2 transformer"
@@ -97,6 +99,8 @@ def is_flux2(network: nn.Module) -> bool:
     return isinstance(network, Flux) and network.params.global_modulation and network.params.mlp_silu_act
 
 
+SINGLE_STEP = flow_step(key_map, lambda network: network.in_channels, lambda network: network.params.context_in_dim)
+
 FLUX2 = Backbone(
     name="flux2",
     title="FLUX.2",
@@ -106,7 +110,10 @@ FLUX2 = Backbone(
     families=(Family("flux2", "FLUX.2", text=None, trainers=()),),
     load=load_flux2,
     latent_formats=(),
-    layouts={},
-    single_step=flow_step(key_map, lambda network: network.in_channels, lambda network: network.params.context_in_dim),
+    layouts={"FLUX.2 dev": transformer_blocks(56), "FLUX.2 klein 4B": transformer_blocks(25), "FLUX.2 klein 9B": transformer_blocks(32)},
+    single_step=SINGLE_STEP,
+    cross_domain=cross_domain(attentions, SINGLE_STEP.bind_lora),
+    map_attention=map_attention(attentions),
+    attach_tensor_lora=tensor_lora(attentions),
     attentions=attentions,
 )

@@ -5,7 +5,7 @@ patches of core and of other packs inside the block still run. Where nothing but
 `kernels`, and the query is projected for the colour map alone.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import comfy.ops
@@ -28,6 +28,7 @@ from .....methods.lumix.tensor_lora.layer import BlockAdapter, Update
 from .....methods.rows import Rows
 from ...batch_rows.lumix_rows import running
 from ..backbone import TensorLora
+from ..joint_attention import block_numbers, require_same_size
 
 # Older versions of core have no attn1_patch in FLUX; there it must not start to act because of us.
 _CORE_RUNS_ATTN1_PATCH = "attn1_patch" in DoubleStreamBlock.forward.__code__.co_consts
@@ -47,10 +48,10 @@ def join_maps_in(clone: ModelPatcher, map_attention: str) -> None:
 def attach_tensor_lora(clone: ModelPatcher, lora: TensorLora) -> None:
     """Joins maps in the chosen blocks of `clone`, with the adapter's update. Raises ValueError for another width or depth."""
     network: Flux = clone.get_model_object("diffusion_model")
-    _require_same_size(lora, network)
+    require_same_size(lora, network.hidden_size, *_depth(network).values())
     chosen = {"double": lora.double_blocks, "single": lora.single_blocks}
     for kind, count in _depth(network).items():
-        for number in _block_numbers(chosen[kind], count, kind):
+        for number in block_numbers(chosen[kind], count, kind):
             layer = getattr(lora.adapter, f"{kind}_blocks")[number] if lora.strength else None
             attention = RowAttention if isinstance(lora.adapter, RowAdapter) else Attention
             _replace(clone, kind, number, attention(lora.attention, layer, lora.strength))
@@ -59,24 +60,6 @@ def attach_tensor_lora(clone: ModelPatcher, lora: TensorLora) -> None:
 def _depth(network: Flux) -> dict[str, int]:
     """How many blocks of each kind."""
     return {"double": len(network.double_blocks), "single": len(network.single_blocks)}
-
-
-def _require_same_size(lora: TensorLora, network: Flux) -> None:
-    found = lora.adapter.size
-    wanted = (network.hidden_size, *_depth(network).values())
-    if found != wanted:
-        raise ValueError(
-            "{} was trained on a FLUX of width {} with {} double and {} single blocks, this MODEL has width {}, {} and {}: load the base "
-            "model it belongs to.".format(lora.name, *found, *wanted)
-        )
-
-
-def _block_numbers(chosen: Collection[int] | None, depth: int, kind: str) -> Collection[int]:
-    if chosen is None:
-        return range(depth)
-    if beyond := sorted(number for number in chosen if not 0 <= number < depth):
-        raise ValueError(f"There is no {kind} block {beyond[0]}: this MODEL has {depth}, numbered 0 to {depth - 1}.")
-    return chosen
 
 
 def _replace(clone: ModelPatcher, kind: str, number: int, shared: "Attention") -> None:
