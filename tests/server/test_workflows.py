@@ -15,7 +15,7 @@ def test_one_that_needs_more_is_refused_with_the_name_of_what_is_missing(client,
 
 
 def test_other_peoples_converters_make_the_same_prompts_of_the_graphs(client):
-    """comfy-draftsman and comfy-cli, where they are installed: the job `ecosystem` of .github/workflows does."""
+    """comfy-draftsman and comfy-cli, where they are installed: .github/workflows/ecosystem.yml does that."""
     model = pytest.importorskip("comfy_draftsman.graph.model")
     cli = pytest.importorskip("comfy_cli.workflow_to_api")
     known = client.get("/object_info")[1]
