@@ -3,7 +3,6 @@
 import comfy.sample
 import comfy.samplers
 import diffusers
-import folder_paths
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,7 +24,7 @@ from intrinsic_lab.tests.nodes.flow_oracle import (
     roles,
     updated_maps,
 )
-from intrinsic_lab.tests.nodes.ildm_world import random_lora, relative_error, save_lora
+from intrinsic_lab.tests.nodes.ildm_world import make_lora_folder, random_lora, relative_error, save_lora  # noqa: F401 - a fixture
 from intrinsic_lab.tests.nodes.lumix_oracle import dense
 from intrinsic_lab.tests.nodes.lumix_world import write_adapter
 
@@ -97,14 +96,6 @@ def make_worlds(tmp_path_factory, flux_folder):
         return made[name]
 
     return find
-
-
-@pytest.fixture(autouse=True, name="lora_folder")
-def make_lora_folder(tmp_path, monkeypatch):
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
-    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
-    with torch.inference_mode():
-        yield tmp_path
 
 
 def attended(world):

@@ -168,7 +168,7 @@ def decoding_one_map(prompt: dict) -> str:
         (without_an_adapter, "put Apply Tensor LoRA"),
         (with_a_latent_of_one_row, "use Make Map Latents"),
         (adapted_twice, "samples maps together already"),
-        (on_another_base, "LumiX adapters belong to FLUX.1"),
+        (on_another_base, "LumiX adapters belong to FLUX.1, FLUX.2"),
         (decoding_one_map, "a multiple of 5"),
     ],
 )

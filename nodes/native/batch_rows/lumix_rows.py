@@ -68,8 +68,7 @@ def maps_of(model: ModelPatcher) -> tuple[str, ...]:
     maps = model.get_attachment(KEY)
     if maps is None:
         raise ValueError(
-            "This MODEL samples single pictures, not maps together: put Apply Tensor LoRA (FLUX) or Join Maps in Attention (Stable "
-            "Diffusion) before this node."
+            "This MODEL samples single pictures, not maps together: put Apply Tensor LoRA or Join Maps in Attention before this node."
         )
     return maps
 
