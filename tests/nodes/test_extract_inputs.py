@@ -217,13 +217,16 @@ def test_headers_that_make_no_sense_are_refused(tiny, folders, header, message):
         apply(tiny.model, "normal")
 
 
-@pytest.mark.parametrize("family", ["pixart_folder", "flux_folder"])
-def test_transformers_are_refused_by_name(family, request, tiny, folders):
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [("pixart_folder", "Intrinsic LoRA works on Stable Diffusion UNets"), ("flux_folder", "made for another model: 56 of its 56 layers")],
+)
+def test_what_a_lora_does_not_fit_is_refused_by_name(family, said, request, tiny, folders):
     model = load_pipeline(request.getfixturevalue(family)).model
     save_lora(folders, "normal", peft_unet(tiny, ATTENTION, seed=0)[1])
-    with pytest.raises(ValueError, match="Intrinsic LoRA works on Stable Diffusion UNets"):
+    with pytest.raises(ValueError, match=said):
         apply(model, "normal")
-    with pytest.raises(ValueError, match="Intrinsic LoRA works on Stable Diffusion UNets"):
+    with pytest.raises(ValueError, match=said):
         extract(tiny, model, torch.rand(1, 32, 32, 3))
 
 
