@@ -217,16 +217,19 @@ def test_headers_that_make_no_sense_are_refused(tiny, folders, header, message):
         apply(tiny.model, "normal")
 
 
+OF_UNETS = "Intrinsic LoRA works on Stable Diffusion UNets"
+
+
 @pytest.mark.parametrize(
-    ("family", "said"),
-    [("pixart_folder", "Intrinsic LoRA works on Stable Diffusion UNets"), ("flux_folder", "made for another model: 56 of its 56 layers")],
+    ("family", "told", "told_by_extract"),
+    [("pixart_folder", OF_UNETS, OF_UNETS), ("flux_folder", "made for another model: 56 of its 56 layers", "makes latents of 4 channels")],
 )
-def test_what_a_lora_does_not_fit_is_refused_by_name(family, said, request, tiny, folders):
+def test_what_does_not_fit_a_model_is_refused_by_name(family, told, told_by_extract, request, tiny, folders):
     model = load_pipeline(request.getfixturevalue(family)).model
     save_lora(folders, "normal", peft_unet(tiny, ATTENTION, seed=0)[1])
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=told):
         apply(model, "normal")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=told_by_extract):
         extract(tiny, model, torch.rand(1, 32, 32, 3))
 
 
