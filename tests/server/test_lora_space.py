@@ -1,6 +1,7 @@
 """Finding LoRAs over ComfyUI's HTTP and in its real front end, on the bundled style LoRAs."""
 
 import json
+import re
 import shutil
 import urllib.error
 import urllib.parse
@@ -238,7 +239,8 @@ def test_routes_write_nothing_answer_only_their_own_site_and_while_they_index(se
     while (state := client.get("/intrinsic_lab/lora_index?collection=models/loras")[1])["running"]:
         seen.append((state["done"], similar(server, own_loras[0])[0]))
     assert any(0 < done < 153 and status == 200 for done, status in seen), "answers came only after the work, or before it"
-    assert state["total"] >= 153 and f"{state['total']} read" in state["ending"]
+    # Other tests leave LoRAs of theirs in the shared server's folder, some of them broken.
+    assert state["total"] >= 153 and int(re.search(r"(\d+) read", state["ending"])[1]) >= 153, state
     status, answer = similar(server, own_loras[0])
     assert len(answer["loras"]) == 5 and answer["loras"][0]["score"] == pytest.approx(1, abs=1e-3)
     assert str(server.base) not in json.dumps(answer)
