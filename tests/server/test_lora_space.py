@@ -146,6 +146,7 @@ def test_pointing_at_the_map_shows_a_preview_and_a_click_sets_the_query(page):
     page.wait_for_function(f"() => ({CARD})().style.display === 'block' && ({CARD})().querySelector('img').naturalWidth > 0")
     assert dot["name"] in page.evaluate(f"() => ({CARD})().textContent")
     drawn.click(position=dot["at"])
+    page.wait_for_function(f"name => Object.values(({CHOSEN})()).every(chosen => chosen === name)", arg=dot["name"], timeout=10_000)
     assert page.evaluate(CHOSEN) == {"IntrinsicLabLoRAMap": dot["name"], "IntrinsicLabFindSimilarLoRAs": dot["name"]}
     page.mouse.move(5, 5)
     page.wait_for_function(f"() => ({CARD})().style.display === 'none'")
