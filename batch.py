@@ -3,7 +3,9 @@
 try:
     from tools.batch import main
 except ModuleNotFoundError as error:
-    raise SystemExit(f"batch.py needs {error.name}: run it with the Python that runs ComfyUI, or pip install aiohttp tqdm.") from error
+    raise SystemExit(
+        f"batch.py needs {error.name}: run it with the Python that runs ComfyUI, or pip install aiohttp filelock tqdm."
+    ) from error
 
 if __name__ == "__main__":
     raise SystemExit(main())

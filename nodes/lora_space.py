@@ -214,7 +214,7 @@ class FindSimilarLoRAs(Node):
                 family=lora_index.family,
                 folder=folder.strip().strip("/\\") or lora_index.folder,
                 rerank=exact_candidates,
-                store=lora_collection.server_store(index, liked, subnetwork),
+                store=lora_collection.server_store(lora_index, index, liked, subnetwork),
                 report=lora_collection.progress_report(),
             )
         if not matches:

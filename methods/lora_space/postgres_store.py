@@ -5,6 +5,7 @@ database. Needs psycopg and pgvector's own package: `pip install intrinsic-lab[p
 """
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -78,7 +79,8 @@ class PostgresStore:
             cursor.execute(f"DELETE FROM {self.table} WHERE id = ANY(%s)", [unsent.gone])
             if len(space.ids) >= LEAST_FOR_HNSW:
                 self._build(cursor, space, report)
-            cursor.execute(f"ANALYZE {self.table}")
+            if unsent.rows or unsent.gone:
+                cursor.execute(f"ANALYZE {self.table}")
 
     def project(self, sketches: Mapping[str, numpy.ndarray]) -> dict[str, numpy.ndarray]:
         """See `Store`."""
@@ -149,13 +151,10 @@ class PostgresStore:
             yield
         except psycopg.errors.UndefinedTable:
             raise ValueError(f"the vectors of {self.family} are no longer in the database, or were fitted anew: sync again.") from None
-        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.FeatureNotSupported, psycopg.errors.UndefinedFile) as error:
-            needed = "The database needs pgvector (`CREATE EXTENSION vector`, by its owner) and you the right to make tables in it"
-            raise ValueError(f"PostgreSQL refuses: {_first_line(error)}. {needed}.") from None
-        except psycopg.OperationalError as error:
-            raise ValueError(f"PostgreSQL does not answer: {_first_line(error)}. See that it runs and that the address is right.") from None
         except psycopg.Error as error:
-            raise ValueError(f"PostgreSQL cannot do this: {_first_line(error)}.") from None
+            # What the server says may hold its address, which is no client's business.
+            logging.warning("PostgreSQL: %s", error)
+            raise ValueError(f"PostgreSQL {_trouble(error)} The log says more.") from None
 
     def _make(self, cursor, space: Space) -> None:
         """The table, and none of older fits."""
@@ -205,6 +204,11 @@ def _digest(*names: str) -> str:
     return hashlib.blake2b("\0".join(names).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
-def _first_line(error: Exception) -> str:
-    """What the server said, without the statement it said it of."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def _trouble(error: Exception) -> str:
+    psycopg = extra("psycopg", "Searching in PostgreSQL")
+    refusals = psycopg.errors.InsufficientPrivilege, psycopg.errors.FeatureNotSupported, psycopg.errors.UndefinedFile
+    if isinstance(error, refusals):
+        return "refuses: its database needs pgvector (`CREATE EXTENSION vector`, by its owner) and you the right to make tables in it."
+    if isinstance(error, psycopg.OperationalError):
+        return "does not answer: see that it runs and that its address is right."
+    return "cannot do this."

@@ -147,16 +147,22 @@ def test_the_index_runs_again_only_when_a_file_has_changed(shelf_folder):
 
 def test_the_neighbours_may_be_looked_up_in_a_server_that_whoever_starts_comfyui_names(tmp_path, monkeypatch, caplog):
     pgserver = pytest.importorskip("pgserver")
+    from intrinsic_lab.methods.lora_space.postgres_store import PostgresStore
+
     wanted = similar("anime/a0.safetensors").args[1:3]
     server = pgserver.get_server(tmp_path / "postgres")
     try:
         monkeypatch.setenv(lora_collection.POSTGRES_VARIABLE, server.get_uri())
         assert similar("anime/a0.safetensors").args[1:3] == wanted
         assert "lora_space_" in server.psql("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        # Of an unchanged collection nothing is sent or compared again.
+        with monkeypatch.context() as unneeded:
+            unneeded.setattr(PostgresStore, "sync", None)
+            assert similar("anime/a0.safetensors").args[1:3] == wanted
     finally:
         server.cleanup()
     monkeypatch.setenv(lora_collection.POSTGRES_VARIABLE, "postgresql:///x?host=/nowhere")
-    with pytest.raises(ValueError, match="log says why") as told:
+    with pytest.raises(ValueError, match="does not answer") as told:
         similar("anime/a0.safetensors")
     assert "/nowhere" not in str(told.value) and "/nowhere" in caplog.text
 

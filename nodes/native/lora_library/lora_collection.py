@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -154,19 +153,26 @@ def progress_report() -> Callable[[Progress], None]:
     return report
 
 
-def server_store(index: "LoraIndex", like: Sequence[Path], subnetwork: str) -> "PostgresStore | None":
+# By index, base family and sub-network: the state it is in step with, and the store. A search of an unchanged collection only asks.
+_in_step: dict[tuple[str, str, str, str], tuple[str, "PostgresStore"]] = {}
+
+
+def server_store(collection: LoraCollection, index: "LoraIndex", like: Sequence[Path], subnetwork: str) -> "PostgresStore | None":
     """The vectors in the PostgreSQL server that the environment names (`POSTGRES_VARIABLE`), in step with the index; else None.
 
-    Raises ValueError if that server cannot be used; the log says why, with its address.
+    Raises ValueError if that server cannot be used; the log says why.
     """
     if not (where := os.environ.get(POSTGRES_VARIABLE)):
         return None
     from ....methods.lora_space.postgres_store import PostgresStore
     from ....methods.lora_space.search import family_of
 
-    family = family_of(index, like)
-    try:
-        return PostgresStore.sync(where, index, family, subnetwork, report=progress_report())
-    except ValueError as error:
-        logging.warning("%s: %s", POSTGRES_VARIABLE, error)
-        raise ValueError(f"The server that the variable {POSTGRES_VARIABLE} names cannot be used: ComfyUI's log says why.") from None
+    key = where, index.identity, family_of(index, like), subnetwork
+    state, store = _in_step.get(key, ("", None))
+    if store is not None and state == collection.state:
+        return store
+    made = PostgresStore.sync(where, index, *key[2:], report=progress_report())
+    if store is not None:
+        store.close()
+    _in_step[key] = collection.state, made
+    return made
