@@ -8,7 +8,7 @@ from ..methods.formats import COLOR_MAPS, color_map
 from ..methods.maps import MAPS, MapKind, map_from_image, map_kind, require_normals
 from .native.map_sockets import image_of, map_input
 from .native.node import Node
-from .native.node_text import show_on_node
+from .native.node_text import preview_text, show_on_node
 from .native.schema import schema
 
 REFUSE, RESIZE = "error", "resize prediction"
@@ -106,7 +106,7 @@ class CompareMaps(Node):
         )
         picture = _error_picture(error, counted, color_map, top)
         show_on_node(table, cls.hidden.unique_id if cls.hidden else None)
-        shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(table).as_dict()
+        shown = ui.PreviewImage(picture, cls=cls).as_dict() | preview_text(table).as_dict()
         return io.NodeOutput(table, picture, float(scores[evaluation.main].mean()), ui=shown)
 
 

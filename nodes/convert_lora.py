@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import folder_paths
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from .native.lora_library import lora_collection
 from .native.lora_library.files import lora_names, lora_path
 from .native.node import Node
+from .native.node_text import preview_text
 from .native.schema import schema
 from .native.training.files import name_problem
 
@@ -81,7 +82,7 @@ class ConvertLoRA(Node):
         text = f"{lora_name} -> {written}: {converted.note}."
         if before := converted.before:
             text += f"\nBefore: {before}"
-        return io.NodeOutput(str(target.relative_to(root)), text, ui=ui.PreviewText(text))
+        return io.NodeOutput(str(target.relative_to(root)), text, ui=preview_text(text))
 
 
 def _place_of(source: Path) -> tuple[Path, Path]:

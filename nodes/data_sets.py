@@ -13,7 +13,7 @@ from ..methods import metrics
 from ..methods.intrinsic_lora.recipe import conventions
 from ..methods.maps import MAPS, MapKind, image_from_map, map_from_image, map_kind
 from .native.node import Node
-from .native.node_text import show_on_node
+from .native.node_text import preview_text, show_on_node
 from .native.paths import bundled_file
 from .native.schema import schema
 from .native.training.files import data_folder, data_set_folders, name_problem, output_folder
@@ -220,7 +220,7 @@ class EvaluateMaps(Node):
         show_on_node(table, cls.hidden.unique_id if cls.hidden else None)
         shown = torch.from_numpy(numpy.array(page)).float()[None] / 255
         mean = sum(score[main] for score in scores.values()) / len(scores)
-        ui_shown = ui.PreviewImage(shown, cls=cls).as_dict() | ui.PreviewText(table).as_dict()
+        ui_shown = ui.PreviewImage(shown, cls=cls).as_dict() | preview_text(table).as_dict()
         return io.NodeOutput(table, shown, mean, ui=ui_shown)
 
 

@@ -26,7 +26,7 @@ from .native.joint_sampling.multi_step import see_picture
 from .native.joint_sampling.single_step import as_model_takes, interruptible, make_generator, require_parts, rows_per_forward
 from .native.lora_library.files import lora_names, lora_path
 from .native.node import Node
-from .native.node_text import show_on_node
+from .native.node_text import preview_text, show_on_node
 from .native.schema import schema
 
 NO_MERGED_MAP = "none"
@@ -136,7 +136,7 @@ class ApplyIntrinsicLoRA(Node):
         carrying = _carrying(model, lora, recipe, strength, lora_name)
         logging.info("%s: %s", lora_name, recipe.in_words)
         show_on_node(recipe.in_words, cls.hidden.unique_id if cls.hidden else None)
-        return io.NodeOutput(carrying, ui=ui.PreviewText(recipe.in_words))
+        return io.NodeOutput(carrying, ui=preview_text(recipe.in_words))
 
 
 def _carrying(model, lora: LoraFile, recipe: Recipe, strength: float, source: str):

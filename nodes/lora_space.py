@@ -14,6 +14,7 @@ from .native.lora_library import lora_collection
 from .native.lora_library.lora_collection import LoraCollection, lora_path, shown_name
 from .native.lora_library.lora_pictures import Row, table_picture
 from .native.node import Node
+from .native.node_text import preview_text
 from .native.schema import schema
 
 Index = io.Custom("LORA_INDEX")
@@ -112,7 +113,7 @@ class IndexLoRAs(Node):
             text = text.replace(f"{root}/", "")
         text += f"\nBase models: {counted or 'none'}. {len(entries)} LoRAs are in this index."
         text += "".join(f"\n{shown_name(entry, collection)}: {entry.loading}" for entry in not_loading)
-        return io.NodeOutput(chosen_loras, text, ui=ui.PreviewText(text))
+        return io.NodeOutput(chosen_loras, text, ui=preview_text(text))
 
 
 def listed_names(text: str) -> list[str]:

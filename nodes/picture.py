@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 import folder_paths
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
 from ..methods.intrinsic_lora.recipe import AUTO
@@ -20,7 +20,7 @@ from .native.batch_rows import row_lora
 from .native.lora_library.files import BUNDLED_MARK
 from .native.map_sockets import Maps
 from .native.node import Node
-from .native.node_text import show_on_node
+from .native.node_text import preview_text, show_on_node
 from .native.paths import BUNDLED_NAMES
 from .native.schema import schema
 from .scene import RenderScene
@@ -123,7 +123,7 @@ class PictureToMaps(Node):
         if not (linked or model_name != BUNDLED_MODEL or _is_rendered(cls.hidden.prompt, image)):
             logging.info(WARNING)
             show_on_node(WARNING, cls.hidden.unique_id)
-            told |= ui.PreviewText(WARNING).as_dict()
+            told |= preview_text(WARNING).as_dict()
         return io.NodeOutput(*pictures, bundle, expand=graph.finalize(), ui=told)
 
 

@@ -60,7 +60,9 @@ def test_the_error_picture_states_its_range_and_greys_what_was_not_compared(prev
     assert error[0, ..., 0].flatten().tolist() == pytest.approx([0.0, 0.5, NOT_COMPARED, 0.0], abs=1e-4)
     assert "error picture: 0 to 60 degrees, grey" in table
     assert main == pytest.approx(10.0, abs=1e-4)
-    assert result.ui["text"] == (table,)
+    # The node shows the table's lines as lines: its text is read as Markdown.
+    [shown] = result.ui["text"]
+    assert shown.split("  \n") == table.split("\n") and "\n" in table
     assert (previews / result.ui["images"][0]["filename"]).exists()
 
 
