@@ -26,6 +26,8 @@ PACKAGES = [
     *("pytest", "ruff", "mypy", "playwright", "scikit-image", "websocket-client", "qdrant-client", "mkdocs-material", "hypothesis"),
     *("psycopg[binary]", "pgvector", "pgserver; python_version < '3.13'", "ray; python_version < '3.14'"),
 ]
+# What they take in .venv.
+PACKAGES_GB = 8
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -65,7 +67,9 @@ def set_up(browser: bool = True) -> Path:
         if STAMP.exists() and json.loads(STAMP.read_text(encoding="utf-8")).get("fingerprint") == fingerprint:
             say("- Python packages are as pinned")
         else:
-            with step("Installing the pinned Python packages (about 7 GB on first use)") as notes:
+            if (free := shutil.disk_usage(VENV).free / 1e9) < PACKAGES_GB and not STAMP.exists():
+                say(f"- Only {free:.1f} GB are free here; the Python packages take about {PACKAGES_GB} GB: free some space if this stops.")
+            with step(f"Installing the pinned Python packages (about {PACKAGES_GB} GB on first use)") as notes:
                 _install_packages(comfyui)
                 STAMP.write_text(json.dumps({"fingerprint": fingerprint}), encoding="utf-8")
                 notes.append(f"details in {LOG.relative_to(ROOT)}")
@@ -163,7 +167,7 @@ def _fingerprint(comfyui: Path) -> str:
 
 
 def _install_packages(comfyui: Path) -> None:
-    remedy = f"read {LOG}, check the network and the free disk space (10 GB), then run `make setup` again: it goes on where it stopped."
+    remedy = f"read {LOG}, check the network and the free disk space ({PACKAGES_GB} GB), then run `make setup` again: it goes on where it stopped."
     wanted = (comfyui / "requirements.txt").read_text(encoding="utf-8").splitlines()
     requirements = WORKSPACE / "comfyui-requirements.txt"
     # torch and torchvision come pinned; torchaudio's releases name an older torch, it is installed by itself below.
