@@ -167,7 +167,10 @@ def _fingerprint(comfyui: Path) -> str:
 
 
 def _install_packages(comfyui: Path) -> None:
-    remedy = f"read {LOG}, check the network and the free disk space ({PACKAGES_GB} GB), then run `make setup` again: it goes on where it stopped."
+    remedy = (
+        f"read {LOG}, check the network and the free disk space ({PACKAGES_GB} GB), "
+        "then run `make setup` again: it goes on where it stopped."
+    )
     wanted = (comfyui / "requirements.txt").read_text(encoding="utf-8").splitlines()
     requirements = WORKSPACE / "comfyui-requirements.txt"
     # torch and torchvision come pinned; torchaudio's releases name an older torch, it is installed by itself below.
