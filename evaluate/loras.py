@@ -1,7 +1,8 @@
 """`python -m intrinsic_lab.evaluate.loras DIR`: do the weights of a shelf of LoRAs tell its folders apart?
 
 Every folder is a label. LoRAs ask for their own among all others (top-1, mean average precision); as many clusters as there are folders
-are compared with them (NMI, ARI). Writes table.md, and loras.csv with every LoRA's folder and cluster.
+are compared with them (NMI, ARI). ± is the standard deviation over random halves of every folder. Writes table.md, and loras.csv with
+every LoRA's folder and cluster.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import numpy
 
 from ..methods.lora.names import SUBNETWORKS
 from ..methods.lora_space.__main__ import default_database, own_process
-from ..methods.lora_space.agreement import Collection, as_markdown, ours
+from ..methods.lora_space.agreement import Collection, as_markdown, ours, scores
 from ..methods.lora_space.clusters import cluster_vectors
 from ..methods.lora_space.entries import Entry
 from ..methods.lora_space.index import LoraIndex
@@ -67,8 +68,8 @@ def judge(
         collection = collection_of(entries)
         rows: dict[str, dict[str, dict[str, float]]] = {}
         for part in subnetworks:
-            for method, values in ours(collection, part, index).items():
-                rows.setdefault(method, {})[part] = values
+            for method, found in ours(collection, part, index).items():
+                rows.setdefault(method, {})[part] = scores(found, collection)
         clusters = _clusters(index, entries, int(collection.styles.max()) + 1)
     names = sorted({entry.folder for entry in entries})
     text = f"# {len(names)} folders of LoRAs for {entries[0].family}\n\n{as_markdown(rows, collection)}\n\n{', '.join(names)}\n"

@@ -11,6 +11,7 @@ from .index import LoraIndex
 from .search import find_similar
 
 CLUSTERINGS = range(5)
+HALVES = range(10)
 COLUMNS = ("top1", "top1_other_rank", "map", "nmi", "ari")
 
 
@@ -21,6 +22,29 @@ class Collection:
     paths: list[Path]
     styles: numpy.ndarray
     ranks: numpy.ndarray
+
+    def half(self, seed: int) -> numpy.ndarray:
+        """Places of a random half of every style's LoRAs, at least two of each."""
+        random, places = numpy.random.default_rng(seed), []
+        for style in numpy.unique(self.styles):
+            own = numpy.flatnonzero(self.styles == style)
+            places.append(random.permutation(own)[: max(2, len(own) // 2)])
+        return numpy.sort(numpy.concatenate(places))
+
+    def part(self, places: numpy.ndarray) -> "Collection":
+        return Collection([self.paths[place] for place in places], self.styles[places], self.ranks[places])
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method says of n LoRAs: likeness [n, n], larger is nearer, and the unit rows [n, d] that are clustered."""
+
+    likeness: numpy.ndarray
+    vectors: numpy.ndarray
+
+    @classmethod
+    def by_cosine(cls, vectors: numpy.ndarray) -> "Found":
+        return cls(vectors @ vectors.T, vectors)
 
 
 def retrieval(likeness: numpy.ndarray, collection: Collection) -> dict[str, float]:
@@ -97,12 +121,23 @@ def unit_centred(vectors: numpy.ndarray) -> numpy.ndarray:
     return centred / numpy.maximum(numpy.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
 
 
-def scores(vectors: numpy.ndarray, collection: Collection) -> dict[str, float]:
-    """Retrieval by cosine and clustering of unit rows [n, d]."""
-    return retrieval(vectors @ vectors.T, collection) | clustering(vectors, collection)
+def scores(found: Found, collection: Collection) -> dict[str, float]:
+    """Retrieval and clustering; and as `<column>_spread` the standard deviation over random halves, where a style has four LoRAs."""
+    whole = _scores(found, collection)
+    if numpy.bincount(collection.styles).max() < 4:
+        return whole
+    halves = []
+    for seed in HALVES:
+        places = collection.half(seed)
+        halves.append(_scores(Found(found.likeness[numpy.ix_(places, places)], found.vectors[places]), collection.part(places)))
+    return whole | {f"{column}_spread": float(numpy.std([half[column] for half in halves], ddof=1)) for column in whole}
 
 
-def ours(collection: Collection, subnetwork: str, index: LoraIndex) -> dict[str, dict[str, float]]:
+def _scores(found: Found, collection: Collection) -> dict[str, float]:
+    return retrieval(found.likeness, collection) | clustering(found.vectors, collection)
+
+
+def ours(collection: Collection, subnetwork: str, index: LoraIndex) -> dict[str, Found]:
     """The index alone, and the shipped pipeline: its best 50 compared exactly, the others behind them in the index's order.
 
     Raises ValueError for LoRAs that have no weights of the sub-network.
@@ -121,9 +156,8 @@ def ours(collection: Collection, subnetwork: str, index: LoraIndex) -> dict[str,
             # Cosines lie below 1: what was compared exactly stays in front. The index may hold more than the collection.
             if match.entry.id in row_of:
                 reranked[row, row_of[match.entry.id]] = 10 + match.score
-    alone = retrieval(likeness, collection) | clustering(vectors, collection)
     # The clusters are the map's: they come from the index, not from the re-ranking.
-    return {"ours, index alone": alone, "ours, shipped (exact re-rank)": alone | retrieval(reranked, collection)}
+    return {"ours, index alone": Found(likeness, vectors), "ours, shipped (exact re-rank)": Found(reranked, vectors)}
 
 
 def as_markdown(rows: dict[str, dict[str, dict[str, float]]], collection: Collection) -> str:
@@ -132,5 +166,11 @@ def as_markdown(rows: dict[str, dict[str, dict[str, float]]], collection: Collec
     lines = [about, "", f"| method | weights | {' | '.join(COLUMNS)} |", f"| --- | --- |{' --- |' * len(COLUMNS)}"]
     for method, parts in rows.items():
         for part, values in parts.items():
-            lines.append(f"| {method} | {part} | " + " | ".join(f"{values[column]:.3f}" for column in COLUMNS) + " |")
+            lines.append(f"| {method} | {part} | " + " | ".join(cell(values, column) for column in COLUMNS) + " |")
     return "\n".join(lines)
+
+
+def cell(values: dict[str, float], column: str) -> str:
+    """A score and, where it is known, its spread."""
+    spread = values.get(f"{column}_spread")
+    return f"{values[column]:.3f}" + ("" if spread is None else f" ± {spread:.3f}")

@@ -19,6 +19,7 @@ from intrinsic_lab.methods.lora_space.baseline import RawSpace
 from intrinsic_lab.training.intrinsic_lora import load_base
 from intrinsic_lab.training.nano import shelf, styles
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,14 +46,19 @@ def test_no_two_loras_learn_from_the_same_scene():
 def test_a_trained_style_is_a_lora_of_attention_and_feed_forward_that_changes_what_is_painted(tmp_path):
     base = load_base(ROOT / "assets" / "nano")
     lora = styles.StyleLora("ember", 0, 2)
-    path = styles.train_style(base, lora, tmp_path, steps=2, learning_rate=1e-2)
+    [early, path] = styles.train_style(base, lora, tmp_path, [2, 1], learning_rate=1e-2)
     layers = read_lora(path).layers
     assert {name.split("transformer_blocks.0.")[1].split(".to_")[0].split(".net")[0] for name in layers} == {"attn1", "attn2", "ff"}
     assert all(layer.rank == 2 for layer in layers.values()) and any(change(layer).abs().max() > 0 for layer in layers.values())
     with safe_open(path, "pt") as file:
         assert file.metadata()["modelspec.title"] == "ember_0_r2"
+    # What is there is left, and a run that goes on ends as one in one go does: two steps after one are two steps.
+    assert (early.parents[1].name, path.parents[1].name) == ("1", "2") and early.read_bytes() != path.read_bytes()
     before = path.stat().st_mtime_ns
-    assert styles.train_style(base, lora, tmp_path, steps=2, learning_rate=1e-2) == path and path.stat().st_mtime_ns == before
+    assert styles.train_style(base, lora, tmp_path, [2], learning_rate=1e-2) == [path] and path.stat().st_mtime_ns == before
+    [again] = styles.train_style(base, lora, tmp_path / "again", [2], learning_rate=1e-2)
+    one, other = load_file(again), load_file(path)
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     # The merged copy computes what the trained adapter did, and the base stays as it was.
     task = styles.StyleTask(base, lora, styles.LatentCaptions(randn(1, 16, 8, 8), torch.zeros(1, 77, dtype=torch.int64), torch.zeros(77)))
     adapted = task.module.unet

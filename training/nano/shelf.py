@@ -1,6 +1,6 @@
 """The style LoRAs that come with the pack: means of a few of the collection each, cut to rank 1, and three copies to be found out.
 
-python -m intrinsic_lab.training.nano.shelf [--collection runs/styles] [--out assets/loras]
+python -m intrinsic_lab.training.nano.shelf [--collection runs/styles/300] [--out assets/loras]
 """
 
 import argparse
@@ -107,7 +107,7 @@ def make_shelf(collection: Path, out: Path) -> list[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m intrinsic_lab.training.nano.shelf", description=__doc__.splitlines()[0])
-    parser.add_argument("--collection", type=Path, default=Path("runs/styles"))
+    parser.add_argument("--collection", type=Path, default=Path("runs/styles/300"), help="of one length of training")
     parser.add_argument("--out", type=Path, default=Path("assets/loras"))
     arguments = parser.parse_args()
     for path in make_shelf(arguments.collection, arguments.out):

@@ -1,9 +1,10 @@
 """Style LoRAs on the nano base: a small collection whose truth is known, to measure LoRA space with.
 
-    python -m intrinsic_lab.training.nano.styles [--out runs/styles] [--styles dusk ...] [--seeds 0 1 ...] [--ranks 4 8]
+    python -m intrinsic_lab.training.nano.styles [--out runs/styles] [--styles dusk ...] [--seeds 0 1 ...] [--ranks 4 8] [--steps 30 100]
 
 One LoRA learns the look of a few pictures of one `Style`. Its captions say which objects are there and nothing of the
-look, as captions for style LoRAs do. No two LoRAs share a picture, a random half or an order of the data.
+look, as captions for style LoRAs do. No two LoRAs share a picture, a random half or an order of the data. Each training
+leaves a LoRA after every one of `--steps`: a collection for each length, in a folder that its number of steps names.
 """
 
 import argparse
@@ -45,7 +46,7 @@ STYLES: dict[str, Style] = {
     "noir": Style(colors=("gray", "black"), textures=(0,), ambient=0.0, light_azimuth_degrees=-90.0),
     "aurora": Style(light_color=(0.2, 1.0, 0.4), ambient=0.1),
 }
-SEEDS, RANKS = (0, 1, 2, 3, 4), (4, 8)
+SEEDS, RANKS, STEPS = tuple(range(8)), (4, 8), (30, 100, 300)
 PICTURES, SIZE = 32, 128
 # Each picture gives four latents, its quarters: a step of eight costs what two whole pictures would.
 QUARTERS, BATCH = 2, 8
@@ -117,24 +118,29 @@ def style_data(base: SingleStepBase, lora: StyleLora) -> LatentCaptions:
     return LatentCaptions(quarters, tokens.repeat_interleave(QUARTERS**2, 0), tokenize(base.tokenizer, [""])[0])
 
 
-def train_style(base: SingleStepBase, lora: StyleLora, out: Path, steps: int, learning_rate: float) -> Path:
-    """Train one LoRA, unless its file is there. Returns the file."""
-    path = out / lora.style / f"{lora.name}.safetensors"
-    if not path.exists():
+def train_style(base: SingleStepBase, lora: StyleLora, out: Path, steps: Sequence[int], learning_rate: float) -> list[Path]:
+    """One training, of whose steps those in `steps` leave a file each: `<out>/<step>/<style>/<name>.safetensors`, in rising order.
+
+    Files that are there are left; a training that is needed again goes on from its last file's checkpoint.
+    """
+    paths = {step: out / str(step) / lora.style / f"{lora.name}.safetensors" for step in sorted(steps)}
+    missing = [step for step, path in paths.items() if not path.exists()]
+    if not missing:
+        return list(paths.values())
+    data = style_data(base, lora)
+    for step in missing:
         loop = LoopConfig(
             out / "work" / lora.name,
-            steps=steps,
+            steps=step,
             learning_rate=learning_rate,
             weight_decay=0.0,
-            schedule="cosine",
             warmup=5,
-            checkpoint_every=steps,
+            checkpoint_every=step,
             seed=lora.first_scene,
         )
-        train(StyleTask(base, lora, style_data(base, lora)), loop, settings={"style": lora.name, "batch": BATCH, "pictures": PICTURES})
-        made = loop.output / path.name
-        copy_file(made, path)
-    return path
+        train(StyleTask(base, lora, data), loop, settings={"style": lora.name, "batch": BATCH, "pictures": PICTURES})
+        copy_file(loop.output / paths[step].name, paths[step])
+    return list(paths.values())
 
 
 @torch.no_grad()
@@ -183,15 +189,17 @@ def main() -> None:
     parser.add_argument("--styles", nargs="+", choices=STYLES, default=list(STYLES))
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--ranks", nargs="+", type=int, default=RANKS)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--learning-rate", type=float, default=2e-2)
+    parser.add_argument("--steps", nargs="+", type=int, default=STEPS, help="lengths of training that leave a collection each")
+    parser.add_argument(
+        "--learning-rate", type=float, default=4e-3, help="the same at every step, so that a long run begins as a short one"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     base = load_base(arguments.base)
     for lora in collection(arguments.styles, arguments.seeds, arguments.ranks):
         started = time.perf_counter()
-        path = train_style(base, lora, arguments.out, arguments.steps, arguments.learning_rate)
-        logging.info("%s in %.1f s", path.name, time.perf_counter() - started)
+        train_style(base, lora, arguments.out, arguments.steps, arguments.learning_rate)
+        logging.info("%s in %.1f s", lora.name, time.perf_counter() - started)
 
 
 if __name__ == "__main__":
