@@ -188,7 +188,7 @@ def write_pipeline(name: str, folder: Path) -> Path:
     build(name, folder, **klein)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        parts = {"vae": _flux2_vae() if klein else tiny_vae(16, **_PLAIN_VAE, scaling_factor=1.5305, shift_factor=0.0609)}
+        parts = {"vae": flux2_vae() if klein else tiny_vae(16, **_PLAIN_VAE, scaling_factor=1.5305, shift_factor=0.0609)}
         parts |= _TEXTS.get(name, _sd3_text)(folder)
     for part, module in parts.items():
         module.save_pretrained(folder / part)
@@ -209,7 +209,7 @@ _CHAT = (
 )
 
 
-def _flux2_vae():
+def flux2_vae():
     """Half as wide as published in latents, with statistics that were seen."""
     levels = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     vae = diffusers.AutoencoderKLFlux2(**levels, block_out_channels=(32, 64, 64, 96), layers_per_block=1, latent_channels=8)
@@ -228,23 +228,17 @@ def _qwen3(hidden: int, layers: int) -> Callable[[Path], dict]:
     return text
 
 
-def _gemma2_text(folder: Path) -> dict:
-    """Of the few pieces of a vocabulary of its own."""
+def write_pieces(path: Path) -> None:
+    """A file of 400 sentence pieces, with Gemma's marks and bytes for what it does not know; nothing is put before the first word."""
     import sentencepiece
-    from transformers import Gemma2Config, Gemma2Model
 
-    (folder / "tokenizer").mkdir()
-    with (folder / "tokenizer/tokenizer.model").open("wb") as file:
-        # As Gemma's: bytes for what it does not know, nothing put before the first word.
+    with path.open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter([entry.prompt for entry in MAPS.values()] * 20),
             model_writer=file,
             vocab_size=400,
             model_type="bpe",
-            pad_id=0,
-            eos_id=1,
-            bos_id=2,
-            unk_id=3,
+            **{f"{name}_id": number for number, name in enumerate(("pad", "eos", "bos", "unk"))},
             **{f"{name}_piece": f"<{name}>" for name in ("pad", "eos", "bos", "unk")},
             byte_fallback=True,
             add_dummy_prefix=False,
@@ -253,6 +247,14 @@ def _gemma2_text(folder: Path) -> dict:
             hard_vocab_limit=False,
             minloglevel=2,
         )
+
+
+def _gemma2_text(folder: Path) -> dict:
+    """Of the few pieces of a vocabulary of its own."""
+    from transformers import Gemma2Config, Gemma2Model
+
+    (folder / "tokenizer").mkdir()
+    write_pieces(folder / "tokenizer/tokenizer.model")
     (folder / "tokenizer/tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GemmaTokenizer", "add_bos_token": True}))
     sizes = dict(vocab_size=408, hidden_size=32, intermediate_size=48, num_hidden_layers=3, max_position_embeddings=512)
     return {"text_encoder": Gemma2Model(Gemma2Config(**sizes, num_attention_heads=2, num_key_value_heads=1, head_dim=256)).eval()}

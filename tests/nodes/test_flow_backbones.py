@@ -3,6 +3,7 @@
 import copy
 import re
 
+import comfy.latent_formats
 import comfy.sd
 import folder_paths
 import peft
@@ -18,9 +19,14 @@ from intrinsic_lab.nodes.native import vaes
 from intrinsic_lab.nodes.native.backbones import SINGLE_STEP, require
 from intrinsic_lab.nodes.native.joint_sampling.single_step import RowForward, as_model_takes, make_generator
 from intrinsic_lab.nodes.native.loading.diffusers_folder import load_pipeline
+from intrinsic_lab.nodes.native.loading.folder_files import ModelFolderError, read_config
+from intrinsic_lab.nodes.native.loading.latent_format import latent_format_of
+from intrinsic_lab.nodes.native.loading.text_encoder import TextPart, sentence_pieces
+from intrinsic_lab.nodes.native.loading.vae import load_vae
 from intrinsic_lab.nodes.native.paths import bundled_file
 from intrinsic_lab.tests.nodes import flow_world
 from intrinsic_lab.tests.nodes.conftest import largest_difference, randn
+from intrinsic_lab.training.backbones.flux2 import PatchVae
 from intrinsic_lab.training.backbones.qwen_image import FrameVae
 from intrinsic_lab.training.intrinsic_lora import (
     IntrinsicLoraConfig,
@@ -219,3 +225,42 @@ def test_pictures_are_no_frames_of_a_video_to_qwen_images_vae():
     torch.testing.assert_close(made.std, own.std[:, :, 0] / std)
     decoded = network.decode(own.mode()).sample[:, :, 0]
     torch.testing.assert_close(frames.decode(made.mode()).sample, decoded, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_pictures_go_through_flux2s_vae_as_by_the_pipeline(tmp_path):
+    from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
+
+    network = flow_world.flux2_vae()
+    network.save_pretrained(tmp_path)
+    pipeline = Flux2KleinPipeline(scheduler=None, vae=network, text_encoder=None, tokenizer=None, transformer=None)
+    wanted = pipeline._encode_vae_image(2 * PICTURES.movedim(-1, 1) - 1, None)
+    config = read_config(tmp_path)
+    native = load_vae(tmp_path, config, torch.float32)
+    latents = native.encode(PICTURES)
+    assert latents.shape == wanted.shape == (2, 32, 4, 6) and largest_difference(latents, wanted) < 1e-5
+    mean, variance = (part.view(1, -1, 1, 1) for part in (network.bn.running_mean, network.bn.running_var))
+    decoded = network.decode(pipeline._unpatchify_latents(wanted * (variance + 1e-4).sqrt() + mean)).sample
+    assert largest_difference(native.decode(latents), (decoded / 2 + 0.5).clamp(0, 1).movedim(1, -1)) < 1e-5
+    # The trainer's.
+    frame = PatchVae(AutoencoderKLFlux2.from_pretrained(tmp_path))
+    assert largest_difference(frame.encode(2 * PICTURES.movedim(-1, 1) - 1).latent_dist.mode(), wanted) < 1e-5
+    assert largest_difference(frame.decode(wanted).sample, decoded) < 1e-5
+    formats = [comfy.latent_formats.SD15, comfy.latent_formats.Flux2]
+    assert isinstance(latent_format_of(config | {"latent_channels": 32}, native, formats), comfy.latent_formats.Flux2)
+    assert latent_format_of(config, native, formats).spacial_downscale_ratio == 16
+    with pytest.raises(ModelFolderError, match="The VAE has patch_size = \\[4, 4\\], ComfyUI's native layers need"):
+        load_vae(tmp_path, config | {"patch_size": [4, 4]})
+
+
+def test_sentence_pieces_that_are_missing_damaged_or_of_another_encoder_are_refused(tmp_path):
+    part = TextPart("gemma2_2b", "text_encoder", "tokenizer", pieces="tokenizer.model")
+    for change, vocabulary, told in (
+        (lambda path: None, 408, "tokenizer has no tokenizer.model of a usual size: copy the folder again"),
+        (lambda path: path.write_bytes(b"no pieces"), 408, "tokenizer.model is damaged"),
+        (flow_world.write_pieces, 100, "tokenizer knows \\d+ tokens, text_encoder knows 100"),
+    ):
+        (tmp_path / "tokenizer").mkdir(exist_ok=True)
+        change(tmp_path / "tokenizer/tokenizer.model")
+        with pytest.raises(ModelFolderError, match=told):
+            sentence_pieces(tmp_path, part, {"vocab_size": vocabulary})
