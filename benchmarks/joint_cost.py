@@ -6,8 +6,8 @@ One sampler step in ComfyUI, without guidance, random weights in float32, a pict
 
 * one forward of the base, of one row; independent forwards are as many of it as there are rows;
 * I-LDM: two rows, weight 0.5, a rank-32 LoRA on the intrinsic row (where keys come from and where attention's output goes);
-* LumiX: five rows, query broadcast, Tensor LoRA of rank 8;
-* maps that read each other's keys (cross-intrinsic): five rows.
+* LumiX: three rows, query broadcast, Tensor LoRA of rank 8;
+* maps that read each other's keys (cross-intrinsic): three rows.
 
 Arithmetic is counted, not measured: matrix products of the base's forward by PyTorch's counter, attention and what a method adds or
 saves by formula (`kernels.flops`). "measured" is a joint step's time over the independent forwards' time, "counted" the same of the
@@ -32,7 +32,7 @@ from ..kernels.flops import attention_flops, cross_intrinsic_flops, query_broadc
 from ..kernels.machine import machine_and_card
 from ..methods.ildm.schedules import constant_schedule
 from ..methods.lora.layers import LoraLayer
-from ..methods.lumix.design import COLOR, CROSS_INTRINSIC, MAP_NAMES, QUERY_BROADCAST, Design
+from ..methods.lumix.design import COLOR, CROSS_INTRINSIC, QUERY_BROADCAST, Design
 from ..methods.lumix.tensor_lora.config import AdapterConfig
 from ..methods.lumix.tensor_lora.layer import Adapter
 from ..tools.console import say
@@ -40,9 +40,10 @@ from .extraction_cost import start_comfyui
 from .ildm_cost import RANK, WEIGHT, random_patcher
 from .measuring import RESULTS, in_turns, keep_result, markdown_table
 
+MAPS = ("albedo", COLOR, "normal")
 LIMIT, TENSOR_RANK, EQUAL = 1.10, 8, 1e-4
 BASE, EXCHANGE, LUMIX, CROSS = "one forward", "I-LDM", "LumiX", "cross-intrinsic"
-ROWS = {EXCHANGE: 2, LUMIX: len(MAP_NAMES), CROSS: len(MAP_NAMES)}
+ROWS = {EXCHANGE: 2, LUMIX: len(MAPS), CROSS: len(MAPS)}
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class Setting:
         from ..nodes.native.batch_rows.attention_calls import DOUBLE, SINGLE
 
         streams, width = [place.stream for place in self.places], network.get_submodule(self.places[0].exit).out_features
-        config = AdapterConfig(Design(), width, streams.count(DOUBLE), streams.count(SINGLE), TENSOR_RANK)
+        config = AdapterConfig(Design(maps=MAPS), width, streams.count(DOUBLE), streams.count(SINGLE), TENSOR_RANK)
         torch.manual_seed(4)
         adapter = Adapter(config).requires_grad_(False)
         for name, parameter in adapter.named_parameters():
@@ -179,7 +180,7 @@ class Setting:
         """Maps that meet without an adapter."""
         from ..nodes.native.joint_sampling.lumix import join_maps
 
-        return join_maps(self.base, MAP_NAMES, kind)
+        return join_maps(self.base, MAPS, kind)
 
     def adapted(self):
         """LumiX's clone."""
@@ -189,7 +190,7 @@ class Setting:
 
         clone = self.base.clone()
         require(self.base, MAP_ADAPTER)(clone, TensorLora("the adapter", self.adapter, QUERY_BROADCAST, 1.0, None, None))
-        attach_rows(clone, MAP_NAMES)
+        attach_rows(clone, MAPS)
         return clone
 
     def step(self, model: Any, rows: int = 1) -> Tensor:
@@ -203,11 +204,11 @@ class Setting:
 
     def check(self, base: Tensor, exchanged: Tensor, adapted: Tensor, crossed: Tensor, joined: Tensor, at_zero: Tensor) -> None:
         """Raises RuntimeError where joint rows are not what they should be. joined, at_zero: without an adapter, at weight 0."""
-        color = MAP_NAMES.index(COLOR)
+        color = MAPS.index(COLOR)
         equal = {
             "a picture at weight 0": at_zero[0],
             "the colour map by its own queries": joined[color],
-            # Rows of one noise and one prompt are alike: keys that are read five times weigh as much as once.
+            # Rows of one noise and one prompt are alike: keys that are read three times weigh as much as once.
             "the colour map by the keys of all": crossed[color],
         }
         for label, found in equal.items():
@@ -240,7 +241,7 @@ class Setting:
             raise RuntimeError(
                 f"{self.name}: {len(seen)} attentions over the picture ran, {len(self.places)} are known: the count is wrong."
             )
-        maps, picture = len(MAP_NAMES), self.tokens
+        maps, picture = len(MAPS), self.tokens
         counted = {BASE: forward, EXCHANGE: 2.0 * forward, LUMIX: float(maps * forward), CROSS: float(maps * forward)}
         network = self.base.model.diffusion_model
         for place, (tokens, _, width) in zip(self.places, seen, strict=True):
@@ -267,7 +268,7 @@ def measure(name: str, side: int, text: int, rounds: int) -> dict:
     counted = setting.flops()
     joint = {EXCHANGE: setting.exchanged(WEIGHT), LUMIX: setting.adapted(), CROSS: setting.joined(CROSS_INTRINSIC)}
     # Also the first steps, which take what later ones find.
-    first = setting.step(setting.joined(QUERY_BROADCAST), len(MAP_NAMES)), setting.step(setting.exchanged(0.0), 2)
+    first = setting.step(setting.joined(QUERY_BROADCAST), len(MAPS)), setting.step(setting.exchanged(0.0), 2)
     ways: dict[str, Callable[[], object]] = {BASE: lambda: setting.step(setting.base)}
     ways |= {way: lambda model=model, rows=ROWS[way]: setting.step(model, rows) for way, model in joint.items()}
     cost = in_turns(ways, rounds)
