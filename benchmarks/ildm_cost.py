@@ -23,6 +23,7 @@ import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,14 +65,18 @@ DTYPES = {"sd21": torch.float32, "sdxl": torch.bfloat16}
 
 
 def random_model(family: str):
-    """A MODEL of a published architecture, its weights drawn like those of fresh layers."""
+    """A MODEL of a published architecture."""
+    from ..nodes.native.backbones.unet.loading import CONFIGS, unet_config
+
+    return random_patcher(CONFIGS[family](unet_config(ARCHITECTURES[family])), DTYPES[family])
+
+
+def random_patcher(config: Any, dtype: torch.dtype):
+    """The MODEL of core's model config, its weights drawn like those of fresh layers."""
     import comfy.model_management
     import comfy.model_patcher
 
-    from ..nodes.native.backbones.unet.loading import CONFIGS, unet_config
-
-    config = CONFIGS[family](unet_config(ARCHITECTURES[family]))
-    config.set_inference_dtype(DTYPES[family], None)
+    config.set_inference_dtype(dtype, None)
     model = config.get_model({}, "")
     draw = torch.Generator().manual_seed(0)
     for name, parameter in model.diffusion_model.named_parameters():

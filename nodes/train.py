@@ -73,8 +73,8 @@ class TrainLoRA(_Training):
             display_name="Train Intrinsic LoRA",
             category=CATEGORY,
             description=(
-                "Trains a LoRA with which a Stable Diffusion 1.x or 2.x, FLUX.1, SD 3, Qwen-Image or Z-Image model turns a picture into "
-                "one of its maps, in one forward pass. "
+                "Trains a LoRA with which a Stable Diffusion 1.x or 2.x, FLUX.1, FLUX.2 klein, SD 3, Qwen-Image, Z-Image or Lumina 2 model "
+                "turns a picture into one of its maps, in one forward pass. "
                 "Cancel keeps a checkpoint; queueing the same graph again goes on from it."
             ),
             search_aliases=["i-lora", "train lora", "training", "fine-tune", "normal map lora", "depth lora", "loss curve"],
@@ -82,7 +82,7 @@ class TrainLoRA(_Training):
             inputs=[
                 *first_inputs(
                     INTRINSIC_LORA,
-                    "SD 1.x or 2.x, FLUX.1, SD 3, Qwen-Image, Z-Image",
+                    "SD 1.x or 2.x, FLUX.1, FLUX.2 klein, SD 3, Qwen-Image, Z-Image, Lumina 2",
                     io.Combo.Input("map", options=list(MAPS), tooltip="What the LoRA shall extract."),
                 ),
                 *run_inputs("my_map", "the paper's 20,000 on 4,000 pictures take hours.", 1e-4, 4, rank_input(8)),

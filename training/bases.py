@@ -53,7 +53,8 @@ class DiffusersFolder:
 
     def tokenizer(self, kind: Any, part: str) -> Any:
         self._require(part)
-        return kind.from_pretrained(self.path, subfolder=part, local_files_only=True)
+        # By its own folder: of a subfolder, transformers overlooks a tokenizer.model that stands alone, and makes an empty vocabulary.
+        return kind.from_pretrained(self.path / part, local_files_only=True)
 
     def pipeline(self) -> DiffusionPipeline:
         if not (self.path / "model_index.json").is_file():

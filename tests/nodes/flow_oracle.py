@@ -116,6 +116,22 @@ def joint_maps(kind, color):
     return attend
 
 
+def ungrouped(network):
+    """The same Lumina 2 with keys and values of its own for every head, where heads shared them."""
+    config = network.config
+    own = type(network)(**{**config, "num_kv_heads": config.num_attention_heads}).double().eval()
+    head, shared = config.hidden_size // config.num_attention_heads, config.num_attention_heads // config.num_kv_heads
+    own.load_state_dict(
+        {
+            name: weight.unflatten(0, (-1, head)).repeat_interleave(shared, 0).flatten(0, 1)
+            if name.endswith(("to_k.weight", "to_v.weight"))
+            else weight
+            for name, weight in network.state_dict().items()
+        }
+    )
+    return own
+
+
 @contextmanager
 def changed_rows(network, lora, rows):
     """scale * up down added to Linears' weights for these rows. lora: {module name: (down, up, scale)}."""

@@ -11,6 +11,7 @@ import comfy.text_encoders.z_image
 import diffusers
 import torch
 from einops import rearrange
+from intrinsic_lab.methods.maps import MAPS
 from intrinsic_lab.nodes.native.backbones import BACKBONES, FAMILIES
 from intrinsic_lab.nodes.native.backbones.backbone import LoadRequest
 from intrinsic_lab.nodes.native.loading.latent_format import AnyLatent
@@ -131,12 +132,12 @@ TINY = {
 }
 
 
-def build(name: str, folder: Path):
-    """A tiny random network in a diffusers folder, norms and biases moved off where they begin. Returns it."""
+def build(name: str, folder: Path, **changes):
+    """A tiny random network in a diffusers folder, norms and biases moved off where they begin. Returns it. changes: of its config."""
     tiny = TINY[name]
     with torch.random.fork_rng():
         torch.manual_seed(len(name))
-        network = getattr(diffusers, tiny.network)(**tiny.config).eval()
+        network = getattr(diffusers, tiny.network)(**tiny.config | changes).eval()
         with torch.no_grad():
             for parameter in network.parameters():
                 if parameter.ndim == 1:
@@ -182,15 +183,16 @@ def inputs(name: str, rows: int = 2) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 def write_pipeline(name: str, folder: Path) -> Path:
-    """The whole folder of a tiny model whose text encoders are read from folders: "sd3", "sd35", "z_image"."""
-    build(name, folder)
+    """The whole folder of a tiny model whose text encoders are read from folders: "sd3", "sd35", "z_image", "lumina2", "flux2" (klein)."""
+    klein = {"guidance_embeds": False, "joint_attention_dim": 3 * KLEIN_TEXT} if name == "flux2" else {}
+    build(name, folder, **klein)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        parts = {"vae": tiny_vae(16, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.5305, shift_factor=0.0609)}
-        parts |= _z_image_text() if name == "z_image" else _sd3_text(folder)
+        parts = {"vae": flux2_vae() if klein else tiny_vae(16, **_PLAIN_VAE, scaling_factor=1.5305, shift_factor=0.0609)}
+        parts |= _TEXTS.get(name, _sd3_text)(folder)
     for part, module in parts.items():
         module.save_pretrained(folder / part)
-    if name == "z_image":
+    if name in ("z_image", "flux2"):
         shutil.copytree(Path(comfy.text_encoders.z_image.__file__).parent / "qwen25_tokenizer", folder / "tokenizer")
         # As Qwen3's own, without instructions of a system.
         edit_json(folder / "tokenizer/tokenizer_config.json", chat_template=_CHAT)
@@ -198,17 +200,64 @@ def write_pipeline(name: str, folder: Path) -> Path:
     return folder
 
 
+_PLAIN_VAE = {"use_quant_conv": False, "use_post_quant_conv": False}
+KLEIN_TEXT = 16
 _CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 
 
-def _z_image_text() -> dict:
-    from transformers import Qwen3Config, Qwen3Model
+def flux2_vae():
+    """Half as wide as published in latents, with statistics that were seen."""
+    levels = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = diffusers.AutoencoderKLFlux2(**levels, block_out_channels=(32, 64, 64, 96), layers_per_block=1, latent_channels=8)
+    vae.bn.running_mean.normal_(std=0.1)
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    return vae.eval()
 
-    sizes = dict(vocab_size=151936, hidden_size=32, intermediate_size=48, num_hidden_layers=3, max_position_embeddings=512)
-    return {"text_encoder": Qwen3Model(Qwen3Config(**sizes, num_attention_heads=2, num_key_value_heads=1, head_dim=128)).eval()}
+
+def _qwen3(hidden: int, layers: int) -> Callable[[Path], dict]:
+    def text(folder: Path) -> dict:
+        from transformers import Qwen3Config, Qwen3Model
+
+        sizes = dict(vocab_size=151936, hidden_size=hidden, intermediate_size=48, num_hidden_layers=layers, max_position_embeddings=512)
+        return {"text_encoder": Qwen3Model(Qwen3Config(**sizes, num_attention_heads=2, num_key_value_heads=1, head_dim=128)).eval()}
+
+    return text
+
+
+def write_pieces(path: Path) -> None:
+    """A file of 400 sentence pieces, with Gemma's marks and bytes for what it does not know; nothing is put before the first word."""
+    import sentencepiece
+
+    with path.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([entry.prompt for entry in MAPS.values()] * 20),
+            model_writer=file,
+            vocab_size=400,
+            model_type="bpe",
+            **{f"{name}_id": number for number, name in enumerate(("pad", "eos", "bos", "unk"))},
+            **{f"{name}_piece": f"<{name}>" for name in ("pad", "eos", "bos", "unk")},
+            byte_fallback=True,
+            add_dummy_prefix=False,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+
+
+def _gemma2_text(folder: Path) -> dict:
+    """Of the few pieces of a vocabulary of its own."""
+    from transformers import Gemma2Config, Gemma2Model
+
+    (folder / "tokenizer").mkdir()
+    write_pieces(folder / "tokenizer/tokenizer.model")
+    (folder / "tokenizer/tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GemmaTokenizer", "add_bos_token": True}))
+    sizes = dict(vocab_size=408, hidden_size=32, intermediate_size=48, num_hidden_layers=3, max_position_embeddings=512)
+    return {"text_encoder": Gemma2Model(Gemma2Config(**sizes, num_attention_heads=2, num_key_value_heads=1, head_dim=256)).eval()}
 
 
 def _sd3_text(folder: Path) -> dict:
@@ -223,3 +272,6 @@ def _sd3_text(folder: Path) -> dict:
     torch.nn.init.eye_(first.text_projection.weight)
     t5 = T5Config(vocab_size=pieces, d_model=4096, d_kv=16, d_ff=48, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu")
     return {"text_encoder": first, "text_encoder_2": second, "text_encoder_3": T5EncoderModel(t5).eval()}
+
+
+_TEXTS = {"z_image": _qwen3(32, 3), "flux2": _qwen3(KLEIN_TEXT, 28), "lumina2": _gemma2_text}

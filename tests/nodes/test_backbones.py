@@ -82,7 +82,7 @@ def test_every_name_is_there_once_and_trainers_offer_the_families_they_were_made
     assert len(FAMILIES) == sum(len(backbone.families) for backbone in BACKBONES)
     offered = {trainer: families_for(trainer) for trainer in TRAINERS}
     assert offered == {
-        INTRINSIC_LORA: ("sd15", "sd21", "flux", "sd3", "qwen_image", "z_image"),
+        INTRINSIC_LORA: ("sd15", "sd21", "flux", "flux2_klein", "sd3", "qwen_image", "z_image", "lumina2"),
         JOINT_LORA: ("sd15", "sd21", "sdxl", "pixart"),
         TENSOR_LORA: ("flux",),
     }

@@ -34,7 +34,8 @@ def test_networks_that_a_trainer_does_not_know_are_refused_with_those_it_knows(t
         map_flow_in(tmp_path)
     with pytest.raises(
         ValueError,
-        match=r"has no unet or transformer folder: give a Stable Diffusion 1.x or 2.x, FLUX.1, SD 3 or 3.5, Qwen-Image or Z-Image model in",
+        match=r"has no unet or transformer folder: give a Stable Diffusion 1.x or 2.x, FLUX.1, SD 3 or 3.5, Qwen-Image, Z-Image, "
+        r"FLUX.2 klein or Lumina 2 model in",
     ):
         single_step_in(tmp_path)
     (tmp_path / "transformer").mkdir()

@@ -9,13 +9,15 @@ from torch import nn
 from ..bases import base_at
 from .backbone import Backbone, Denoiser, JointDenoising, MapFlow, SingleStep
 from .flux import FLUX
+from .flux2 import FLUX2
+from .lumina2 import LUMINA2
 from .pixart import PIXART
 from .qwen_image import QWEN_IMAGE
 from .sd3 import SD3
 from .unet import UNET
 from .z_image import Z_IMAGE
 
-BACKBONES: tuple[Backbone, ...] = (UNET, PIXART, FLUX, SD3, QWEN_IMAGE, Z_IMAGE)
+BACKBONES: tuple[Backbone, ...] = (UNET, PIXART, FLUX, SD3, QWEN_IMAGE, Z_IMAGE, FLUX2, LUMINA2)
 
 
 class _Trainable(Protocol):

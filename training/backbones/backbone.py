@@ -171,7 +171,7 @@ class MapFlow:
 class Backbone:
     """A kind of network, and how each trainer holds on to it; None where a trainer does not know it.
 
-    name: of this file and of the one under `nodes.native.backbones`. part: the subfolder of a diffusers folder that holds
+    name: of the backbone under `nodes.native.backbones` that takes its files. part: the subfolder of a diffusers folder that holds
     it. network: its class in diffusers.
     """
 

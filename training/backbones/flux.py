@@ -19,6 +19,8 @@ from .backbone import Backbone, FlowBase, MapFlow, TextEmbeddings
 from .flow import flow_step
 
 PATCH = 2
+# Of distilled models, as in ComfyUI where no node sets it.
+GUIDANCE = 3.5
 # The length to which ComfyUI pads T5's prompts for FLUX.
 SINGLE_STEP_TOKENS = 256
 # Captions encoded at once.
@@ -41,7 +43,7 @@ def position_ids(height: int, width: int) -> Tensor:
     return torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1).float()
 
 
-def predict_velocity(transformer, latent_bchw: Tensor, time_b: Tensor, text: TextEmbeddings, guidance: float = 3.5) -> Tensor:
+def predict_velocity(transformer, latent_bchw: Tensor, time_b: Tensor, text: TextEmbeddings, guidance: float = GUIDANCE) -> Tensor:
     """The prediction of noise - latent at flow times 0..1, one per row (FLUX.1).
 
     guidance: for models that have an embedding for it (FLUX.1-dev), ignored by others.
@@ -230,7 +232,6 @@ FLUX = Backbone(
     name="flux",
     part="transformer",
     network=FluxTransformer2DModel,
-    # Guidance is 3.5 for distilled models, as in ComfyUI where no node sets it.
     single_step=flow_step(
         "FLUX.1",
         FluxTransformer2DModel,

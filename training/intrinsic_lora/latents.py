@@ -150,7 +150,8 @@ def _fingerprint(vae: AutoencoderKL, source: PairSource, kind: str) -> str:
     """Changes with the pictures and with the encoder's weights."""
     digest = hashlib.sha256(json.dumps([source.identity(kind), vae.config.scaling_factor], sort_keys=True).encode())
     for name, tensor in sorted(vae.state_dict().items()):
-        if name.startswith(("encoder.", "quant_conv.")):
+        # A VAE in a frame of ours (FLUX.2's, Qwen-Image's) has them one level down; FLUX.2's statistics scale its latents.
+        if name.removeprefix("vae.").startswith(("encoder.", "quant_conv.", "bn.")):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()[:16]

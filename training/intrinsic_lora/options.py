@@ -10,7 +10,10 @@ from ..loop import LoopConfig
 from .adapter import KINDS, LAYERS
 from .config import IntrinsicLoraConfig
 
-BASE = "Stable Diffusion 1.x or 2.x, FLUX.1, SD 3, Qwen-Image or Z-Image model: a diffusers folder, or a checkpoint file of the first two"
+BASE = (
+    "Stable Diffusion 1.x or 2.x, FLUX.1, FLUX.2 klein, SD 3, Qwen-Image, Z-Image or Lumina 2 model: a diffusers folder, or a checkpoint "
+    "file of the first two"
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import comfy.latent_formats
 import comfy.model_base
 import comfy.supported_models
+import comfy.text_encoders.lumina2
 import comfy.text_encoders.z_image
 import comfy.utils
 from comfy.ldm.lumina.model import JointAttention, NextDiT, NextDiTPixelSpace
@@ -261,7 +262,17 @@ Z_IMAGE = Backbone(
             ),
             trainers=(INTRINSIC_LORA,),
         ),
-        Family("lumina2", "Lumina 2", text=None, trainers=()),
+        Family(
+            "lumina2",
+            "Lumina 2",
+            text=TextFamily(
+                (TextPart("gemma2_2b", "text_encoder", "tokenizer", pieces="tokenizer.model"),),
+                comfy.text_encoders.lumina2.LuminaTokenizer,
+                comfy.text_encoders.lumina2.te(),
+                fewest_layers=2,
+            ),
+            trainers=(INTRINSIC_LORA,),
+        ),
     ),
     load=load_z_image,
     latent_formats=(comfy.latent_formats.Flux,),

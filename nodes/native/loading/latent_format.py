@@ -9,6 +9,8 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn import functional
 
+from .vae import latent_channels, pixels_per_latent
+
 PROBES = 8
 PROBE_SIZE = 8
 
@@ -30,14 +32,14 @@ class AnyLatent(LatentFormat):
 
 
 def latent_format_of(vae_config: dict, vae: comfy.sd.VAE, published_formats: Iterable[type[LatentFormat]]) -> LatentFormat:
-    """The latent format of an AutoencoderKL: the published one that fits (with its preview colours), else one measured on `vae`."""
-    channels = vae_config.get("latent_channels", 4)
+    """The latent format of a VAE: the published one that fits (with its preview colours), else one measured on `vae`."""
+    channels, downscale = latent_channels(vae_config), pixels_per_latent(vae_config)
     scale = vae_config.get("scaling_factor") or 1.0
     shift = vae_config.get("shift_factor") or 0.0
-    downscale = 2 ** (len(vae_config["block_out_channels"]) - 1)
     for published in published_formats:
         known = published()
-        if (channels, scale, shift, downscale) == (known.latent_channels, known.scale_factor, getattr(known, "shift_factor", 0.0), 8):
+        of_known = known.latent_channels, known.scale_factor, getattr(known, "shift_factor", 0.0), known.spacial_downscale_ratio
+        if (channels, scale, shift, downscale) == of_known:
             return known
     latent_format = AnyLatent(channels, scale, shift, downscale)
     latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias = preview_colors(latent_format, vae)

@@ -1,4 +1,4 @@
-"""The text encoders of a diffusers folder (CLIP-L, -H and -G, T5, Qwen3) as a native CLIP, with their own vocabulary if they have one."""
+"""The text encoders of a diffusers folder (CLIPs, T5, Qwen3, Gemma 2) as a native CLIP, with their own vocabulary if they have one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .folder_files import (
     MOST_LAYERS,
     ModelFolderError,
+    describe,
     read_config,
     read_json,
     read_weights,
@@ -41,7 +42,15 @@ T5_OPTIONS = {
 }
 T5_SIZES = ("d_model", "d_ff", "d_kv", "num_heads", "num_layers", "vocab_size")
 QWEN3_OPTIONS = {"hidden_act": ("silu",), "head_dim": (128,), "attention_bias": (False,), "vocab_size": (151936,)}
-QWEN3_SIZES = (
+GEMMA2_OPTIONS = {
+    "hidden_activation": ("gelu_pytorch_tanh",),
+    "head_dim": (256,),
+    "query_pre_attn_scalar": (256,),
+    "attention_bias": (False,),
+}
+# Of a tokenizer's sentence pieces, in bytes: Gemma's are 4 MB.
+MOST_PIECES = 1 << 26
+LANGUAGE_SIZES = (
     "hidden_size",
     "intermediate_size",
     "num_attention_heads",
@@ -55,12 +64,13 @@ T5_ACTIVATIONS = {"gelu_new": "gelu_pytorch_tanh", "gelu_pytorch_tanh": "gelu_py
 
 @dataclass(frozen=True)
 class TextPart:
-    """One text encoder: ComfyUI's name for it, and its folders."""
+    """One text encoder: ComfyUI's name for it, and its folders. pieces: the tokenizer's file of sentence pieces, if ComfyUI has none."""
 
     name: str
     folder: str
     tokenizer: str
     tokenizer_name: str = ""
+    pieces: str = ""
 
     @property
     def is_clip(self) -> bool:
@@ -68,7 +78,7 @@ class TextPart:
 
     @property
     def is_language_model(self) -> bool:
-        return self.name.startswith("qwen3")
+        return self.name.startswith(("qwen3", "gemma2"))
 
     @property
     def tokenizer_attribute(self) -> str:
@@ -83,7 +93,7 @@ CLIP_L = TextPart("clip_l", "text_encoder", "tokenizer")
 class TextFamily:
     """The text encoders of a model family, and ComfyUI's tokenizer and model for them.
 
-    fewest_layers: of each encoder, where the model takes the last layer but one.
+    fewest_layers: of each encoder, where the model reads it before its last layer.
     """
 
     parts: tuple[TextPart, ...]
@@ -142,14 +152,15 @@ def t5_config(config: dict, part: str) -> dict:
     return {"dense_act_fn": T5_ACTIVATIONS[activation], "is_gated_act": bool(gated), "model_type": "t5", **sizes}
 
 
-def qwen3_config(config: dict, part: str) -> dict:
-    """The entries of a Qwen3's config.json that ComfyUI reads."""
-    require_options(config, QWEN3_OPTIONS, part)
-    _require_sizes(config, QWEN3_SIZES[:-1], "num_hidden_layers", part)
+def language_config(config: dict, part: TextPart) -> dict:
+    """The entries of a Qwen3's or Gemma 2's config.json that ComfyUI reads."""
+    is_qwen = part.name.startswith("qwen3")
+    require_options(config, QWEN3_OPTIONS if is_qwen else GEMMA2_OPTIONS, part.folder)
+    _require_sizes(config, (*LANGUAGE_SIZES[:-1], "vocab_size"), "num_hidden_layers", part.folder)
     theta = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta")
-    numbers = {"rms_norm_eps": config.get("rms_norm_eps", 1e-6), "rope_theta": theta or 1_000_000.0}
-    require_finite(numbers, numbers, part)
-    return {name: config[name] for name in QWEN3_SIZES} | numbers
+    numbers = {"rms_norm_eps": config.get("rms_norm_eps", 1e-6), "rope_theta": theta or (1_000_000.0 if is_qwen else 10_000.0)}
+    require_finite(numbers, numbers, part.folder)
+    return {name: config[name] for name in LANGUAGE_SIZES} | numbers
 
 
 def _native_weights(weights: dict[str, Tensor], part: TextPart) -> dict[str, Tensor]:
@@ -214,6 +225,25 @@ def own_t5_tokenizer(folder: Path, part: TextPart, config: dict, embeddings: lis
     return tokenizer
 
 
+def sentence_pieces(folder: Path, part: TextPart, config: dict) -> Tensor:
+    """A tokenizer's file of sentence pieces as bytes. Raises ModelFolderError where it is missing, damaged or of another encoder."""
+    import sentencepiece
+
+    path = folder / part.tokenizer / part.pieces
+    if not path.is_file() or not 0 < path.stat().st_size <= MOST_PIECES:
+        raise ModelFolderError(f"{folder.name}/{part.tokenizer} has no {part.pieces} of a usual size: copy the folder again.")
+    data = path.read_bytes()
+    try:
+        count = sentencepiece.SentencePieceProcessor(model_proto=data).get_piece_size()
+    except RuntimeError as error:
+        raise ModelFolderError(f"{describe(path)} is damaged ({str(error)[:80]}): copy the folder again.") from None
+    if count > config["vocab_size"]:
+        raise ModelFolderError(
+            f"{folder.name}/{part.tokenizer} knows {count} tokens, {part.folder} knows {config['vocab_size']}: they do not belong together."
+        )
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
 def _require_known(tokenizer: comfy.sd1_clip.SDTokenizer, folder: Path, part: TextPart, config: dict) -> None:
     if max(tokenizer.inv_vocab) >= config["vocab_size"]:
         raise ModelFolderError(
@@ -241,24 +271,30 @@ def load_clip(
 
     dtype: in which the weights are kept; None leaves the choice to ComfyUI (half precision; it always computes in float32).
     """
-    configs, weights, tokenizers = {}, {}, {}
+    configs, weights, tokenizers, pieces = {}, {}, {}, {}
     for part in text.parts:
         config = read_config(folder / part.folder)
-        read = clip_config if part.is_clip else qwen3_config if part.is_language_model else t5_config
-        native = read(config, part.folder)
+        if part.is_language_model:
+            native = language_config(config, part)
+        else:
+            native = (clip_config if part.is_clip else t5_config)(config, part.folder)
         configs[part] = {**native, "vocab_size": config.get("vocab_size", CLIP_VOCABULARY)}
         weights[part] = _native_weights(read_weights(folder / part.folder), part)
         if part.is_clip and configs[part]["vocab_size"] != CLIP_VOCABULARY:
             tokenizers[part] = own_tokenizer(folder, part, configs[part], embeddings)
         if part.name == "t5xxl" and configs[part]["vocab_size"] < T5_VOCABULARY:
             tokenizers[part] = own_t5_tokenizer(folder, part, configs[part], embeddings)
+        if part.pieces:
+            pieces["spiece_model"] = sentence_pieces(folder, part, configs[part])
         _require_fit(configs[part], weights[part], part)
-    # Of a T5 the last layer is taken, whatever the others'.
+    # A T5 is read after its last layer, whatever the others.
     if text.fewest_layers > min(config.get("num_hidden_layers", text.fewest_layers) for config in configs.values()):
-        raise ModelFolderError(f"{title} takes its text encoders' last layer but one: each must have {text.fewest_layers} layers or more.")
+        raise ModelFolderError(
+            f"{title} reads its text encoders before their last layer: each must have {text.fewest_layers} layers or more."
+        )
 
     def build_tokenizer(embedding_directory=None, tokenizer_data=None):
-        tokenizer = text.tokenizer(embedding_directory=embedding_directory, tokenizer_data=tokenizer_data or {})
+        tokenizer = text.tokenizer(embedding_directory=embedding_directory, tokenizer_data={**pieces, **(tokenizer_data or {})})
         for part in text.parts:
             if part in tokenizers:
                 setattr(tokenizer, part.tokenizer_attribute, tokenizers[part])

@@ -1,6 +1,7 @@
-"""AutoencoderKL of any width and depth as a native VAE."""
+"""AutoencoderKL of any width and depth, and FLUX.2's, as a native VAE."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import comfy.sd
@@ -28,6 +29,10 @@ FIXED_OPTIONS = {
     "latents_mean": (None,),
     "latents_std": (None,),
 }
+# FLUX.2's: latents are 2 x 2 patches of the encoder's, each channel normed by statistics that the file holds.
+PATCHED = "AutoencoderKLFlux2"
+PATCH = 2
+PATCHED_OPTIONS = {"batch_norm_eps": (1e-4,), "patch_size": ([PATCH, PATCH],), "decoder_block_out_channels": (None,)}
 # Also the names of files older than diffusers 0.12.
 ATTENTION = {
     "group_norm": "norm",
@@ -69,15 +74,17 @@ def _key_map(names: list[str], levels: int) -> dict:
 
 
 def load_vae(part: Path, config: dict, dtype: torch.dtype | None = None, pixel_channels: int = 3) -> comfy.sd.VAE:
-    """VAE from the folder and config of an AutoencoderKL; dtype None leaves the choice to ComfyUI.
+    """VAE from the folder and config of an AutoencoderKL or AutoencoderKLFlux2; dtype None leaves the choice to ComfyUI.
 
     pixel_channels: how many the VAE must take and give, 3 for pictures. Raises ModelFolderError for what ComfyUI cannot hold.
     """
-    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+    patched = is_patched(config)
+    if not patched and config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
         raise ModelFolderError(
             f"The {PART} is a {config['_class_name']}, AutoencoderKL was expected: this model cannot be loaded natively."
         )
-    require_options(config, {**FIXED_OPTIONS, "in_channels": (pixel_channels,), "out_channels": (pixel_channels,)}, PART)
+    options = {**FIXED_OPTIONS, "in_channels": (pixel_channels,), "out_channels": (pixel_channels,)}
+    require_options(config, options | (PATCHED_OPTIONS if patched else {}), PART)
     require_numbers(config, ("block_out_channels", "latent_channels"), PART, MOST_CHANNELS)
     require_numbers(config, ("layers_per_block",), PART, MOST_LAYERS, least=0)
     require_finite(config, ("scaling_factor", "shift_factor"), PART)
@@ -104,12 +111,28 @@ def load_vae(part: Path, config: dict, dtype: torch.dtype | None = None, pixel_c
         "num_res_blocks": config.get("layers_per_block", 1),
         "attn_resolutions": [],
         "dropout": 0.0,
+        "batch_norm_latent": patched,
     }
     require_same_weights(_expected(layout, channels), weights, PART)
     vae = comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": layout, "embed_dim": channels}}, dtype=dtype)
-    vae.latent_channels, vae.output_channels = channels, pixel_channels
-    vae.downscale_ratio = vae.upscale_ratio = 2 ** (len(widths) - 1)
+    vae.latent_channels, vae.output_channels = latent_channels(config), pixel_channels
+    vae.downscale_ratio = vae.upscale_ratio = pixels_per_latent(config)
     return vae
+
+
+def is_patched(config: Mapping) -> bool:
+    """Whether a VAE is FLUX.2's."""
+    return config.get("_class_name") == PATCHED
+
+
+def latent_channels(config: Mapping) -> int:
+    """Of the latents that a VAE of this config gives."""
+    return config.get("latent_channels", 4) * (PATCH**2 if is_patched(config) else 1)
+
+
+def pixels_per_latent(config: Mapping) -> int:
+    """Along a side."""
+    return 2 ** (len(config["block_out_channels"]) - 1) * (PATCH if is_patched(config) else 1)
 
 
 def _identity_convolution(name: str, channels: int, like: dict[str, Tensor]) -> dict[str, Tensor]:

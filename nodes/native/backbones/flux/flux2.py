@@ -1,9 +1,14 @@
-"""FLUX.2 (dev and klein): modulation shared by all blocks, gated feed-forward parts, four axes of positions, no vector of text."""
+"""FLUX.2 (dev and klein): modulation shared by all blocks, gated feed-forward parts, four axes of positions, no vector of text.
+
+klein reads three layers of a Qwen3, and its folders are loaded whole; dev reads a Mistral of 24 billion weights, which core loads.
+"""
 
 from collections.abc import Mapping
 
+import comfy.latent_formats
 import comfy.model_base
 import comfy.supported_models
+import comfy.text_encoders.flux
 import comfy.utils
 from comfy.ldm.flux.model import Flux
 from comfy.model_base import ModelType
@@ -15,7 +20,8 @@ from ...loading.folder_files import MOST_LAYERS, read_config, read_weights, rena
 from ...loading.patcher import build_patcher, configure, require_channels
 from ...loading.rope import rope_axes
 from ...loading.sampling import NoiseSchedule
-from ..backbone import Backbone, Family, LoadRequest
+from ...loading.text_encoder import TextFamily, TextPart
+from ..backbone import INTRINSIC_LORA, Backbone, Family, LoadRequest
 from ..flow_step import flow_step
 from ..joint_attention import cross_domain, map_attention, tensor_lora
 from . import attentions
@@ -99,6 +105,13 @@ def is_flux2(network: nn.Module) -> bool:
     return isinstance(network, Flux) and network.params.global_modulation and network.params.mlp_silu_act
 
 
+def family_of(config: Mapping) -> str | None:
+    """The family of a diffusers config: klein knows no guidance."""
+    if config.get("_class_name") != "Flux2Transformer2DModel":
+        return None
+    return "flux2" if config.get("guidance_embeds", True) else "flux2_klein"
+
+
 SINGLE_STEP = flow_step(key_map, lambda network: network.in_channels, lambda network: network.params.context_in_dim)
 
 FLUX2 = Backbone(
@@ -106,10 +119,24 @@ FLUX2 = Backbone(
     title="FLUX.2",
     matches=is_flux2,
     part="transformer",
-    family_of=lambda config: "flux2" if config.get("_class_name") == "Flux2Transformer2DModel" else None,
-    families=(Family("flux2", "FLUX.2", text=None, trainers=()),),
+    family_of=family_of,
+    families=(
+        Family("flux2", "FLUX.2 dev", text=None, trainers=()),
+        Family(
+            "flux2_klein",
+            "FLUX.2 klein",
+            # Core's class for the 4B reads any width.
+            text=TextFamily(
+                (TextPart("qwen3_4b", "text_encoder", "tokenizer"),),
+                comfy.text_encoders.flux.KleinTokenizer,
+                comfy.text_encoders.flux.klein_te(),
+                fewest_layers=28,
+            ),
+            trainers=(INTRINSIC_LORA,),
+        ),
+    ),
     load=load_flux2,
-    latent_formats=(),
+    latent_formats=(comfy.latent_formats.Flux2,),
     layouts={"FLUX.2 dev": transformer_blocks(56), "FLUX.2 klein 4B": transformer_blocks(25), "FLUX.2 klein 9B": transformer_blocks(32)},
     single_step=SINGLE_STEP,
     cross_domain=cross_domain(attentions, SINGLE_STEP.bind_lora),
