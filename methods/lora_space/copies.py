@@ -49,7 +49,7 @@ class Source:
         return cls(space.family, space.subnetwork, space.pca, space.vectors[KINDS[0]].shape[1], space.ids, stamps, vectors)
 
     def unsent(self, there: Iterable[tuple[int, str]], batch: int) -> Iterator[tuple[dict[int, str], list[int]]]:
-        """(id -> stamp of what is to be sent, ids that are to go), at most so many of each. there: (id, stamp) of the copy, by rising id."""
+        """(id -> stamp of what is to be sent, ids that are to go), at most so many each. there: (id, stamp) that the copy holds, rising."""
         send: dict[int, str] = {}
         gone: list[int] = []
         copied = chain(there, [(None, "")])

@@ -56,7 +56,7 @@ class Spaces:
         return self._numbers(query, [family, SKETCH_VERSION, *parts])
 
     def fit(self, family: str, subnetwork: str, ids: numpy.ndarray) -> Fit:
-        """The components of these members, fitted where there are none or their number has grown by a quarter or halved; all have a place."""
+        """The components of these members, in which all have a place; fitted anew when they have grown by a quarter or halved since."""
         fit = self._fit_of(family, subnetwork)
         if fit is None or not 0.5 <= len(ids) / fit.fitted_on <= 1.25:
             fit = self._new_fit(family, subnetwork, ids)
