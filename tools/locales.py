@@ -1,7 +1,7 @@
 """The front end's texts in other languages: locales/LANGUAGE/*.json, as ComfyUI reads them, from locales/translations.json.
 
-That file holds every English text of the nodes and of web/*.js once, with its translations. A new or changed text is missing there until somebody
-translates it: `python -m intrinsic_lab.tools.locales` tells which are, and writes the rest. It asks a ComfyUI for the nodes.
+That file holds every English text of the nodes and of web/*.js once, with its translations. A new or changed text is missing there until
+somebody translates it: `python -m intrinsic_lab.tools.locales` tells which are, and writes the rest. It asks a ComfyUI for the nodes.
 """
 
 import json

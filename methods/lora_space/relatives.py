@@ -124,6 +124,7 @@ def _merges(
     lesser: ids of what stands for a fuller one. later: of later steps, which are not asked whether they lost ranks.
     """
     found: dict[int, Relative] = {}
+    asked: set[tuple[int, ...]] = set()
     for _ in range(_PASSES):
         pool = numpy.array([row not in found and entry.id not in lesser for row, entry in enumerate(entries)])
         before = dict(found)
@@ -131,15 +132,16 @@ def _merges(
             settled = row in found and not {source.id for source, _ in found[row].sources} & {entries[one].id for one in found}
             if settled or entries[row].id in lesser:
                 continue
-            if merge := _merge(sketches, row, entries, pool):
+            merge = _merge(sketches, row, entries, pool)
+            if merge is None and entries[row].id not in later:
+                merge = _reduced_merge(sketches, row, entries, pool, asked)
+            if merge:
                 found[row] = merge
             if report:
                 report(Progress("compare", done, len(rows), entries[row].path))
         if found == before:
             break
-    pool = numpy.array([row not in found and entry.id not in lesser for row, entry in enumerate(entries)])
-    reduced = (_reduced_merge(sketches, row, entries, pool) for row in rows if row not in found and entries[row].id not in lesser | later)
-    return [*found.values(), *(relative for relative in reduced if relative)]
+    return list(found.values())
 
 
 def _near_pairs(vectors: numpy.ndarray) -> Iterator[tuple[int, int]]:
@@ -172,11 +174,20 @@ def _merge(sketches: numpy.ndarray, row: int, entries: Sequence[Entry], pool: nu
     return _said(MERGED, f"{entries[row].name} is merged from", entries[row], others, shares, found) if len(shares) > 1 else None
 
 
-def _reduced_merge(sketches: numpy.ndarray, row: int, entries: Sequence[Entry], pool: numpy.ndarray) -> Relative | None:
-    """The same of what a lower rank leaves of such a sum, or of one LoRA times a share. Its sources are among the nearest of its sketch."""
+def _reduced_merge(
+    sketches: numpy.ndarray, row: int, entries: Sequence[Entry], pool: numpy.ndarray, asked: set[tuple[int, ...]]
+) -> Relative | None:
+    """The same of what a lower rank leaves of such a sum, or of one LoRA times a share. Its sources are among the nearest of its sketch.
+
+    asked: rows with their candidates, each of which is compared but once.
+    """
     cosines = numpy.where(pool, _scores(sketches, sketches[row].astype(numpy.float32, copy=False)), -1)
     cosines[row] = -1
-    others = [entries[one] for one in numpy.argsort(-cosines)[:_MOST_CANDIDATES] if cosines[one] > 0]
+    candidates = [int(one) for one in numpy.argsort(-cosines)[:_MOST_CANDIDATES] if cosines[one] > 0]
+    if (row, *candidates) in asked:
+        return None
+    asked.add((row, *candidates))
+    others = [entries[one] for one in candidates]
     try:
         found = compare_within([entries[row].path, *(other.path for other in others)]) if others else None
     except (BadFile, OSError):
@@ -187,7 +198,9 @@ def _reduced_merge(sketches: numpy.ndarray, row: int, entries: Sequence[Entry], 
     inner = found[1].inner
     whole = sum(share * other * inner[one, two] for one, share in shares.items() for two, other in shares.items())
     if whole - inner[0, 0] <= allowed(found[1], 0, shares) ** 2:
-        return None
+        # Nothing is lost: a merge among whose nearest there are others too like it to be pursued.
+        made = f"{entries[row].name} is merged from"
+        return _said(MERGED, made, entries[row], others, shares, found[1]) if len(shares) > 1 else None
     kept = f", then reduced to a lower rank ({inner[0, 0] / whole:.1%} of its energy)"
     kind, made = (MERGED_REDUCED, "merged from") if len(shares) > 1 else (REDUCED, "made from")
     return _said(kind, f"{entries[row].name} is {made}", entries[row], others, shares, found[1], kept)
