@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..methods.lora_space.duplicates import find_duplicates
 from ..methods.lora_space.index import LoraIndex
-from ..methods.lora_space.kinship import LATER, MERGED, REDUCED, ROUNDED, SAME_BYTES, SAME_CHANGE, SCALED
+from ..methods.lora_space.kinship import LATER, MERGED, MERGED_REDUCED, REDUCED, ROUNDED, SAME_BYTES, SAME_CHANGE, SCALED
 from ..methods.lora_space.relatives import find_relatives
 from ..tools.console import format_table
 from ..training.atomic import write_atomically
@@ -105,9 +105,11 @@ def resized(state: State, rank: int, dtype: torch.dtype = torch.float32) -> Stat
     """The best approximation of each module, its singular values shared between both factors."""
     layers = {}
     for name, up, down, scale in modules(state):
-        left, values, right = torch.linalg.svd(up @ down.flatten(1) * scale, full_matrices=False)
+        left, upper = torch.linalg.qr(up)
+        right, lower = torch.linalg.qr(down.flatten(1).T)
+        inner_left, values, inner_right = torch.linalg.svd(upper @ lower.T * scale)
         root = values[:rank].sqrt()
-        layers[name] = (left[:, :rank] * root, root[:, None] * right[:rank])
+        layers[name] = (left @ inner_left[:, :rank] * root, root[:, None] * (right @ inner_right.T[:, :rank]).T)
     return stored(layers, dtype)
 
 
@@ -140,6 +142,17 @@ def shelf(trained: dict[str, State]) -> dict[str, Made]:
                            ("shading_0_120", "normal_1_120")),
         "merge of 3": Made(".5 + .3 + .2", merged((start, 0.5), (other, 0.3), (third, 0.2)), MERGED,
                            ("depth_0_120", "normal_1_120", "shading_0_120")),
+    }  # fmt: skip
+    three = merged((start, 0.4), (other, 0.4), (third, 0.4))
+    made |= {
+        # Of shares that no unreduced merge has: what was reduced from a file on the shelf is told by it.
+        "merge rank 4": Made(".6 depth + .5 normal, rank 8 -> 4", resized(merged((start, 0.6), (other, 0.5)), 4), MERGED_REDUCED,
+                             ("depth_0_120", "normal_1_120")),
+        "merge rank 2 bf16": Made(".4 depth + .8 normal, rank 8 -> 2, bf16", resized(merged((start, 0.4), (other, 0.8)), 2, torch.bfloat16),
+                                  MERGED_REDUCED, ("depth_0_120", "normal_1_120")),
+        "merge of 3 rank 4": Made(".4 + .4 + .4, rank 12 -> 4", resized(three, 4), MERGED_REDUCED,
+                                  ("depth_0_120", "normal_1_120", "shading_0_120")),
+        "half rank 2": Made("scaled by .5, rank 4 -> 2", resized(scaled(third, 0.5), 2), REDUCED, ("shading_0_120",)),
     }  # fmt: skip
     return made
 

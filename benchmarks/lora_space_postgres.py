@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy
 
+from ..methods.lora_space.copies import Source
 from ..methods.lora_space.entries import Progress
 from ..methods.lora_space.postgres_store import PostgresStore
 from ..methods.lora_space.sketch import KINDS, unit
@@ -86,7 +87,7 @@ def measure(folder: Path, count: int, asked: int) -> dict[str, float]:
             if progress.done % 100_000 == 0:
                 print(f"{progress.stage} {progress.done}/{progress.total}, {now - begun:.0f} s", file=sys.stderr, flush=True)
 
-        store.send(space, dict.fromkeys(range(count), "1 1"), report)
+        store.send(Source.of_space(space, lambda ids: dict.fromkeys(ids, "1 1")), report)
         kept = folder / f"intrinsic-lab-{count}.json"
         if not kept.exists():
             write_json(kept, {"load_seconds": marks["send"] - begun, "build_seconds": time.perf_counter() - marks["build"]})

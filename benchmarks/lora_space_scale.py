@@ -408,10 +408,9 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--vectors", type=int, nargs="+", default=[10_000, 30_000, 100_000])
     parser.add_argument("--embed", type=int, default=36, help="SDXL-shaped files on a shelf, 85 MB each (%(default)s)")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; a record is kept of a whole run")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; the record keeps the others as they are")
     options = parser.parse_args()
     own_process()
-    load, parts = os.getloadavg()[0], {}
     measures = {
         "search": lambda: measure_search(options.vectors),
         "memory": measure_memory,
@@ -419,19 +418,24 @@ def main() -> None:
         "scan": lambda: measure_scan(options.files),
         "duplicates": lambda: measure_duplicates(options.files // 2),
     }
-    for name in options.parts:
-        parts[name] = measures[name]()
-        print(f"{name}\n{format_table(parts[name])}\n", flush=True)
-    text = "\n\n".join(f"{name}\n{format_table(rows)}" for name, rows in parts.items())
-    text += f"\n\nwanted: {TARGETS}; load average {load:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores"
-    print(text.splitlines()[-1])
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    record = {"machine": machine, "load": [round(load, 1), round(os.getloadavg()[0], 1)], "targets": TARGETS, **parts}
-    if set(options.parts) != set(PARTS):
-        return
     result = Path(os.environ.get("INTRINSIC_LAB_RESULT") or RESULTS / "lora_space_scale.json")
+    record = json.loads(result.read_text()) if result.exists() else {}
+    runs = {name: record.get("runs", {}).get(name) or {key: record[key] for key in ("machine", "load")} for name in PARTS if name in record}
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    for name in options.parts:
+        before = os.getloadavg()[0]
+        record[name] = measures[name]()
+        runs[name] = {"machine": machine, "load": [round(before, 1), round(os.getloadavg()[0], 1)]}
+        print(f"{said(name, record[name], runs[name])}\n", flush=True)
+    record |= {"machine": machine, "load": runs[options.parts[-1]]["load"], "targets": TARGETS, "runs": runs}
+    text = "\n\n".join([*(said(name, record[name], runs[name]) for name in PARTS if name in record), f"wanted: {TARGETS}"])
     write_atomically(result, lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
     write_atomically(RESULTS / "lora_space_scale.md", lambda path: path.write_text(f"```\n{text}\n```\n"))
+
+
+def said(name: str, rows: list[dict], run: dict) -> str:
+    before, after = run["load"]
+    return f"{name} (load average {before} before, {after} after, on {run['machine']['cores']} cores)\n{format_table(rows)}"
 
 
 if __name__ == "__main__":

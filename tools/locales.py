@@ -1,10 +1,11 @@
 """The front end's texts in other languages: locales/LANGUAGE/*.json, as ComfyUI reads them, from locales/translations.json.
 
-That file holds every English text of the nodes once, with its translations. A new or changed text is missing there until somebody
-translates it: `python -m intrinsic_lab.tools.locales` tells which are, and writes the rest. It asks a ComfyUI for the nodes.
+That file holds every English text of the nodes and of web/*.js once, with its translations. A new or changed text is missing there until
+somebody translates it: `python -m intrinsic_lab.tools.locales` tells which are, and writes the rest. It asks a ComfyUI for the nodes.
 """
 
 import json
+import re
 import urllib.request
 from collections.abc import Iterator, Mapping
 
@@ -58,7 +59,16 @@ def texts(infos: Mapping[str, Mapping]) -> dict[str, dict]:
     """All files of a language in English, by file name. infos: /object_info."""
     own = {name: info for name, info in infos.items() if name.startswith(PREFIX)}
     categories = {part: part for info in own.values() for part in info["category"].split("/")}
-    return {"nodeDefs.json": {name: node_texts(info) for name, info in own.items()}, "main.json": {"nodeCategories": categories}}
+    main = {"nodeCategories": categories, "intrinsicLab": {text: text for text in script_texts()}}
+    return {"nodeDefs.json": {name: node_texts(info) for name, info in own.items()}, "main.json": main}
+
+
+def script_texts() -> list[str]:
+    """The English texts of the pack's own elements: what web/*.js give to `t`, and the ways in which a map is coloured."""
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "web").glob("*.js"))}
+    found = [json.loads(text) for script in scripts.values() for text in re.findall(r'\bt\(("(?:[^"\\]|\\.)*")', script)]
+    colorings = scripts["lora_points.js"].partition("COLORINGS = {")[2].partition("};")[0]
+    return list(dict.fromkeys(found + re.findall(r"^    (\w+):", colorings, re.MULTILINE)))
 
 
 def leaves(tree: dict | str, path: str = "") -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ import { NameList } from "./lora_name_list.js";
 import { Pictures } from "./lora_pictures.js";
 import { COLORINGS, css, Points } from "./lora_points.js";
 import { make, previewUrl } from "./loras.js";
+import { t } from "./texts.js";
 
 const REACH = 14; // Screen pixels within which a dot counts as pointed at.
 const EDGE = 12;
@@ -37,18 +38,18 @@ export class MapView {
 
     bar() {
         this.search = make("input", "intrinsic-lab-search");
-        Object.assign(this.search, { type: "search", placeholder: "Search names, groups, bases" });
+        Object.assign(this.search, { type: "search", placeholder: t("Search names, groups, bases") });
         this.search.addEventListener("input", () => this.look());
         this.search.addEventListener("keydown", (event) => event.key === "Enter" && this.found?.length && this.fit(this.found));
         this.colors = make("select", "intrinsic-lab-colors");
-        this.colors.title = "What the colours tell apart";
-        for (const name of Object.keys(COLORINGS)) this.colors.append(new Option(name, name));
+        this.colors.title = t("What the colours tell apart");
+        for (const name of Object.keys(COLORINGS)) this.colors.append(new Option(t(name), name));
         this.colors.addEventListener("change", () => this.color());
-        this.lassoButton = make("button", "intrinsic-lab-lasso", "lasso");
-        this.lassoButton.title = "Draw around LoRAs to list them (or Shift + drag)";
+        this.lassoButton = make("button", "intrinsic-lab-lasso", t("lasso"));
+        this.lassoButton.title = t("Draw around LoRAs to list them (or Shift + drag)");
         this.lassoButton.addEventListener("click", () => this.setLassoing(!this.lassoing));
-        const all = make("button", "intrinsic-lab-all", "all");
-        all.title = "The whole map (or double-click)";
+        const all = make("button", "intrinsic-lab-all", t("all"));
+        all.title = t("The whole map (or double-click)");
         all.addEventListener("click", () => this.fit());
         this.count = make("span", "intrinsic-lab-count");
         return make("div", "intrinsic-lab-bar", "", this.search, this.count, this.colors, this.lassoButton, all);
@@ -232,7 +233,7 @@ export class MapView {
             dot.style.color = css(color);
             return make("div", "", "", dot, many === null ? label : `${label}  ${many.toLocaleString()}`);
         });
-        if (legend.length > MOST_LEGEND) rows.push(make("div", "", `and ${legend.length - MOST_LEGEND} more`));
+        if (legend.length > MOST_LEGEND) rows.push(make("div", "", t("and {count} more", { count: legend.length - MOST_LEGEND })));
         this.legend.replaceChildren(...rows);
         this.legend.style.display = rows.length ? "block" : "none";
         this.redraw();
@@ -287,7 +288,7 @@ export class MapView {
             context.fillStyle = css(ink);
             context.font = "13px sans-serif";
             context.textAlign = "left";
-            context.fillText("Run the graph to draw the map.", EDGE, 2 * EDGE);
+            context.fillText(t("Run the graph to draw the map."), EDGE, 2 * EDGE);
             return;
         }
         const { frame } = this;

@@ -5,6 +5,7 @@ import { after } from "./hooks.js";
 import { MapView } from "./lora_map_view.js";
 import { setWidget, widgetOf } from "./loras.js";
 import { similarEntries } from "./similar_panel.js";
+import { readTexts } from "./texts.js";
 
 const MAP = "IntrinsicLabLoRAMap";
 const FIND = "IntrinsicLabFindSimilarLoRAs";
@@ -61,6 +62,7 @@ document.head.append(look);
 
 app.registerExtension({
     name: "intrinsic_lab.lora_space",
+    init: readTexts,
     nodeCreated(node) {
         if (node.comfyClass === MAP) addMap(node);
     },

@@ -1,6 +1,7 @@
 // LoRAs in the graph and on the server: which inputs hold one, how a loader gets another, what the server says of them.
 
 import { app } from "../../scripts/app.js";
+import { t } from "./texts.js";
 
 const FILE = /\.(safetensors|sft|pt2?|pth|bin|ckpt|pkl)$/i;
 const VALUE = /\.(safetensors|sft|pt2?|pth|bin|ckpt|pkl)( \(bundled\))?$/i;
@@ -63,7 +64,7 @@ export function tell(detail, severity = "info") {
 export async function copy(text) {
     try {
         await navigator.clipboard.writeText(text);
-        tell("Copied.");
+        tell(t("Copied."));
     } catch {
         // Pages over plain HTTP may not.
         tell(text);
@@ -74,7 +75,7 @@ export async function copy(text) {
 function addLoaders(names, [x, y], like) {
     const listed = loraFiles();
     const missing = names.filter((name) => !listed.has(name));
-    if (missing.length) tell(`Not in models/loras, as Load LoRA lists it (R looks again): ${missing.slice(0, 3).join(", ")}.`, "warn");
+    if (missing.length) tell(t("Not in models/loras, as Load LoRA lists it (R looks again): {names}.", { names: missing.slice(0, 3).join(", ") }), "warn");
     const made = names
         .filter((name) => listed.has(name))
         .map((name, number) => {
@@ -126,7 +127,7 @@ export function previewUrl(name) {
 export async function ask(address, options) {
     const answer = await app.api.fetchApi(`/intrinsic_lab/${address}`, options);
     const said = await answer.json().catch(() => ({}));
-    if (!answer.ok) throw new Error(said.message ?? `The server answers ${answer.status}.`);
+    if (!answer.ok) throw new Error(said.message ?? t("The server answers {status}.", { status: answer.status }));
     return said;
 }
 

@@ -2,11 +2,11 @@
 
 import { app } from "../../scripts/app.js";
 import { ask, copy, loraIn, loraInputs, make, makeDraggable, makePicture, setLora, tell } from "./loras.js";
+import { t } from "./texts.js";
 
 const COUNT = 24;
 const TAGS = 6;
 const POLL = 1000; // Milliseconds.
-const ABOUT_INDEXING = "Indexing reads every file once, beside ComfyUI's own work. Nothing is queued, and nothing leaves this machine.";
 
 class SimilarPanel {
     // addNodes: puts the search for a LoRA into the graph as nodes.
@@ -15,12 +15,12 @@ class SimilarPanel {
         this.facts = new Map();
         this.title = make("b", "intrinsic-lab-title");
         this.close = make("button", "", "✕");
-        this.close.title = "Close (Escape)";
+        this.close.title = t("Close (Escape)");
         this.status = make("div", "intrinsic-lab-status");
         this.rows = make("div", "intrinsic-lab-rows");
         this.index = make("button", "intrinsic-lab-index");
-        this.nodes = make("button", "", "As nodes");
-        this.nodes.title = "Adds Index LoRAs and Find Similar LoRAs to the graph: exact scores, other weights that count, several LoRAs at once";
+        this.nodes = make("button", "", t("As nodes"));
+        this.nodes.title = t("Adds Index LoRAs and Find Similar LoRAs to the graph: exact scores, other weights that count, several LoRAs at once");
         const head = make("div", "intrinsic-lab-head", "", this.title, this.close);
         this.element = make("div", "intrinsic-lab-panel", "", head, this.status, this.rows, make("div", "intrinsic-lab-foot", "", this.index, this.nodes));
         this.element.tabIndex = -1;
@@ -58,8 +58,8 @@ class SimilarPanel {
 
     open(node, widget) {
         Object.assign(this, { node, widget, name: loraIn(widget), running: false, ended: "" });
-        this.title.textContent = `Similar to ${this.name}`;
-        this.status.textContent = "Looking …";
+        this.title.textContent = t("Similar to {name}", { name: this.name });
+        this.status.textContent = t("Looking …");
         this.rows.replaceChildren();
         this.index.hidden = true;
         document.body.append(this.element);
@@ -97,13 +97,13 @@ class SimilarPanel {
     }
 
     row(lora) {
-        const score = make("span", "intrinsic-lab-score", lora.score === undefined ? "this one" : lora.score.toFixed(2));
-        const base = `${lora.family}${lora.variant ? ` (${lora.variant})` : ""}, ${lora.format} of rank ${lora.rank}`;
+        const score = make("span", "intrinsic-lab-score", lora.score === undefined ? t("this one") : lora.score.toFixed(2));
+        const base = t("{base}, {format} of rank {rank}", { ...lora, base: lora.family + (lora.variant ? ` (${lora.variant})` : "") });
         const about = make("div", "intrinsic-lab-about", base);
         const words = make("div", "intrinsic-lab-words");
         const text = make("div", "intrinsic-lab-text", "", make("div", "intrinsic-lab-name", lora.name), about, words);
         const row = make("div", "intrinsic-lab-row", "", makePicture("intrinsic-lab-picture", lora.name), text, score);
-        Object.assign(row, { lora, about, words, tabIndex: 0, title: `${lora.name}\nClick: into the loader. Drag onto the graph: another loader.` });
+        Object.assign(row, { lora, about, words, tabIndex: 0, title: `${lora.name}\n${t("Click: into the loader. Drag onto the graph: another loader.")}` });
         row.setAttribute("role", "button");
         row.addEventListener("click", () => this.choose(lora.name));
         row.addEventListener("keydown", (event) => event.key === "Enter" && this.choose(lora.name));
@@ -116,7 +116,7 @@ class SimilarPanel {
     }
 
     choose(name) {
-        if (!this.node.graph) return tell("The loader is gone from the graph; drag a LoRA onto the graph to make another.", "warn");
+        if (!this.node.graph) return tell(t("The loader is gone from the graph; drag a LoRA onto the graph to make another."), "warn");
         setLora(this.node, this.widget, name);
         this.mark();
     }
@@ -140,13 +140,13 @@ class SimilarPanel {
     }
 
     showFacts(row, facts) {
-        const said = [facts.base, facts.steps && `${facts.steps.toLocaleString()} steps`, facts.resolution, facts.date].filter(Boolean);
+        const said = [facts.base, facts.steps && t("{count} steps", { count: facts.steps.toLocaleString() }), facts.resolution, facts.date].filter(Boolean);
         if (said.length) row.about.textContent = [row.about.textContent, ...said].join(" · ");
         const words = [facts.trigger, ...facts.tags.filter((tag) => tag !== facts.trigger)].filter(Boolean).slice(0, TAGS);
         row.words.replaceChildren(
             ...words.map((word) => {
                 const chip = make("button", word === facts.trigger ? "intrinsic-lab-trigger" : "", word);
-                chip.title = `${word === facts.trigger ? "Trigger" : "Tag of its training captions"}: a click copies it`;
+                chip.title = word === facts.trigger ? t("Trigger: a click copies it") : t("Tag of its training captions: a click copies it");
                 chip.addEventListener("click", (event) => (event.stopPropagation(), copy(word)));
                 return chip;
             }),
@@ -158,10 +158,11 @@ class SimilarPanel {
         // Of the work that was seen, not of one long ago.
         if (running) this.ended = "";
         else if (this.running) this.ended = ending;
-        const work = running ? `Indexing: ${done.toLocaleString()} of ${total ? total.toLocaleString() : "…"} files.` : this.ended;
-        const have = indexed ? `${indexed.toLocaleString()} LoRAs in the index.` : running ? "" : ABOUT_INDEXING;
+        const work = running ? t("Indexing: {done} of {total} files.", { done: done.toLocaleString(), total: total ? total.toLocaleString() : "…" }) : this.ended;
+        const about = t("Indexing reads every file once, beside ComfyUI's own work. Nothing is queued, and nothing leaves this machine.");
+        const have = indexed ? t("{count} LoRAs in the index.", { count: indexed.toLocaleString() }) : running ? "" : about;
         this.status.textContent = [message, have, work].filter(Boolean).join(" ");
-        this.index.textContent = running ? "Stop indexing" : indexed ? "Update the index" : "Index these LoRAs";
+        this.index.textContent = running ? t("Stop indexing") : indexed ? t("Update the index") : t("Index these LoRAs");
         this.index.classList.toggle("intrinsic-lab-main", !indexed && !running);
         this.index.hidden = false;
         this.running = running;
@@ -199,9 +200,11 @@ let panel = null;
 export function similarEntries(node, addNodes) {
     const inputs = loraInputs(node);
     return inputs.map((widget) => ({
-        content: inputs.length === 1 ? "Find similar LoRAs" : `Find similar LoRAs: ${loraIn(widget)}`,
+        content: inputs.length === 1 ? t("Find similar LoRAs") : `${t("Find similar LoRAs")}: ${loraIn(widget)}`,
         callback: () => {
-            panel ??= new SimilarPanel(addNodes);
+            panel?.hide();
+            // Anew: the language may be another by now.
+            panel = new SimilarPanel(addNodes);
             panel.open(node, widget);
         },
     }));

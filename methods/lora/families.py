@@ -170,7 +170,9 @@ def _is_whole(family: str, known: Mapping[str, list], patterns: Collection[str],
 
 
 def _fingerprint(network: Mapping[str, Sizes]) -> str:
-    """Of the names of the stacks of blocks and the commonest width, so that files with other targets or depths still agree."""
-    stacks = sorted(depths_of(network)) or sorted({re.sub(r"\d+", "N", name) for name in network})
-    width = Counter(size.width for size in network.values()).most_common(1)[0][0]
+    """Of the names of the stacks of blocks and the commonest width, so that files with other targets, depths, fusions still agree."""
+    pieces = [(piece, size.width) for name, size in network.items() for piece, *_ in fused_rows(name, size.out, size.width)]
+    names = [piece for piece, _ in pieces]
+    stacks = sorted(depths_of(names)) or sorted({re.sub(r"\d+", "N", name) for name in names})
+    width = Counter(width for _, width in pieces).most_common(1)[0][0]
     return f"unknown-{hashlib.blake2b(f'{stacks} {width}'.encode(), digest_size=3).hexdigest()}"

@@ -19,6 +19,8 @@ from .training_facts import caption_tags
 # The largest layers of models, embeddings of 262,144 words, have as much.
 _LARGEST_SIDE, _LARGEST_MATRIX = 1 << 19, 1 << 31
 _BESIDE = (ALPHA, *MAGNITUDES)
+# Of what `describe` says: raised where it says other things of the same header, so that indexes ask again.
+FACTS_VERSION = 1
 
 
 @dataclass(frozen=True)

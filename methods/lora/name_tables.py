@@ -174,6 +174,17 @@ BLOCKS: tuple[tuple[re.Pattern[str], str, Mapping[str, str]], ...] = tuple(
             r"\1_\2_attention_",
             {"out": "to_out_0", "q_norm": "norm_q", "k_norm": "norm_k"},
         ),
+        # Lumina 2 in diffusers, OmniGen 2
+        (
+            r"(layers|noise_refiner|context_refiner)_(\d+)_attn",
+            r"\1_\2_attention_",
+            {end: end for end in ("to_q", "to_k", "to_v", "to_out_0", "norm_q", "norm_k")},
+        ),
+        (
+            r"(layers|noise_refiner|context_refiner)_(\d+)",
+            r"\1_\2_",
+            {f"feed_forward_linear_{number}": f"feed_forward_w{number}" for number in (1, 2, 3)} | {"norm1_linear": "adaLN_modulation_1"},
+        ),
         # Wan: the original's names are the canonical ones
         (
             r"blocks_(\d+)_attn1",

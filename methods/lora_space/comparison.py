@@ -31,17 +31,22 @@ _Changes = dict[str, list[Delta]]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Of k files. All are sums over the modules, squared lengths of changes where nothing else is said.
-
-    inner [k, k]: of the changes. rounding [k]: what rounding to the nearest in the file's dtype leaves on average. tails [a, b]: what the
-    best approximations of a's modules with b's ranks leave (Eckart and Young), all of a module that b lacks. lacking [a, b]: a's modules
-    that b lacks. alike [a, b]: mean cosine of the stored tensors that have one role and shape in both; 0 if none have. precision [k]: the
-    dtype that most of its numbers fit in, which may be coarser than the stored one.
-    """
+class Products:
+    """Of k changes. inner [k, k]. rounding [k]: squared length of what rounding to the nearest in the file's dtype leaves on average."""
 
     inner: numpy.ndarray
     rounding: numpy.ndarray
+
+
+@dataclass(frozen=True)
+class Comparison(Products):
+    """Of k files. All are sums over the modules, squared lengths of changes where nothing else is said.
+
+    tails [a, b]: what the best approximations of a's modules with b's ranks leave (Eckart and Young), all of a module that b lacks.
+    lacking [a, b]: a's modules that b lacks. alike [a, b]: mean cosine of the stored tensors that have one role and shape in both; 0 if
+    none have. precision [k]: the dtype that most of its numbers fit in, which may be coarser than the stored one.
+    """
+
     tails: numpy.ndarray
     lacking: numpy.ndarray
     alike: numpy.ndarray
@@ -80,6 +85,54 @@ def compare(paths: Sequence[str | Path], report: Callable[[int, int], None] | No
                 report(done, len(groups))
     precision = tuple(kinds.most_common(1)[0][0] if kinds else "" for kinds in fitting)
     return Comparison(inner, rounding, tails, lacking, cosines / numpy.maximum(alike, 1), precision)
+
+
+def compare_within(paths: Sequence[str | Path]) -> tuple[Products, Products] | None:
+    """(k changes as the first's singular vectors see them, the changes themselves); None where any is no product of two factors.
+
+    With U and V the first's left and right ones, module by module: of [U^T D; D V] for each change D, of all of D where the first has
+    nothing. The best approximation B of a sum M of changes has U^T M = U^T B and M V = B V: what is cut off lies across both.
+    """
+    cache, rounding = ReadCache(), numpy.zeros(len(paths))
+    seen, whole = numpy.zeros((len(paths), len(paths))), numpy.zeros((len(paths), len(paths)))
+    with ExitStack() as stack:
+        readers = [stack.enter_context(Reader(path, cache)) for path in paths]
+        for group in _groups([reader.header.layout for reader in readers]):
+            files = [_File(reader, names, Counter()) for reader, names in zip(readers, group, strict=True)]
+            if any(_plain(deltas) is None for file in files for deltas in file.changes.values()):
+                return None
+            whole += _products([file.changes for file in files])
+            rounding += [file.rounding for file in files]
+            for pieces, _ in files[0].ranks:
+                seen += _seen_by_first([[_plain(file.changes.get(piece, [])) or [] for piece in pieces] for file in files])
+            beside = [{piece: deltas for piece, deltas in file.changes.items() if piece not in files[0].changes} for file in files]
+            seen += _products(beside)
+    # Rounding is seen from both sides, and turns the first's singular vectors besides.
+    return Products(seen, 4 * rounding), Products(whole, rounding)
+
+
+def _seen_by_first(files: Sequence[Sequence[Sequence[LowRank]]]) -> numpy.ndarray:
+    """Of one module: file -> piece -> changes. The pieces lie one above the other."""
+    heights = [deltas[0].shape[0] for deltas in files[0]]
+    width = files[0][0][0].shape[1]
+    up, down = _stacked(files[0], heights, width)
+    left, upper = torch.linalg.qr(up)
+    right, lower = torch.linalg.qr(down.T)
+    inner_left, values, inner_right = torch.linalg.svd(upper @ lower.T)
+    kept = values > 1e-9 * values.max()
+    left, right = left @ inner_left[:, kept], right @ inner_right.T[:, kept]
+    pairs = (_stacked(file, heights, width) for file in files)
+    seen = torch.stack([torch.cat([((left.T @ up) @ down).flatten(), (up @ (down @ right)).flatten()]) for up, down in pairs])
+    return (seen @ seen.T).numpy()
+
+
+def _stacked(pieces: Sequence[Sequence[LowRank]], heights: Sequence[int], width: int) -> tuple[Tensor, Tensor]:
+    """(up, down) of the whole: the pieces' ups on a diagonal."""
+    ups, downs = [], [torch.zeros(0, width, dtype=torch.float64)]
+    for deltas, height in zip(pieces, heights, strict=True):
+        ups.append(torch.cat([torch.zeros(height, 0, dtype=torch.float64), *(delta.up * delta.scale for delta in deltas)], 1))
+        downs += [delta.down for delta in deltas]
+    return torch.block_diag(*ups), torch.cat(downs)
 
 
 def _groups(layouts: Sequence[Layout]) -> list[list[list[str]]]:

@@ -6,9 +6,10 @@ locks need a local disk: do not put the file on a network share.
 
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 _APPLICATION = 0x494C4F52  # "ILOR"
 _BUSY_SECONDS = 120
@@ -77,6 +78,10 @@ MIGRATIONS = (
     # 5: what ComfyUI's loader does not take of it, and why.
     """
     ALTER TABLE files ADD COLUMN loading TEXT NOT NULL DEFAULT '';
+    """,
+    # 6: by which version the headers were understood; those of older ones are read anew, without their weights.
+    """
+    ALTER TABLE files ADD COLUMN facts_version INTEGER NOT NULL DEFAULT 0;
     """,
 )
 SCHEMA_VERSION = len(MIGRATIONS)
@@ -194,3 +199,15 @@ def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
         yield
     finally:
         connection.execute("COMMIT")
+
+
+def writing(connection: sqlite3.Connection):
+    """A write transaction, or the one that is open."""
+    return transaction(connection) if not connection.in_transaction else nullcontext()
+
+
+def rows_of(connection: sqlite3.Connection, query: str, values: Sequence[Any] = ()) -> Iterator[dict[str, Any]]:
+    """Column -> value of each row; all are read at once."""
+    cursor = connection.execute(query, values)
+    names = [column[0] for column in cursor.description]
+    return (dict(zip(names, row, strict=True)) for row in cursor.fetchall())

@@ -64,7 +64,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Summary:
-    """What an update did, in files."""
+    """What an update did, in files. refreshed: unchanged files of which an older version had understood less, their headers read anew."""
 
     files: int
     added: int
@@ -75,9 +75,11 @@ class Summary:
     embedded: int
     problems: tuple[Problem, ...]
     seconds: float
+    refreshed: int = 0
 
     def text(self) -> str:
         """For a person, one line and one per problem."""
         counts = f"{self.added} new, {self.changed} changed, {self.moved} moved, {self.removed} removed, {self.unchanged} unchanged"
-        lines = [f"{self.files} LoRA files in {self.seconds:.1f} s: {counts}; {self.embedded} read; {len(self.problems)} problems."]
+        anew = f" ({self.refreshed} headers read anew)" if self.refreshed else ""
+        lines = [f"{self.files} LoRA files in {self.seconds:.1f} s: {counts}{anew}; {self.embedded} read; {len(self.problems)} problems."]
         return "\n".join(lines + [f"{problem.path}: {problem.reason}" for problem in self.problems])

@@ -5,30 +5,23 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy
-
 from ..lora.cache import ReadCache
-from ..lora.names import SUBNETWORKS
-from .database import connect, connect_reading, snapshot, transaction
+from ..lora.modules import FACTS_VERSION, Facts
+from .database import connect, connect_reading, rows_of, writing
 from .entries import Entry, Problem, Progress, Report, Summary
 from .scan import Found, Inspection, inspect, list_files
-from .sketch import KINDS, SKETCH_SIZE, SKETCH_VERSION, Sketches, packed, unit, unpacked
-from .space import DIMENSIONS, LEAST_FOR_PCA, Pca, Space, fit_pca, pack, unpack
+from .sketch import KINDS, SKETCH_VERSION, Sketches, packed, unpacked
+from .space import Space
+from .spaces import Spaces
 
 _COLUMNS = (
     "id, path, root, name, size, mtime_ns, family, format, rank_min, rank_max, dtype, modules, approximate, tags, variant, loading, "
     "sketch_version"
 )
-# Rows that the PCA is fitted on, at most; drawn evenly from the collection.
-_FIT_ROWS = 20_000
-# Of an index that is only read and has none: components for this once, in a moment.
-_QUICK_FIT_ROWS = 500
-_CHUNK = 2_000
 # Files read at once: one waits for the disk while the others work; more would only wait for each other in Python.
 WORKERS = min(4, 1 + (os.cpu_count() or 1))
 
@@ -46,7 +39,8 @@ class LoraIndex:
         self._read_only = read_only
         self.stale_seconds = 0.0
         self._connection = (connect_reading if read_only else connect)(self.database)
-        self._spaces: dict[tuple[str, str], tuple[tuple[int, int], float, Space]] = {}
+        self.spaces = Spaces(self._connection, read_only)
+        self._kept: dict[tuple[str, str], tuple[tuple[int, int], float, Space]] = {}
 
     def __enter__(self) -> "LoraIndex":
         return self
@@ -72,7 +66,8 @@ class LoraIndex:
         started = time.monotonic()
         folders = [os.path.abspath(root) for root in roots]
         # Before the listing: what another process adds from a later one is then new to us, not missing.
-        known = {row["path"]: row for row in self._rows("SELECT id, path, size, mtime_ns, state, sketch_version, fingerprint FROM files")}
+        columns = "id, path, size, mtime_ns, state, sketch_version, facts_version, fingerprint"
+        known = {row["path"]: row for row in self._rows(f"SELECT {columns} FROM files")}
         listing = list_files(folders)
         work = [found for found in listing.files if _needs_reading(found, known.get(found.path), embed)]
         present = {found.path for found in listing.files}
@@ -81,7 +76,7 @@ class LoraIndex:
         }
         vanished = _vanished(gone.values(), embed)
 
-        counts = dict.fromkeys(("added", "changed", "moved", "embedded"), 0)
+        counts = dict.fromkeys(("added", "changed", "moved", "embedded", "refreshed"), 0)
         batch: list[tuple[Found, Inspection]] = []
         flushed = time.monotonic()
 
@@ -89,7 +84,7 @@ class LoraIndex:
 
         def job(found: Found) -> tuple[Found, Inspection]:
             twins = () if found.path in known else vanished.get((found.size, found.mtime_ns), ())
-            return found, inspect(found.path, embed, twins, cache)
+            return found, inspect(found.path, embed and not _embedded(found, known.get(found.path)), twins, cache)
 
         try:
             for done, result in enumerate(_in_parallel(job, work, workers), 1):
@@ -107,7 +102,7 @@ class LoraIndex:
         still_bad = [Problem(row["path"], row["reason"]) for row in self._rows("SELECT path, reason FROM files WHERE state != 'good'")]
         problems = [Problem(path, reason) for path, reason in listing.problems]
         problems += [problem for problem in still_bad if problem.path in present]
-        removed, unchanged = len(gone) - counts["moved"], len(listing.files) - len(work)
+        removed, unchanged = len(gone) - counts["moved"], len(listing.files) - len(work) + counts["refreshed"]
         return Summary(
             files=len(listing.files), removed=removed, unchanged=unchanged, problems=tuple(problems),
             seconds=time.monotonic() - started, **counts,
@@ -138,6 +133,11 @@ class LoraIndex:
         for number in ids:
             found.update({row["id"]: _entry(row) for row in self._rows(f"SELECT {_COLUMNS} FROM files WHERE id = ?", [int(number)])})
         return found
+
+    def stamps(self, ids: Sequence[int]) -> dict[int, str]:
+        """id -> what a LoRA's file is: another one where its sketches may be others."""
+        rows = self._rows("SELECT id, size, mtime_ns FROM files WHERE id IN (SELECT value FROM json_each(?))", [json.dumps(list(ids))])
+        return {row["id"]: f"{row['size']} {row['mtime_ns']}" for row in rows}
 
     def families(self) -> dict[str, int]:
         """Family -> number of readable LoRAs, most first."""
@@ -177,114 +177,14 @@ class LoraIndex:
         Kept in memory until the index changes. LoRAs without the sub-network are left out; without any, the space is empty.
         An index that is only read keeps nothing: it takes the components there are, else quickly fitted ones.
         """
-        if subnetwork not in SUBNETWORKS:
-            raise ValueError(f"there is no sub-network {subnetwork!r}: choose one of {', '.join(SUBNETWORKS)}.")
         state = self._state()
-        if kept := self._spaces.get((family, subnetwork)):
+        if kept := self._kept.get((family, subnetwork)):
             kept_state, read_at, space = kept
             if kept_state == state or (self._read_only and time.monotonic() - read_at < self.stale_seconds):
                 return space
-        ids = self._members(family, subnetwork)
-        fitted = next(iter(self._rows("SELECT * FROM spaces WHERE family = ? AND subnetwork = ?", [family, subnetwork])), None)
-        if fitted is not None and fitted["sketch_version"] != SKETCH_VERSION:
-            fitted = None
-        if len(ids) < LEAST_FOR_PCA:
-            space = self._in_memory(family, subnetwork, ids, {kind: Pca() for kind in KINDS})
-        elif self._read_only:
-            space = self._as_it_is(family, subnetwork, ids, fitted)
-        else:
-            if fitted is None or not 0.5 <= len(ids) / fitted["fitted_on"] <= 1.25:
-                fitted = self._fit(family, subnetwork, ids)
-            space = self._load(family, subnetwork, fitted)
-        self._spaces[family, subnetwork] = (self._state(), time.monotonic(), space)
+        space = self.spaces.space(family, subnetwork)
+        self._kept[family, subnetwork] = (self._state(), time.monotonic(), space)
         return space
-
-    def _in_memory(self, family: str, subnetwork: str, ids: numpy.ndarray, pca: dict[str, Pca]) -> Space:
-        """The sketches of these, projected; nothing is kept in the database."""
-        parts = [numpy.empty((0, len(KINDS), pca[KINDS[0]].dimensions), numpy.float32)]
-        for rows in self._unit_sketches(ids, subnetwork):
-            parts.append(numpy.stack([pca[kind].project(rows[:, place]) for place, kind in enumerate(KINDS)], axis=1))
-        vectors = numpy.concatenate(parts)
-        return Space(family, subnetwork, ids, {kind: numpy.ascontiguousarray(vectors[:, place]) for place, kind in enumerate(KINDS)}, pca)
-
-    def _as_it_is(self, family: str, subnetwork: str, ids: numpy.ndarray, fitted: dict | None) -> Space:
-        if fitted is None:
-            return self._in_memory(family, subnetwork, ids, self._pca(subnetwork, ids, _QUICK_FIT_ROWS))
-        placed = self._placed(family, subnetwork, fitted)
-        beside = self._in_memory(family, subnetwork, numpy.setdiff1d(ids, placed.ids), placed.pca)
-        vectors = {kind: numpy.concatenate([placed.vectors[kind], beside.vectors[kind]]) for kind in KINDS}
-        return Space(family, subnetwork, numpy.concatenate([placed.ids, beside.ids]), vectors, placed.pca)
-
-    def _members(self, family: str, subnetwork: str) -> numpy.ndarray:
-        parts = SUBNETWORKS[subnetwork]
-        query = (
-            "SELECT DISTINCT files.id AS id FROM files JOIN sketches ON sketches.file_id = files.id WHERE family = ? AND state = 'good' "
-            f"AND sketch_version = ? AND part IN ({','.join('?' * len(parts))}) ORDER BY files.id"
-        )
-        return numpy.array([row["id"] for row in self._rows(query, [family, SKETCH_VERSION, *parts])], dtype=numpy.int64)
-
-    def _unit_sketches(self, ids: Sequence[int] | numpy.ndarray, subnetwork: str) -> Iterator[numpy.ndarray]:
-        """[m, 2, SKETCH_SIZE] unit sketches, a chunk of ids at a time."""
-        query = (
-            "SELECT file_id, vectors FROM sketches JOIN files ON files.id = file_id "
-            "WHERE part = ? AND sketch_version = ? AND file_id IN (SELECT value FROM json_each(?))"
-        )
-        for start in range(0, len(ids), _CHUNK):
-            chosen = [int(number) for number in ids[start : start + _CHUNK]]
-            place = {number: row for row, number in enumerate(chosen)}
-            # What another process removed since it was listed stays zero, which is near nothing.
-            sums = numpy.zeros((len(chosen), len(KINDS), SKETCH_SIZE), numpy.float32)
-            for part in SUBNETWORKS[subnetwork]:
-                found = self._connection.execute(query, [part, SKETCH_VERSION, json.dumps(chosen)]).fetchall()
-                if found:
-                    sums[[place[number] for number, _ in found]] += unpacked(b"".join(data for _, data in found))
-            yield unit(sums)
-
-    def _pca(self, subnetwork: str, ids: numpy.ndarray, most: int) -> dict[str, Pca]:
-        """Of at most so many of these LoRAs, drawn evenly."""
-        chosen = ids[numpy.linspace(0, len(ids) - 1, min(len(ids), most)).astype(int)]
-        return {
-            kind: fit_pca((rows[:, place] for rows in self._unit_sketches(chosen, subnetwork)), DIMENSIONS)
-            for place, kind in enumerate(KINDS)
-        }
-
-    def _fit(self, family: str, subnetwork: str, ids: numpy.ndarray) -> dict:
-        dimensions, data = pack(self._pca(subnetwork, ids, _FIT_ROWS))
-        with self._writing():
-            self._connection.execute("DELETE FROM spaces WHERE family = ? AND subnetwork = ?", [family, subnetwork])
-            self._connection.execute(
-                "INSERT INTO spaces (family, subnetwork, sketch_version, fitted_on, dimensions, pca) VALUES (?, ?, ?, ?, ?, ?)",
-                [family, subnetwork, SKETCH_VERSION, len(ids), dimensions, data],
-            )
-        return next(iter(self._rows("SELECT * FROM spaces WHERE family = ? AND subnetwork = ?", [family, subnetwork])))
-
-    def _load(self, family: str, subnetwork: str, fitted: dict) -> Space:
-        """The space `fitted`, after placing what has no place in it yet."""
-        pca = unpack(fitted["dimensions"], fitted["pca"])
-        placed = {row["file_id"] for row in self._rows("SELECT file_id FROM vectors WHERE space_id = ?", [fitted["id"]])}
-        missing = [int(number) for number in self._members(family, subnetwork) if int(number) not in placed]
-        for start in range(0, len(missing), _CHUNK):
-            ids = missing[start : start + _CHUNK]
-            rows = next(self._unit_sketches(ids, subnetwork))
-            vectors = numpy.stack([pca[kind].project(rows[:, place]) for place, kind in enumerate(KINDS)], axis=1).astype("<f4")
-            with self._writing():
-                # Only while both are still there: another process may have fitted anew, or dropped the file.
-                self._connection.executemany(
-                    "INSERT OR REPLACE INTO vectors SELECT spaces.id, files.id, ? FROM spaces, files WHERE spaces.id = ? AND files.id = ?",
-                    [(row.tobytes(), fitted["id"], number) for row, number in zip(vectors, ids, strict=True)],
-                )
-        return self._placed(family, subnetwork, fitted)
-
-    def _placed(self, family: str, subnetwork: str, fitted: dict) -> Space:
-        """Those that have a place in the space `fitted`."""
-        pca = unpack(fitted["dimensions"], fitted["pca"])
-        with snapshot(self._connection):
-            found = list(
-                self._connection.execute("SELECT file_id, vectors FROM vectors WHERE space_id = ? ORDER BY file_id", [fitted["id"]])
-            )
-        rows = numpy.frombuffer(b"".join(data for _, data in found), "<f4").reshape(len(found), 2, fitted["dimensions"])
-        ids = numpy.array([number for number, _ in found], dtype=numpy.int64)
-        return Space(family, subnetwork, ids, {kind: numpy.ascontiguousarray(rows[:, place]) for place, kind in enumerate(KINDS)}, pca)
 
     def _write(self, batch: list[tuple[Found, Inspection]], known: dict, vanished: "_Vanished", embed: bool, counts: dict) -> None:
         if not batch:
@@ -298,6 +198,10 @@ class LoraIndex:
                         continue
                     # A second copy of a file that has moved already, or another process was faster.
                     seen = inspect(found.path, embed)
+                if seen.facts and _embedded(found, known.get(found.path)):
+                    counts["refreshed"] += 1
+                    self._store_facts(found, seen.facts)
+                    continue
                 counts["changed" if found.path in known else "added"] += 1
                 counts["embedded"] += seen.sketches is not None
                 self._store(found, seen)
@@ -314,10 +218,10 @@ class LoraIndex:
             "path": found.path, "root": found.root, "name": found.name, "size": found.size, "mtime_ns": found.mtime_ns,
             "fingerprint": seen.fingerprint, "state": state, "reason": seen.reason,
             # What was refused may be read by a later version.
-            "sketch_version": SKETCH_VERSION if seen.sketches is not None or state == "bad" else 0,
+            "sketch_version": SKETCH_VERSION if seen.sketches is not None or state == "bad" else 0, "facts_version": FACTS_VERSION,
         }  # fmt: skip
         if seen.facts:
-            values |= vars(seen.facts) | {"tags": json.dumps(seen.facts.tags)}
+            values |= _columns_of(seen.facts)
         names = list(values)
         changes = ", ".join(f"{name} = excluded.{name}" for name in names)
         row = self._connection.execute(
@@ -330,13 +234,21 @@ class LoraIndex:
         for part, kinds in (seen.sketches or {}).items():
             self._connection.execute("INSERT INTO sketches VALUES (?, ?, ?)", [row[0], part, packed(kinds)])
 
+    def _store_facts(self, found: Found, facts: Facts) -> None:
+        """Of a file whose sketches stay; its place in the spaces of another family goes."""
+        values = _columns_of(facts) | {"facts_version": FACTS_VERSION}
+        changes = ", ".join(f"{name} = ?" for name in values)
+        self._connection.execute(f"UPDATE files SET {changes} WHERE path = ?", [*values.values(), found.path])
+        others = "space_id NOT IN (SELECT id FROM spaces WHERE family = ?)"
+        self._connection.execute(
+            f"DELETE FROM vectors WHERE file_id = (SELECT id FROM files WHERE path = ?) AND {others}", [found.path, facts.family]
+        )
+
     def _rows(self, query: str, values: Sequence[Any] = ()) -> Iterator[dict[str, Any]]:
-        cursor = self._connection.execute(query, values)
-        names = [column[0] for column in cursor.description]
-        return (dict(zip(names, row, strict=True)) for row in cursor.fetchall())
+        return rows_of(self._connection, query, values)
 
     def _writing(self):
-        return transaction(self._connection) if not self._connection.in_transaction else nullcontext()
+        return writing(self._connection)
 
     def _state(self) -> tuple[int, int]:
         """Differs whenever the database has: by another connection's hand, or by this one's."""
@@ -361,10 +273,21 @@ def _entry(row: dict[str, Any]) -> Entry:
     return Entry(**values | own, embedded=row["sketch_version"] == SKETCH_VERSION)
 
 
+def _columns_of(facts: Facts) -> dict[str, Any]:
+    return vars(facts) | {"tags": json.dumps(facts.tags)}
+
+
 def _needs_reading(found: Found, row: dict[str, Any] | None, embed: bool) -> bool:
     if row is None or (row["size"], row["mtime_ns"]) != (found.size, found.mtime_ns) or row["state"] == "unreadable":
         return True
-    return embed and row["state"] in ("good", "bad") and row["sketch_version"] != SKETCH_VERSION
+    return row["facts_version"] != FACTS_VERSION or (embed and row["sketch_version"] != SKETCH_VERSION)
+
+
+def _embedded(found: Found, row: dict[str, Any] | None) -> bool:
+    """Whether the index holds the sketches of just this file."""
+    if row is None or (row["size"], row["mtime_ns"]) != (found.size, found.mtime_ns):
+        return False
+    return row["state"] == "good" and row["sketch_version"] == SKETCH_VERSION
 
 
 _Vanished = dict[tuple[int, int], dict[bytes | None, dict[str, Any]]]

@@ -21,10 +21,11 @@ import torch
 from ..lora.header import DTYPES, TensorInfo, text_of
 from ..lora.modules import modules_of, unread
 from ..lora.weight_file import Reader
-from .comparison import Comparison, compare, rounding_of
+from .comparison import Comparison, Products, compare, rounding_of
 
 SAME_BYTES, SAME_CHANGE, ROUNDED, SCALED = "same bytes", "same change", "same up to rounding", "same change, scaled"
 PART, REDUCED, LATER, MERGED, UNREAD, RELATED = "part of", "rank-reduced", "later step", "merged", "unread tensors differ", "related"
+MERGED_REDUCED = "merged, rank-reduced"
 COPIES = (SAME_BYTES, SAME_CHANGE, ROUNDED, SCALED)
 # Of the length of a change: what tools that work in float32 leave.
 _ARITHMETIC = 1e-5
@@ -74,7 +75,7 @@ def same_bytes(first: str | Path, second: str | Path) -> bool:
     return True
 
 
-def allowed(found: Comparison, place: int, shares: dict[int, float]) -> float:
+def allowed(found: Products, place: int, shares: dict[int, float]) -> float:
     """Longest residual between a file and the sum of the others' shares that rounding explains."""
     squares = found.rounding[place] + sum(share**2 * found.rounding[other] for other, share in shares.items())
     return _ROUNDING_FACTOR * squares**0.5 + _ARITHMETIC * found.inner[place, place] ** 0.5
@@ -179,7 +180,7 @@ def _equal_values(one: Reader, key: str, other: Reader, like: str) -> bool:
     return kinds[0] == kinds[1] and all(block == same for block, same in zip_longest(one.stored(key), other.stored(like)))
 
 
-def fit_shares(found: Comparison, place: int, sources: Sequence[int]) -> dict[int, float]:
+def fit_shares(found: Products, place: int, sources: Sequence[int]) -> dict[int, float]:
     """Source -> its share in the sum of sources that is nearest to the file at `place`; those that fit best at 0 or below are left out."""
     return dict(zip(sources, nonnegative_fit(found.inner[numpy.ix_(sources, sources)], found.inner[sources, place]), strict=True))
 

@@ -14,17 +14,18 @@ from typing import Any, TypeVar
 import numpy
 
 from ..extras import extra
-from .copies import Unsent, stamps_of
+from .copies import PAGE, Source, Vectors
 from .entries import Progress, Report
 from .index import LoraIndex
 from .sketch import KINDS, SKETCH_VERSION
-from .space import Candidate, Pca, Space, pack, project
+from .space import Candidate, Pca, pack, project
 
 # Below this a look at every vector takes less than 20 ms, and finds exactly.
 LEAST_FOR_HNSW = 10_000
 # What pgvector accepts: candidates that a search keeps in sight. More than its default of 40 finds more, in milliseconds.
 _LEAST_SIGHT, _MOST_SIGHT = 100, 1000
-_BATCH = 10_000
+# Vectors of 128 numbers: some 2 MB here, and as much on the server.
+_BATCH = 2_000
 # Of the server's memory, for building an index: what does not fit is built many times slower.
 _MOST_BUILDING_MEMORY = 2 << 30
 
@@ -52,34 +53,37 @@ class PostgresStore:
 
         Raises ValueError if psycopg, the server or pgvector is missing, with what to do.
         """
-        space = index.space(family, subnetwork)
-        store = cls(where, index.identity, family, subnetwork, space.pca)
+        source = Source.of_index(index, family, subnetwork)
+        store = cls(where, index.identity, family, subnetwork, source.pca)
         try:
-            store.send(space, stamps_of(index, family), report)
+            store.send(source, report)
         except BaseException:
             store.close()
             raise
         return store
 
-    def send(self, space: Space, stamps: Mapping[int, str], report: Report | None = None) -> None:
-        """Makes the table hold just this space's vectors. stamps: id -> what its file is, see `stamps_of`.
+    def send(self, source: Source, report: Report | None = None) -> None:
+        """Makes the table hold just these vectors.
 
-        One process at a time; another waits for it. What is sent is kept, 10,000 vectors at a time.
+        One process at a time; another waits for it. What differs is sent, and kept, 2,000 vectors at a time; no more are in memory.
         """
         # A connection of its own: the server unlocks when it ends, however it ends.
         with self._errors_in_words(), self._connect() as connection, connection.cursor() as cursor:
             _wait_for_lock(cursor, self._prefix, report)
-            self._make(cursor, space)
-            unsent = Unsent.of(space, stamps, dict(cursor.execute(f"SELECT id, stamp FROM {self.table}").fetchall()))
-            for start in range(0, len(unsent.rows), _BATCH):
+            self._make(cursor, source.dimensions)
+            total = sum(len(send) for send, _ in source.unsent(self._there(cursor), _BATCH))
+            done, changed = 0, False
+            for send, gone in source.unsent(self._there(cursor), _BATCH):
                 with connection.transaction():
-                    self._copy(cursor, space, unsent.rows[start : start + _BATCH], stamps)
-                if report:
-                    report(Progress("send", min(start + _BATCH, len(unsent.rows)), len(unsent.rows)))
-            cursor.execute(f"DELETE FROM {self.table} WHERE id = ANY(%s)", [unsent.gone])
-            if len(space.ids) >= LEAST_FOR_HNSW:
-                self._build(cursor, space, report)
-            if unsent.rows or unsent.gone:
+                    cursor.execute(f"DELETE FROM {self.table} WHERE id = ANY(%s)", [gone])
+                    if send:
+                        self._copy(cursor, *source.vectors(list(send)), send)
+                done, changed = done + len(send), True
+                if report and send:
+                    report(Progress("send", done, max(done, total)))
+            if len(source.ids) >= LEAST_FOR_HNSW:
+                self._build(cursor, source, report)
+            if changed:
                 cursor.execute(f"ANALYZE {self.table}")
 
     def project(self, sketches: Mapping[str, numpy.ndarray]) -> dict[str, numpy.ndarray]:
@@ -156,37 +160,43 @@ class PostgresStore:
             logging.warning("PostgreSQL: %s", error)
             raise ValueError(f"PostgreSQL {_trouble(error)} The log says more.") from None
 
-    def _make(self, cursor, space: Space) -> None:
+    def _there(self, cursor) -> Iterator[tuple[int, str]]:
+        """(id, stamp) of what the table holds, by rising id; what is written meanwhile at ids that were given already does not matter."""
+        last = -1
+        while page := cursor.execute(f"SELECT id, stamp FROM {self.table} WHERE id > %s ORDER BY id LIMIT %s", [last, PAGE]).fetchall():
+            yield from page
+            last = page[-1][0]
+
+    def _make(self, cursor, dimensions: int) -> None:
         """The table, and none of older fits."""
         like = self._prefix.replace("_", r"\_") + "%"
         cursor.execute("SELECT tablename FROM pg_tables WHERE schemaname = current_schema() AND tablename LIKE %s", [like])
         for (name,) in cursor.fetchall():
             if name != self.table:
                 cursor.execute(f"DROP TABLE IF EXISTS {name}")
-        columns = ", ".join(f"{kind} vector({space.vectors[kind].shape[1]}) NOT NULL" for kind in KINDS)
+        columns = ", ".join(f"{kind} vector({dimensions}) NOT NULL" for kind in KINDS)
         cursor.execute(f"CREATE TABLE IF NOT EXISTS {self.table} (id bigint PRIMARY KEY, stamp text NOT NULL, {columns})")
         # What the name's digest stands for, for whoever looks at the database.
         said = f"LoRA space of index {self._identity}: {self.family}, {self.subnetwork}".replace("'", "''").replace("\0", "")
         cursor.execute(f"COMMENT ON TABLE {self.table} IS '{said}'")
 
-    def _copy(self, cursor, space: Space, rows: Sequence[int], stamps: Mapping[int, str]) -> None:
+    def _copy(self, cursor, ids: Sequence[int], vectors: Vectors, stamps: Mapping[int, str]) -> None:
         columns = ("id", "stamp", *KINDS)
         cursor.execute(f"CREATE TEMP TABLE sent (LIKE {self.table}) ON COMMIT DROP")
         with cursor.copy(f"COPY sent ({', '.join(columns)}) FROM STDIN (FORMAT BINARY)") as copy:
             copy.set_types(["int8", "text", *("vector" for _ in KINDS)])
-            for row in rows:
-                number = int(space.ids[row])
-                copy.write_row([number, stamps[number], *(space.vectors[kind][row] for kind in KINDS)])
+            for row, number in enumerate(ids):
+                copy.write_row([number, stamps[number], *(vectors[kind][row] for kind in KINDS)])
         changed = ", ".join(f"{name} = excluded.{name}" for name in columns[1:])
         cursor.execute(f"INSERT INTO {self.table} SELECT * FROM sent ON CONFLICT (id) DO UPDATE SET {changed}")
 
-    def _build(self, cursor, space: Space, report: Report | None) -> None:
+    def _build(self, cursor, source: Source, report: Report | None) -> None:
         """The HNSW indexes, where there are none: many times faster after the vectors than before them."""
         for done, kind in enumerate(KINDS):
             if report:
                 report(Progress("build", done, len(KINDS)))
             # A node of the graph: its vector and some 64 neighbours of 6 bytes, with what the build itself keeps of them.
-            memory = min(_MOST_BUILDING_MEMORY, len(space.ids) * (4 * space.vectors[kind].shape[1] + 1000) + (64 << 20))
+            memory = min(_MOST_BUILDING_MEMORY, len(source.ids) * (4 * source.dimensions + 1000) + (64 << 20))
             cursor.execute(f"SET maintenance_work_mem = '{memory >> 10}kB'")
             cursor.execute(f"CREATE INDEX IF NOT EXISTS {self.table}_{kind} ON {self.table} USING hnsw ({kind} vector_ip_ops)")
 

@@ -5,17 +5,17 @@ of its own. Needs qdrant-client: `pip install intrinsic-lab[qdrant]`.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy
 
 from ..extras import extra
-from .copies import Unsent, stamps_of
+from .copies import PAGE, Source, Vectors
 from .entries import Progress, Report
 from .index import LoraIndex
 from .sketch import KINDS, SKETCH_VERSION
-from .space import Candidate, Pca, Space, pack, project
+from .space import Candidate, Pca, pack, project
 
 _BATCH = 256
 
@@ -45,17 +45,19 @@ class QdrantStore:
     @classmethod
     def sync(cls, client: Any, index: LoraIndex, family: str, subnetwork: str = "all", report: Report | None = None) -> "QdrantStore":
         """Brings the collection in step with the index: new and changed LoRAs are sent, missing ones deleted, older fits dropped."""
-        space = index.space(family, subnetwork)
-        store = cls(client, index.identity, family, subnetwork, space.pca)
-        store._make(space)
-        stamps = stamps_of(index, family)
-        unsent = Unsent.of(space, stamps, store._stamps())
-        for start in range(0, len(unsent.rows), _BATCH):
-            store._send(space, unsent.rows[start : start + _BATCH], stamps)
-            if report:
-                report(Progress("send", min(start + _BATCH, len(unsent.rows)), len(unsent.rows)))
-        if unsent.gone:
-            client.delete(store.collection, points_selector=unsent.gone)
+        source = Source.of_index(index, family, subnetwork)
+        store = cls(client, index.identity, family, subnetwork, source.pca)
+        store._make(source.dimensions)
+        total = sum(len(send) for send, _ in source.unsent(store._there(), _BATCH))
+        done = 0
+        for send, gone in source.unsent(store._there(), _BATCH):
+            if gone:
+                client.delete(store.collection, points_selector=gone)
+            if send:
+                store._send(*source.vectors(list(send)), send)
+                done += len(send)
+                if report:
+                    report(Progress("send", done, max(done, total)))
         return store
 
     def project(self, sketches: Mapping[str, numpy.ndarray]) -> dict[str, numpy.ndarray]:
@@ -77,7 +79,7 @@ class QdrantStore:
                 found[int(point.id)] = Candidate(int(point.id), *cosines)
         return sorted(found.values(), key=lambda candidate: (-candidate.score, candidate.id))
 
-    def _make(self, space: Space) -> None:
+    def _make(self, dimensions: int) -> None:
         from qdrant_client import models
 
         names = [collection.name for collection in self._client.get_collections().collections]
@@ -85,27 +87,24 @@ class QdrantStore:
             if name.startswith(self._prefix) and name != self.collection:
                 self._client.delete_collection(name)
         if self.collection not in names:
-            sizes = {kind: models.VectorParams(size=space.vectors[kind].shape[1], distance=models.Distance.COSINE) for kind in KINDS}
+            sizes = {kind: models.VectorParams(size=dimensions, distance=models.Distance.COSINE) for kind in KINDS}
             self._client.create_collection(self.collection, vectors_config=sizes)
 
-    def _stamps(self) -> dict[int, str]:
-        """id -> what the file was when its vectors were sent."""
-        stamps, offset = {}, None
+    def _there(self) -> Iterator[tuple[int, str]]:
+        """(id, stamp) of what the collection holds, by rising id."""
+        offset = None
         while True:
-            points, offset = self._client.scroll(self.collection, limit=10_000, offset=offset, with_payload=["stamp"], with_vectors=False)
-            stamps.update({int(point.id): point.payload["stamp"] for point in points})
+            points, offset = self._client.scroll(self.collection, limit=PAGE, offset=offset, with_payload=["stamp"], with_vectors=False)
+            yield from ((int(point.id), point.payload["stamp"]) for point in points)
             if offset is None:
-                return stamps
+                return
 
-    def _send(self, space: Space, rows: Sequence[int], stamps: Mapping[int, str]) -> None:
+    def _send(self, ids: Sequence[int], vectors: Vectors, stamps: Mapping[int, str]) -> None:
         from qdrant_client import models
 
         points = [
-            models.PointStruct(
-                id=int(space.ids[row]),
-                vector={kind: space.vectors[kind][row].tolist() for kind in KINDS},
-                payload={"stamp": stamps[int(space.ids[row])]},
-            )
-            for row in rows
+            models.PointStruct(id=number, vector={kind: vectors[kind][row].tolist() for kind in KINDS}, payload={"stamp": stamps[number]})
+            for row, number in enumerate(ids)
         ]
-        self._client.upsert(self.collection, points)
+        if points:
+            self._client.upsert(self.collection, points)

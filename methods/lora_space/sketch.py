@@ -29,7 +29,9 @@ from ..lora.delta import Blockwise, Delta, Kronecker, LowRank, Stack
 from ..lora.header import BadFile
 from ..lora.names import PARTS, SUBNETWORKS, part_of
 
-SKETCH_VERSION = 3
+SKETCH_VERSION = 4
+# Of the random signs, which stay where names alone have changed.
+_SIGNS_VERSION = 3
 ROWS, COLUMNS = 64, 32
 SKETCH_SIZE = ROWS * COLUMNS
 KINDS = ("two_sided", "output")
@@ -45,7 +47,7 @@ Sketches = dict[str, dict[str, numpy.ndarray]]
 
 def _signs(label: str, count: int) -> numpy.ndarray:
     """`count` random signs that depend on the label alone, float32."""
-    key = hashlib.blake2b(f"lora space {SKETCH_VERSION} {label}".encode(), digest_size=16).digest()
+    key = hashlib.blake2b(f"lora space {_SIGNS_VERSION} {label}".encode(), digest_size=16).digest()
     words = numpy.random.Philox(key=numpy.frombuffer(key, "<u8")).random_raw(-(-count // 64)).astype("<u8")
     return 1 - 2 * numpy.unpackbits(words.view(numpy.uint8), count=count).astype(numpy.float32)
 

@@ -68,8 +68,11 @@ def test_everything_on_a_shelf_is_told_by_what_was_done(trained, tmp_path):
         relatives = find_relatives(index, copies={copy.entry.id for group in groups for copy in group.copies})
     wanted = {name: (one.kind, set(one.sources)) for name, one in made.items() if one.kind not in ("-", *kinds.COPIES)}
     assert {Path(one.entry.name).stem: (one.kind, {Path(source.name).stem for source, _ in one.sources}) for one in relatives} == wanted
+    # What rank reduction took from a merge does not bias its shares.
     shares = {Path(one.entry.name).stem: [round(share, 3) for _, share in one.sources] for one in relatives}
     assert shares["merge .7 .3"] == [0.7, 0.3] and shares["merge of 3"] == [0.5, 0.3, 0.2] and shares["merge fp16"] == [1.2, 0.4]
+    assert shares["merge rank 4"] == [0.6, 0.5] and shares["merge of 3 rank 4"] == [0.4, 0.4, 0.4] and shares["half rank 2"] == [0.5]
+    assert shares["merge rank 2 bf16"] == pytest.approx([0.8, 0.4], abs=0.01)
     # Copies are of one group, whichever of those of equal precision is its original.
     (group,) = groups
     assert {Path(entry.name).stem for entry in (group.original, *(copy.entry for copy in group.copies))} == {

@@ -6,15 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy
 import pytest
+from intrinsic_lab.benchmarks.lora_space_scale import fill_index
+from intrinsic_lab.methods.lora_space import postgres_store
 from intrinsic_lab.methods.lora_space.__main__ import main
+from intrinsic_lab.methods.lora_space.copies import Source
 from intrinsic_lab.methods.lora_space.index import LoraIndex
 from intrinsic_lab.methods.lora_space.postgres_store import LEAST_FOR_HNSW, PostgresStore
 from intrinsic_lab.methods.lora_space.search import find_similar
 from intrinsic_lab.methods.lora_space.sketch import KINDS
-from intrinsic_lab.methods.lora_space.space import Pca, Space
+from intrinsic_lab.methods.lora_space.space import DIMENSIONS, Pca, Space
 from intrinsic_lab.tests.methods.lora_space_shelf import MODULES, make_lora, save_lora
 
 pgserver = pytest.importorskip("pgserver")
@@ -48,6 +52,10 @@ def random_space(count: int, dimensions: int = 16, seed: int = 0) -> Space:
     rows = numpy.random.default_rng(seed).normal(size=(2, count, dimensions)).astype(numpy.float32)
     rows /= numpy.linalg.norm(rows, axis=-1, keepdims=True)
     return Space("sdxl", "all", numpy.arange(count), dict(zip(KINDS, rows, strict=True)), {kind: Pca() for kind in KINDS})
+
+
+def stamped(space: Space, stamp: str = "") -> Source:
+    return Source.of_space(space, lambda ids: dict.fromkeys(ids, stamp))
 
 
 def same(found, wanted):
@@ -94,10 +102,40 @@ def test_the_table_follows_the_index_and_old_fits_go(tmp_path, where):
         assert best.id == space.ids[row] and best.score == pytest.approx(1, abs=1e-5)
         # Another fit of the same index has a table of its own, and the old one's reader is told.
         other = PostgresStore(where, index.identity, "sd1", "all", random_pca(space))
-        other.send(Space("sd1", "all", space.ids, space.vectors, other.pca), dict.fromkeys(space.ids.tolist(), ""))
+        other.send(stamped(Space("sd1", "all", space.ids, space.vectors, other.pca)))
         assert other.count() == 5 and other.table != store.table
         with pytest.raises(ValueError, match="sync again"):
             store.count()
+
+
+def test_what_is_held_while_a_large_shelf_is_sent_is_a_batch_of_it(tmp_path, where, monkeypatch):
+    monkeypatch.setattr(postgres_store, "LEAST_FOR_HNSW", 1 << 30)
+    monkeypatch.setattr(postgres_store, "_BATCH", 500)
+    count, sent = 24_000, []
+    fill_index(tmp_path / "index.sqlite", count)
+
+    def sync() -> int:
+        """Most bytes that were held."""
+        tracemalloc.start()
+        PostgresStore.sync(where, index, "sdxl", report=lambda progress: sent.append(progress)).close()
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    with LoraIndex(tmp_path / "index.sqlite") as index:
+        # All of them are 25 MB; the components with their digest take 10 MB for a moment.
+        whole = count * len(KINDS) * DIMENSIONS * 4
+        assert sync() < whole / 2 and sent[-1].done == sent[-1].total == count
+        sent.clear()
+        with index._writing():
+            index._connection.execute("UPDATE files SET size = 2 WHERE id IN (7, 11000)")
+            index._connection.execute("DELETE FROM files WHERE id IN (1, 24000)")
+        assert sync() < whole / 2 and [(one.done, one.total) for one in sent] == [(2, 2)]
+        store = PostgresStore.sync(where, index, "sdxl")
+        assert store.count() == count - 2
+        space = index.space("sdxl")
+        query = {kind: space.vectors[kind][9] for kind in KINDS}
+        same(store.nearest(query, 5), space.nearest(query, 5))
 
 
 def random_pca(space: Space) -> dict[str, Pca]:
@@ -109,7 +147,7 @@ def test_above_its_least_number_an_hnsw_index_is_built_and_asked_and_conditions_
     space = random_space(LEAST_FOR_HNSW)
     store = PostgresStore(where, "hnsw", "sdxl", "all", space.pca)
     stages = set()
-    store.send(space, dict.fromkeys(range(LEAST_FOR_HNSW), "1 1"), lambda progress: stages.add(progress.stage))
+    store.send(stamped(space), lambda progress: stages.add(progress.stage))
     assert stages == {"send", "build"}
     query = {kind: space.vectors[kind][7] for kind in KINDS}
     plan = store._asked(
@@ -129,14 +167,14 @@ import sys, time
 import numpy
 from pathlib import Path
 from intrinsic_lab.methods.lora_space.postgres_store import PostgresStore
-from intrinsic_lab.tests.methods.test_lora_space_postgres import random_space
+from intrinsic_lab.tests.methods.test_lora_space_postgres import random_space, stamped
 where, mine, other = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 space = random_space(3000)
 store = PostgresStore(where, "two", "sdxl", "all", space.pca)
 mine.touch()
 while not other.exists():
     time.sleep(0.001)
-store.send(space, dict.fromkeys(range(3000), mine.name))
+store.send(stamped(space, mine.name))
 """
 
 
@@ -161,7 +199,7 @@ def test_a_server_that_was_killed_is_told_of_and_asked_again_when_it_is_back(tmp
     server = pgserver.get_server(folder)
     space = random_space(500)
     store = PostgresStore(server.get_uri(), "killed", "sdxl", "all", space.pca)
-    store.send(space, dict.fromkeys(range(500), ""))
+    store.send(stamped(space))
     query = {kind: space.vectors[kind][3] for kind in KINDS}
     before = store.nearest(query, 5)
     # An administrator ends the connection: nobody notices.
@@ -196,5 +234,5 @@ def test_what_cannot_be_is_said_in_words(server, where, tmp_path):
         PostgresStore(where, "nobody", "sdxl' --", "all", random_space(1).pca).count()
     # Anybody's text is a family's name.
     odd = PostgresStore(where, "i", 'it\'s; DROP TABLE "x" -- \U0001f600 %s', "all", random_space(1).pca)
-    odd.send(random_space(3), dict.fromkeys(range(3), ""))
+    odd.send(stamped(random_space(3)))
     assert odd.count() == 3

@@ -304,6 +304,22 @@ def test_find_similar_opens_a_panel_that_queues_nothing(page, client, own_loras,
     assert client.get("/history")[1].keys() == before and not any(client.get("/queue")[1].values())
 
 
+def test_the_panel_speaks_the_front_end_s_language(page, own_loras):
+    language = "language => app.extensionManager.setting.set('Comfy.Locale', language)"
+    page.evaluate(language, "zh")
+    try:
+        page.evaluate("() => app.refreshComboInNodes()")
+        page.evaluate(SIMILAR.replace("Find similar LoRAs", "查找相似的 LoRA"), own_loras[0])
+        panel = page.locator(".intrinsic-lab-panel")
+        panel.get_by_role("button", name="变成节点").wait_for()
+        assert panel.locator(".intrinsic-lab-title").inner_text() == f"与 {own_loras[0]} 相似"
+        panel.locator(".intrinsic-lab-index", has_text="索引").wait_for()
+        panel.press("Escape")
+    finally:
+        page.evaluate(language, "en")
+        page.evaluate("() => app.graph.clear()")
+
+
 def test_lora_inputs_of_other_packs_are_known_by_their_list_or_name(page, own_loras):
     found = page.evaluate(
         """async names => {
