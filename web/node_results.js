@@ -44,7 +44,7 @@ function sheetOf(detail, node) {
 }
 
 app.registerExtension({
-    name: "IntrinsicLab.NodeResults",
+    name: "intrinsiclab.node_results",
     setup() {
         api.addEventListener("executed", ({ detail }) => {
             const shown = String(detail.display_node ?? detail.node);
@@ -55,11 +55,11 @@ app.registerExtension({
         });
         api.addEventListener("execution_start", () => told.clear());
         api.addEventListener("progress_text", ({ detail }) => {
-            const node = String(detail.nodeId);
-            if (app.graph.getNodeById(node)?.comfyClass?.startsWith("IntrinsicLab")) told.set(node, detail.text);
+            const node = app.graph.getNodeById(String(detail.nodeId));
+            if (node?.comfyClass?.startsWith("IntrinsicLab")) told.set(node, detail.text);
         });
         // After what the front end itself does then.
-        const keep = () => setTimeout(() => told.forEach((text, node) => app.graph.getNodeById(node) && tellAgain(node, text)));
+        const keep = () => setTimeout(() => told.forEach((text, node) => app.graph.getNodeById(node.id) === node && tellAgain(node.id, text)));
         for (const ending of ENDINGS) api.addEventListener(ending, keep);
     },
 });
