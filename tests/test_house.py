@@ -164,6 +164,13 @@ def test_nodes_send_nobody_to_a_command_that_comfyui_manager_does_not_install():
         assert not [text for text in texts if "python -m intrinsic_lab" in text], f"{path.name}: name a node, or what else is there"
 
 
+def test_help_pages_and_notes_in_graphs_say_how_a_command_that_they_name_comes_to_be():
+    pages = [*ROOT.glob("web/docs/*.md"), *ROOT.glob("example_workflows/*.json"), *ROOT.glob("docs/workflows/*.json")]
+    naming = [page for page in pages if "python -m intrinsic_lab" in page.read_text(encoding="utf-8")]
+    assert len(naming) > 5
+    assert [page.name for page in naming if "pip install -e" not in page.read_text(encoding="utf-8")] == []
+
+
 def test_every_folder_of_code_is_a_package():
     missing = {str(path.parent.relative_to(ROOT)) for path in SOURCES if not (path.parent / "__init__.py").is_file()}
     assert not missing
@@ -244,7 +251,7 @@ def test_dependencies_have_lower_bounds_only_and_are_the_same_for_comfyui_manage
     listed = [line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     assert listed == project["dependencies"]
     for requirement in (*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)):
-        assert re.fullmatch(r"[a-z0-9-]+(\[[a-z]+\])?>=[0-9.]+(; python_version < '3\.\d+')?", requirement), requirement
+        assert re.fullmatch(r"[a-z0-9-]+(\[[a-z]+\])?>=[0-9.]+(; python_version (<|>=) '3\.\d+')?", requirement), requirement
 
 
 PAGES = ["ARCHITECTURE.md", "CONTRIBUTING.md", *(f"{room}/README.md" for room in (*ROOMS, "assets", "benchmarks", "tests", "tools", "web"))]

@@ -21,7 +21,7 @@ async function bring(name) {
 }
 
 app.registerExtension({
-    name: "IntrinsicLab.ExamplePicture",
+    name: "intrinsiclab.example_picture",
     async beforeConfigureGraph(graph) {
         const shown = graph.nodes.filter((node) => node.type === "LoadImage").map((node) => String(node.widgets_values?.[0]));
         const missing = shown.filter((name) => name.startsWith(PREFIX) && !offered().includes(name));

@@ -70,7 +70,7 @@ function narrowAll() {
 }
 
 app.registerExtension({
-    name: "intrinsic_lab.fitting_loras",
+    name: "intrinsiclab.fitting_loras",
     setup: () => app.api.addEventListener("graphChanged", narrowAll),
     afterConfigureGraph: narrowAll,
     refreshComboInNodes() {

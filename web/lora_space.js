@@ -61,7 +61,7 @@ Object.assign(look, { rel: "stylesheet", href: new URL("lora_space.css", import.
 document.head.append(look);
 
 app.registerExtension({
-    name: "intrinsic_lab.lora_space",
+    name: "intrinsiclab.lora_space",
     init: readTexts,
     nodeCreated(node) {
         if (node.comfyClass === MAP) addMap(node);

@@ -32,7 +32,7 @@ function wrongWire(source, slot, target) {
 }
 
 app.registerExtension({
-    name: "IntrinsicLab.MapWires",
+    name: "intrinsiclab.map_wires",
     beforeRegisterNodeDef(nodeType, nodeData) {
         if (!TAKERS.includes(nodeData.name)) return;
         const changed = nodeType.prototype.onConnectionsChange;

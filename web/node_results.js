@@ -19,7 +19,11 @@ function dropPreview(node) {
     stores?.get("nodeOutput")?.revokePreviewsByExecutionId?.(node);
 }
 
-// Of a node that did not run again, ComfyUI sends what it had told, but no longer shows it.
+// Of a node that did not run again, ComfyUI sends what it had told, but no longer shows it; and newer front ends take all texts away at the
+// end of a run.
+const told = new Map(); // What the pack's nodes told in this run, by node.
+const ENDINGS = ["execution_success", "execution_error", "execution_interrupted"];
+
 function tellAgain(node, text) {
     api.dispatchCustomEvent("progress_text", { nodeId: node, text });
 }
@@ -40,7 +44,7 @@ function sheetOf(detail, node) {
 }
 
 app.registerExtension({
-    name: "IntrinsicLab.NodeResults",
+    name: "intrinsiclab.node_results",
     setup() {
         api.addEventListener("executed", ({ detail }) => {
             const shown = String(detail.display_node ?? detail.node);
@@ -49,5 +53,13 @@ app.registerExtension({
             if (TELLING.includes(kind) && String(detail.node) === shown && detail.output?.text) tellAgain(shown, detail.output.text.join("\n"));
             if (kind === "IntrinsicLabPictureToMaps") sheetOf(detail, shown);
         });
+        api.addEventListener("execution_start", () => told.clear());
+        api.addEventListener("progress_text", ({ detail }) => {
+            const node = app.graph.getNodeById(String(detail.nodeId));
+            if (node?.comfyClass?.startsWith("IntrinsicLab")) told.set(node, detail.text);
+        });
+        // After what the front end itself does then.
+        const keep = () => setTimeout(() => told.forEach((text, node) => app.graph.getNodeById(node.id) === node && tellAgain(node.id, text)));
+        for (const ending of ENDINGS) api.addEventListener(ending, keep);
     },
 });

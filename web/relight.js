@@ -290,7 +290,7 @@ class RelightView {
 }
 
 app.registerExtension({
-    name: "intrinsic_lab.relight",
+    name: "intrinsiclab.relight",
     nodeCreated(node) {
         if (node.comfyClass !== NODE) return;
         const view = new RelightView(node);

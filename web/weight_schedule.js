@@ -109,7 +109,7 @@ function previewOf(node) {
 }
 
 app.registerExtension({
-    name: "intrinsic_lab.weight_schedule",
+    name: "intrinsiclab.weight_schedule",
     setup() {
         app.api.addEventListener("graphChanged", drawWhatFollows);
     },

@@ -95,7 +95,8 @@ def still_box(page, selector: str) -> dict[str, float]:
 
 def vue_boxes(page, count: int) -> dict[str, list[float]]:
     """Where the nodes of Nodes 2.0 are on the screen, once all are there and have their size."""
-    page.wait_for_function("count => document.querySelectorAll('[data-node-id]').length === count", arg=count)
+    # Core's 3D viewer, drawn without a graphics card on a busy machine, keeps the page for most of a minute.
+    page.wait_for_function("count => document.querySelectorAll('[data-node-id]').length === count", arg=count, timeout=120_000)
     page.wait_for_timeout(500)
     return page.evaluate(VUE_BOXES)
 
