@@ -1,5 +1,6 @@
 """Reading the kinds of files that data sets are made of. Each function raises ValueError, which names the file and says what to do."""
 
+import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..methods.extras import extra
-from ..methods.plain_files import open_regular
+from ..methods.plain_files import open_regular, read_text
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -84,10 +85,14 @@ def read_npy(path: Path, channels: int) -> numpy.ndarray:
         values = numpy.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path} cannot be read as a NumPy array ({error}): replace or remove it.") from None
+    return _of_one_map(path, values, channels)
+
+
+def _of_one_map(path: Path, values: numpy.ndarray, channels: int) -> numpy.ndarray:
     if channels == 1 and values.ndim == 2:
         values = values[..., None]
-    if values.ndim != 3 or values.shape[-1] != channels:
-        raise ValueError(f"{path} has the shape {list(values.shape)}: [height, width, {channels}] is wanted.")
+    if values.ndim != 3 or values.shape[-1] != channels or values.dtype.kind not in "fiub":
+        raise ValueError(f"{path} has the shape {list(values.shape)} of {values.dtype}: numbers [height, width, {channels}] are wanted.")
     return values.astype(numpy.float32)
 
 
@@ -98,14 +103,23 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as HDF5 ({error}): replace or remove it.") from None
 
 
-def read_hdf5(path: Path) -> numpy.ndarray:
-    """The array `dataset` of an HDF5 file, float32."""
+def read_hdf5(path: Path, channels: int) -> numpy.ndarray:
+    """The array `dataset` of an HDF5 file of one map as `[h, w, channels]` float32; one channel may have no axis of its own."""
     with open_hdf5(path) as file:
-        return file["dataset"][()].astype(numpy.float32)
+        values = file["dataset"][()]
+    return _of_one_map(path, values, channels)
+
+
+def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header, which must have these columns."""
+    rows = csv.DictReader(read_text(path).splitlines())
+    if missing := [name for name in columns if name not in (rows.fieldnames or ())]:
+        raise ValueError(f"{path} has no column {missing[0]}: copy the published table there.")
+    return [row for row in rows if all(row[name] for name in columns)]
 
 
 def read_exr(path: Path, channels: Sequence[str] = ("R", "G", "B")) -> numpy.ndarray:

@@ -2,8 +2,8 @@
 
     image/NAME.png  MAP/NAME.png       or       NAME.png  NAME_MAP.png
 
-`mask/NAME.png` says which pixels count, `about/NAME.json` which metres black and white depth stand for (`scenes.path_traced`).
-Both may be missing: then every pixel counts, and depth is relative.
+`mask/NAME.png` or `NAME_mask.png` says which pixels count, `about/NAME.json` which metres black and white depth stand for
+(`scenes.path_traced`). Both may be missing: then every pixel counts, and depth is relative.
 """
 
 import logging
@@ -18,7 +18,7 @@ from .base import ALL, DataSet, MapData, Pair, depth_data, map_data, normal_data
 from .files import SUFFIXES, read_pixels
 
 _LOG = logging.getLogger(__name__)
-IMAGE = "image"
+IMAGE, MASK = "image", "mask"
 
 
 def matched(folder: Path, map_name: str) -> list[Pair]:
@@ -33,14 +33,30 @@ def matched(folder: Path, map_name: str) -> list[Pair]:
         ending = f"_{map_name}"
         maps = {stem.removesuffix(ending): path for stem, path in files.items() if stem.endswith(ending)}
         # A picture may be called like a map (finish_line.png); then it has a map of its own.
-        of_maps = tuple(f"_{name}" for name in MAPS | OTHER_MAPS if name != IMAGE)
+        of_maps = tuple(f"_{name}" for name in (*MAPS, *OTHER_MAPS, MASK) if name != IMAGE)
         pictures = {stem.removesuffix(f"_{IMAGE}"): path for stem, path in files.items() if stem in maps or not stem.endswith(of_maps)}
     names = sorted(pictures.keys() & maps.keys())
     if not names:
         raise ValueError(f"{folder} holds {len(pictures)} pictures and {len(maps)} {map_name} maps but no pair: wanted {wanted}.")
     if alone := len(pictures.keys() ^ maps.keys()):
         _LOG.warning("%d files in %s have no partner for %s and are left out (%d pairs)", alone, folder, map_name, len(names))
-    return [Pair(name, pictures[name], maps[name]) for name in names]
+    pairs = [Pair(name, pictures[name], maps[name]) for name in names]
+    if 0 < (masked := sum(mask_file(pair) is not None for pair in pairs)) < len(pairs):
+        _LOG.warning("%d of %d pictures in %s have no mask: all of their pixels count", len(pairs) - masked, len(pairs), folder)
+    return pairs
+
+
+def mask_file(pair: Pair) -> Path | None:
+    """The picture that says which pixels of a pair count, if there is one."""
+    own_folder = pair.map.stem == pair.name
+    folder, stem = (pair.map.parent.with_name(MASK), pair.name) if own_folder else (pair.map.parent, f"{pair.name}_{MASK}")
+    endings = (ending for suffix in sorted(SUFFIXES) for ending in (suffix, suffix.upper()))
+    return next((path for ending in endings if (path := folder / f"{stem}{ending}").is_file()), None)
+
+
+def read_mask(path: Path) -> Tensor:
+    """`[h, w]` bool: where a mask is white."""
+    return read_pixels(path)[..., 0] > 0.5
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
@@ -62,17 +78,23 @@ def _picture(pair: Pair) -> Tensor:
 
 def _read(pair: Pair, map_name: str) -> MapData:
     pixels = read_pixels(pair.map)
-    folder = pair.map.parent.parent
-    mask_file, about = folder / "mask" / f"{pair.name}.png", folder / "about" / f"{pair.name}.json"
-    mask = read_pixels(mask_file)[..., 0].numpy() if mask_file.is_file() else None
+    mask = read_mask(path).numpy() if (path := mask_file(pair)) else None
     if map_name == "normal":
         return normal_data(pair.map, (2 * pixels - 1).numpy(), mask)
     if map_name == "depth":
         # Relative depth gets a metre's distance: AbsRel needs positive depth, and scale and shift are fitted anyway.
-        nearest, farthest = read_json(about)["depth_metres"] if about.is_file() else (1.0, 2.0)
+        about = pair.map.parent.parent / "about" / f"{pair.name}.json"
+        nearest, farthest = _metres(about) if about.is_file() else (1.0, 2.0)
         grey = pixels.mean(-1).numpy()
         return depth_data(pair.map, nearest + (farthest - nearest) * grey.astype(numpy.float64), mask)
     return map_data(pair.map, map_kind(map_name).from_picture(pixels[None])[0].numpy(), mask)
+
+
+def _metres(about: Path) -> tuple[float, float]:
+    match read_json(about):
+        case {"depth_metres": [int() | float() as nearest, int() | float() as farthest]} if 0 <= nearest <= farthest:
+            return nearest, farthest
+    raise ValueError(f'{about} does not say which metres black and white are: "depth_metres": [1.5, 7.0] is wanted, or no such file.')
 
 
 FOLDER = DataSet(

@@ -5,7 +5,6 @@ shading and specular are scaled alike, so that picture = albedo x shading + spec
 centre: depth along the axis comes by the rays. Normals have x right, y up, z to the viewer. What is NaN or infinite does not count.
 """
 
-import csv
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from ..methods.plain_files import visible
 from .base import ALL, DataSet, MapData, Pair, depth_data, map_data, normal_data
-from .files import read_hdf5, read_pixels
+from .files import read_hdf5, read_pixels, read_table
 
 GAMMA, PERCENTILE, BRIGHTNESS = 2.2, 90, 0.8
 # Half the picture's width over the focal length, where no table says otherwise: 60 degrees across.
@@ -52,12 +51,12 @@ def _frames_of(folder: Path, split: str) -> set[str]:
     table = folder / SPLITS
     if not table.is_file():
         raise ValueError(f"{table} is missing: copy it from the data set's repository, or take the split {ALL}.")
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        return {
-            f"{row['scene_name']}/scene_{row['camera_name']}/frame.{int(row['frame_id']):04d}"
-            for row in csv.DictReader(file)
-            if row["split_partition_name"] == split
-        }
+    rows = read_table(table, ("scene_name", "camera_name", "frame_id", "split_partition_name"))
+    return {
+        f"{row['scene_name']}/scene_{row['camera_name']}/frame.{row['frame_id'].zfill(4)}"
+        for row in rows
+        if row["split_partition_name"] == split
+    }
 
 
 def tone_scale(light_hw3: numpy.ndarray) -> float:
@@ -71,7 +70,7 @@ def tone_scale(light_hw3: numpy.ndarray) -> float:
 def _picture(pair: Pair) -> Tensor:
     if pair.picture.suffix == ".jpg":
         return read_pixels(pair.picture)
-    light = read_hdf5(pair.picture)
+    light = read_hdf5(pair.picture, 3)
     shown = numpy.nan_to_num(light * tone_scale(light), nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1) ** (1 / GAMMA)
     return torch.from_numpy(shown.astype(numpy.float32))
 
@@ -92,27 +91,28 @@ def planar_depth(distance_hw: numpy.ndarray, uv_to_camera: numpy.ndarray | None 
 
 @lru_cache(maxsize=2)
 def _cameras(table: Path) -> dict[str, numpy.ndarray]:
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        return {
-            row["scene_name"]: numpy.array([[float(row[f"M_cam_from_uv_{i}{j}"]) for j in range(3)] for i in range(3)])
-            for row in csv.DictReader(file)
-        }
+    entries = [f"M_cam_from_uv_{i}{j}" for i in range(3) for j in range(3)]
+    rows = read_table(table, ("scene_name", *entries))
+    try:
+        return {row["scene_name"]: numpy.array([float(row[entry]) for entry in entries]).reshape(3, 3) for row in rows}
+    except ValueError as error:
+        raise ValueError(f"{table} holds no cameras ({error}): copy the published table there, or remove it.") from None
 
 
 def _read(pair: Pair, map_name: str) -> MapData:
-    values = read_hdf5(pair.map)
+    values = read_hdf5(pair.map, 1 if map_name == "depth" else 3)
     if map_name == "normal":
         return normal_data(pair.map, values)
     if map_name == "depth":
         scene = pair.map.parents[2]
         table = scene.parent / CAMERAS
-        return depth_data(pair.map, planar_depth(values, _cameras(table).get(scene.name) if table.is_file() else None))
+        return depth_data(pair.map, planar_depth(values[..., 0], _cameras(table).get(scene.name) if table.is_file() else None))
     if map_name == "albedo":
         return map_data(pair.map, values)
     light = pair.map.with_name(pair.map.name.replace(_FILES[map_name][1], "color"))
     if not light.is_file():
         raise ValueError(f"{light} is missing: {map_name} is scaled as the picture's light is, unpack it too.")
-    return map_data(pair.map, values * tone_scale(read_hdf5(light)))
+    return map_data(pair.map, values * tone_scale(read_hdf5(light, 3)))
 
 
 HYPERSIM = DataSet(

@@ -3,6 +3,7 @@
 The 654 test pictures are those that `splits.mat` names, which is published beside it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
@@ -21,11 +22,14 @@ def _find(folder: Path, split: str, map_name: str) -> list[Pair]:
     if not path.is_file():
         return []
     with open_hdf5(path) as file:
-        rows = range(len(file["images"])) if split == ALL else _rows_of(folder, split)
+        every = range(len(file["images"]))
+    rows = every if split == ALL else _rows_of(folder, split)
+    if beyond := set(rows) - set(every):
+        raise ValueError(f"{SPLITS} names picture {min(beyond) + 1}, {path} holds {len(every)}: copy both files again.")
     return [Pair(f"{row + 1:05d}", path, path, row) for row in rows]
 
 
-def _rows_of(folder: Path, split: str) -> list[int]:
+def _rows_of(folder: Path, split: str) -> Sequence[int]:
     table = folder / SPLITS
     if not table.is_file():
         raise ValueError(f"{table} is missing: it says which pictures are for testing; copy it there, or take the split {ALL}.")

@@ -9,6 +9,7 @@ from ..data import DATA_SETS, named_set
 from ..methods.intrinsic_lora.recipe import AUTO, conventions
 from ..methods.maps import MAPS
 from ..methods.metrics import ALIGNMENTS
+from ..training.intrinsic_lora.options import BASE
 from .report import TABLE
 from .run import EvaluationConfig, evaluate
 
@@ -31,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     made = parser.add_argument_group("what is judged: a folder, or a model")
     made.add_argument("--predictions", type=Path, help="NAME.npy or .exr (data) or .png (pictures), named as the set's pictures")
-    made.add_argument("--base", type=Path, help="Stable Diffusion 1.x or 2.x model: a diffusers folder, or a checkpoint file")
+    made.add_argument("--base", type=Path, help=BASE)
     made.add_argument("--lora", type=Path, help="Intrinsic LoRA for this map")
     made.add_argument("--size", type=int, help="short side at which the model sees a picture; 0: its own (as the LoRA was trained, or 512)")
     made.add_argument("--convention", choices=(AUTO, *conventions()), default=AUTO, help="of the predicted map; auto: by its file")

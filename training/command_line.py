@@ -69,7 +69,14 @@ def data_from(arguments: argparse.Namespace, sizes: tuple[int, int] = SIZES) -> 
         return SceneData(arguments.first_scene, count, arguments.size or sizes[1])
     few = {"count": arguments.scenes or 0, "labels": arguments.labels, "seed": arguments.seed}
     if named := named_set(str(arguments.data)):
+        for name in ("normals", "depth", "colors"):
+            if (came := getattr(arguments, name, usual := getattr(FolderData, name))) != usual:
+                raise ValueError(f"--{name} {came} is of a plain folder's files: {named[0].name} has its own convention, leave it out.")
         return SetData(named[0].name, named[1], arguments.split, arguments.size or sizes[0], **few)
+    # A colon after one letter is a drive's.
+    if arguments.split or (":" in str(arguments.data)[2:] and not arguments.data.exists()):
+        why = f"--split {arguments.split} is a part of a data set" if arguments.split else "it names no data set"
+        raise ValueError(f"--data is {arguments.data}, but {why}: write NAME:FOLDER, NAME one of {', '.join(DATA_SETS)}.")
     folder = FolderData(arguments.data, arguments.size or sizes[0], **chosen(FolderData, arguments, "size"))
     return FewPairs(**vars(folder), **few) if few["count"] or few["labels"] else folder
 

@@ -5,6 +5,7 @@ Two layouts, told apart by whether the map has a folder of its own; pairs share 
     image/kitchen.jpg  normal/kitchen.png  depth/kitchen.png       or       kitchen.jpg  kitchen_normal.png  kitchen_depth.png
 
 Pictures: anything Pillow reads. Maps: 8- or 16-bit PNG (or anything Pillow reads), in the conventions that `FolderData` names.
+Masks, where there are any (`data.folder`): mask/kitchen.png or kitchen_mask.png, white where the maps count.
 Captions, for trainers that use them: NAME.txt beside the picture. Where one map is learnt, the prompt is its name.
 """
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..data.files import read_picture
-from ..data.folder import matched
+from ..data.folder import mask_file, matched, read_mask
 from ..methods.maps import MAPS, map_kind
 from ..methods.maps.files import FileConvention
 from ..methods.plain_files import read_text
@@ -60,7 +61,8 @@ class FolderData:
     def source(self, map_name: str) -> "FolderPairs":
         """The pairs of pictures and `map_name`. Raises ValueError, saying what was looked for, if there are none."""
         pairs = matched(self.folder, map_name)
-        return FolderPairs(self, map_name, tuple(pair.picture for pair in pairs), tuple(pair.map for pair in pairs))
+        pictures, maps, masks = (tuple(files) for files in zip(*((pair.picture, pair.map, mask_file(pair)) for pair in pairs), strict=True))
+        return MaskedPairs(self, map_name, pictures, maps, masks) if any(masks) else FolderPairs(self, map_name, pictures, maps)
 
     def aligned(self, map_names: Sequence[str]) -> "AlignedPairs":
         """The pictures that have each of several maps. Raises ValueError if no picture has all of them, or none is asked for."""
@@ -73,8 +75,8 @@ class FolderData:
             raise ValueError(f"no picture in {self.folder} has all of {', '.join(map_names)}: leave out those you do not have.")
         aligned = {}
         for name, source in sources.items():
-            maps = dict(zip(source.pictures, source.maps, strict=True))
-            aligned[name] = FolderPairs(self, name, tuple(pictures), tuple(maps[picture] for picture in pictures))
+            row_of = {picture: row for row, picture in enumerate(source.pictures)}
+            aligned[name] = source.chosen([row_of[picture] for picture in pictures])
         return AlignedPairs(aligned)
 
 
@@ -109,6 +111,9 @@ class FolderPairs:
         return square(read_picture(self.pictures[row]), self.data.size).clamp(0, 1)
 
     def _map(self, row: int) -> Tensor:
+        return self._tidied(self._pixels(row))
+
+    def _pixels(self, row: int) -> Tensor:
         path = self.maps[row]
         values = read_picture(path)
         with Image.open(self.pictures[row]) as picture:
@@ -120,9 +125,51 @@ class FolderPairs:
                 f"{path} is {values.shape[2]} x {values.shape[1]}, its picture {width} x {height}: a pair must show the same view, at a "
                 "similar size."
             )
+        return square(values, self.data.size)
+
+    def _tidied(self, pixels_chw: Tensor) -> Tensor:
         files = map_kind(self.map_name).files
-        pixels_bhw3 = rearrange(square(values, self.data.size), "c h w -> 1 h w c")
-        return rearrange(files.readings[self.data.chosen(files)](pixels_bhw3), "1 h w c -> c h w")
+        return rearrange(files.readings[self.data.chosen(files)](rearrange(pixels_chw, "c h w -> 1 h w c")), "1 h w c -> c h w")
+
+
+@dataclass(frozen=True)
+class MaskedPairs(FolderPairs):
+    """A `pairs.MaskedSource` of a folder. mask_files: of each pair; None where every pixel counts."""
+
+    mask_files: tuple[Path | None, ...] = ()
+
+    def chosen(self, rows: Sequence[int]) -> "MaskedPairs":
+        pairs = super().chosen(rows)
+        assert isinstance(pairs, MaskedPairs)
+        return replace(pairs, mask_files=tuple(self.mask_files[row] for row in rows))
+
+    def read(self, kind: str, rows: Sequence[int]) -> Tensor:
+        """See `PairSource.read`; a map is black where it does not count. Raises ValueError also for a mask of another size."""
+        pictures = super().read(kind, rows)
+        return pictures if kind == IMAGE else pictures.masked_fill(~self.masks(rows), 0)
+
+    def masks(self, rows: Sequence[int]) -> Tensor:
+        return torch.stack([self._mask(row) for row in rows])
+
+    def identity(self, kind: str) -> dict[str, Any]:
+        of_masks = [path and (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.mask_files]
+        return super().identity(kind) | ({} if kind == IMAGE else {"masks": of_masks})
+
+    def _mask(self, row: int) -> Tensor:
+        """`[1, size, size]`: a pixel counts if all that it is made of counts."""
+        if (path := self.mask_files[row]) is None:
+            return torch.ones(1, self.data.size, self.data.size, dtype=torch.bool)
+        return square(read_mask(path)[None].float(), self.data.size) > 0.999
+
+    def _map(self, row: int) -> Tensor:
+        pixels, known = self._pixels(row), self._mask(row)[0]
+        if path := self.mask_files[row]:
+            with Image.open(path) as mask, Image.open(self.maps[row]) as values:
+                if mask.size != values.size:
+                    sizes = [" x ".join(map(str, size)) for size in (mask.size, values.size)]
+                    raise ValueError(f"{path} is {sizes[0]}, {self.maps[row].name} {sizes[1]}: a mask must have its map's size.")
+        # Depth is stretched over what counts.
+        return self._tidied(torch.where(known, pixels, pixels[:, known][:, :1, None])) if known.any() else torch.zeros_like(pixels)
 
 
 @dataclass(frozen=True)

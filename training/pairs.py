@@ -70,6 +70,11 @@ class Aligned(Generic[Pairs]):
     def identity(self, kind: str) -> dict[str, Any]:
         return self.of(kind).identity(kind)
 
+    @property
+    def masked(self) -> bool:
+        """Whether all maps are `MaskedSource`s."""
+        return all(isinstance(pairs, MaskedSource) for pairs in self.maps.values())
+
 
 @dataclass(frozen=True)
 class SceneData:

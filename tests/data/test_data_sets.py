@@ -256,7 +256,7 @@ def test_masks_of_another_size_and_millimetres_and_broken_files_are_told(tmp_pat
     with pytest.raises(ValueError, match=r"the median depth of .* is \d{4}.*: metres are wanted, these look like millimetres"):
         read("diode", tmp_path, "depth")
     numpy.save(depth, metres[..., [0, 0]])
-    with pytest.raises(ValueError, match=r"has the shape \[12, 16, 2\]: \[height, width, 1\] is wanted"):
+    with pytest.raises(ValueError, match=r"has the shape \[12, 16, 2\] of float32: numbers \[height, width, 1\] are wanted"):
         read("diode", tmp_path, "depth")
     numpy.save(depth, numpy.array([{"code": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="cannot be read as a NumPy array"):
@@ -282,6 +282,38 @@ def test_truncated_hdf5_and_exr_are_told(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"000_albedo\.exr cannot be read as EXR"):
         read("interiorverse", tmp_path, "albedo")
+
+
+def test_tables_and_numbers_of_another_kind_are_told(tmp_path):
+    """Hypersim's tables with other columns or no numbers, arrays of another shape, a list of pictures that are not there."""
+    tiny_sets.write_hypersim(tmp_path)
+    columns = [f"M_cam_from_uv_{i}{j}" for i in range(3) for j in range(3)]
+    for name, text, split, words in (
+        (CAMERAS, "scene\nai_001_001\n", "", f"{CAMERAS} has no column scene_name: copy the published table"),
+        (CAMERAS, ",".join(["scene_name", *columns]) + "\nai_001_001" + ",x" * 9 + "\n", "", f"{CAMERAS} holds no cameras"),
+        (SPLITS, "scene_name,frame\nai_001_001,7\n", "test", f"{SPLITS} has no column camera_name"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=words):
+            read("hypersim", tmp_path, "depth", split)
+        (tmp_path / name).unlink()
+    path = next(tmp_path.rglob("*.normal_cam.hdf5"))
+    for values, words in ((numpy.ones((3, 4)), r"shape \[3, 4\] of float64: numbers \[height, width, 3\]"), (["a"], "of object: numbers")):
+        with h5py.File(path, "w") as file:
+            file["dataset"] = values
+        with pytest.raises(ValueError, match=words):
+            read("hypersim", tmp_path, "normal")
+    tiny_sets.write_nyuv2(tmp_path)
+    savemat(tmp_path / "splits.mat", {"testNdxs": numpy.array([[1], [900]])})
+    with pytest.raises(ValueError, match=r"splits\.mat names picture 900, .*labeled\.mat holds 3"):
+        DATA_SETS["nyuv2"].pairs(tmp_path, "depth", "test")
+    for name in ("image/a.png", "depth/a.png"):
+        tiny_sets.write_png(tmp_path / name, numpy.ones((4, 4, 3)))
+    (tmp_path / "about").mkdir()
+    for said in ("[]", '{"depth_metres": [5]}', '{"depth_metres": [9, 2]}'):
+        (tmp_path / "about/a.json").write_text(said)
+        with pytest.raises(ValueError, match=r"about/a\.json does not say which metres black and white are"):
+            read("folder", tmp_path, "depth")
 
 
 def test_a_missing_library_is_told_with_its_remedy(monkeypatch, tmp_path):

@@ -1,10 +1,13 @@
 """Pairs from a folder: values, layouts, conventions, and what is said when the folder is not right."""
 
+from dataclasses import replace
+
 import numpy
 import pytest
 import torch
 from intrinsic_lab.methods.maps import linear_from_srgb, normal_from_picture
-from intrinsic_lab.training.folder_data import FolderData, read_picture
+from intrinsic_lab.training.folder_data import FewPairs, FolderData, read_picture
+from intrinsic_lab.training.pairs import MaskedSource
 from PIL import Image
 
 
@@ -111,6 +114,33 @@ def test_highlights_are_colors(tmp_path):
     write(tmp_path / "specular/a.png", numpy.full((8, 8, 3), 51))
     linear = FolderData(tmp_path, 8, colors="linear").source("specular").read("specular", [0])
     torch.testing.assert_close(linear_from_srgb(linear), torch.full((1, 3, 8, 8), 0.2), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["{}/{}.png mask/{}.PNG", "{1}_{0}.png {}_mask.jpg"])
+def test_what_a_mask_leaves_out_is_neither_shown_nor_stretched_over(tmp_path, layout, caplog):
+    map_path, mask_path = layout.split()
+    depth, known = numpy.full((8, 8, 3), 250), numpy.full((8, 8), 255)
+    depth[:, :2], depth[:, 2], known[:, 3:] = 40, 80, 0
+    for name in ("a", "b"):
+        write(tmp_path / ("image/{}.png" if "/" in map_path else "{}.png").format(name), depth)
+        write(tmp_path / map_path.format("depth", name), depth)
+    Image.fromarray(known.astype(numpy.uint8)).save(mask := tmp_path / mask_path.format("b").replace("mask/b", "b"), format="PNG")
+    if "/" in mask_path:
+        (tmp_path / "mask").mkdir()
+        mask = mask.rename(tmp_path / "mask/b.PNG")
+    source = FolderData(tmp_path, 8, depth="near_bright").source("depth")
+    assert isinstance(source, MaskedSource) and "1 of 2 pictures" in caplog.text and "have no mask" in caplog.text
+    whole, masked = source.read("depth", [0, 1])
+    assert source.masks([0]).all() and torch.equal(source.masks([1])[0, 0], torch.from_numpy(known > 0))
+    # Near is bright in the file, and dark in the pack's own picture.
+    assert whole[0, 0, 0] == 1 and whole[0, 0, 7] == 0
+    assert (masked[:, :, :2] == 1).all() and not masked[:, :, 2:].any()
+    aligned = FewPairs(tmp_path, 8, labels=2).aligned(["depth"])
+    assert aligned.masked and source.chosen([1]).masks([0]).sum() == 24
+    assert source.identity("depth") != replace(source, mask_files=(None, None)).identity("depth")
+    Image.fromarray(known[:4].astype(numpy.uint8)).save(mask, format="PNG")
+    with pytest.raises(ValueError, match=r"is 8 x 4, .* 8 x 8: a mask must have its map's size"):
+        source.read("depth", [1])
 
 
 def test_a_picture_may_be_called_like_a_map(tmp_path):

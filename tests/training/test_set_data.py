@@ -134,8 +134,14 @@ def test_the_command_line_names_sets_and_limits_pairs(tmp_path):
     data = config_from(build_parser().parse_args(f"{base} --data {tmp_path} --scenes 7 --normals directx".split())).data
     assert data == FewPairs(tmp_path, normals="directx", count=7, seed=5)
     assert config_from(build_parser().parse_args(f"{base} --data {tmp_path}".split())).data == FolderData(tmp_path)
-    with pytest.raises(ValueError, match="--labels draws from the pairs of --data"):
-        config_from(build_parser().parse_args(f"{base} --labels 3".split()))
+    for options, words in (
+        ("--labels 3", "--labels draws from the pairs of --data"),
+        (f"--data diode:{tmp_path} --normals opencv", "--normals opencv is of a plain folder's files: diode has its own convention"),
+        (f"--data {tmp_path} --split val", "but --split val is a part of a data set: write NAME:FOLDER, NAME one of diode"),
+        (f"--data dyode:{tmp_path}", "dyode:.*, but it names no data set: write NAME:FOLDER"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            config_from(build_parser().parse_args(f"{base} {options}".split()))
 
 
 class Nothing(torch.nn.Module):

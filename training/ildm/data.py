@@ -12,7 +12,7 @@ from ...data import DATA_SETS
 from ...methods.ildm.intrinsic_vae import INTRINSICS, TOTAL_CHANNELS, channel_slice, intrinsics_from_pictures, join_intrinsics
 from ...scenes import render_scenes
 from ..folder_data import AlignedPairs, FolderData
-from ..pairs import IMAGE, CaptionedSource, SceneData
+from ..pairs import IMAGE, CaptionedSource, MaskedSource, SceneData
 from ..scene_pictures import scene_data
 from ..set_data import AlignedSet, SetData
 
@@ -93,9 +93,8 @@ class JointFolderData:
 
     def source(self) -> "JointFolder | JointSet":
         """Pictures that have every one of the intrinsics. Raises ValueError if there are none."""
-        if isinstance(self.folder, SetData):
-            return JointSet(self.folder.aligned(self.intrinsics))
-        return JointFolder(self.folder.aligned(self.intrinsics))
+        pairs = self.folder.aligned(self.intrinsics)
+        return JointSet(pairs) if pairs.masked else JointFolder(pairs)
 
 
 @dataclass(frozen=True)
@@ -123,14 +122,13 @@ class JointFolder:
 
 @dataclass(frozen=True)
 class JointSet(JointFolder):
-    """A `JointSource` and `pairs.MaskedSource` of a public data set: an unknown pixel is zero, as an intrinsic that is not there."""
-
-    pairs: AlignedSet
+    """A `JointSource` and `pairs.MaskedSource` of maps with masks: an unknown pixel is zero, as an intrinsic that is not there."""
 
     def known(self, rows: Sequence[int]) -> Tensor:
         """`[b, TOTAL_CHANNELS, h, w]`, True where an intrinsic counts, and everywhere for those that the set has none of."""
         known = torch.ones(len(rows), TOTAL_CHANNELS, self.pairs.of(IMAGE).data.size, self.pairs.of(IMAGE).data.size, dtype=torch.bool)
         for name, pairs in self.pairs.maps.items():
+            assert isinstance(pairs, MaskedSource)
             known[:, channel_slice(name)] = pairs.masks(rows)
         return known
 

@@ -20,8 +20,7 @@ from ..intrinsic_lora.latents import downscale, encode_model_latents, latent_mas
 from ..look import OnSample, shown_source, with_looks
 from ..loop import History, Report, train
 from ..losses import draw_times
-from ..pairs import IMAGE, CaptionedSource, OnEncoded
-from ..set_data import AlignedSet
+from ..pairs import IMAGE, Aligned, CaptionedSource, OnEncoded
 from .config import LumixConfig
 from .data import map_source
 from .look import maps_look
@@ -47,7 +46,7 @@ class MapLatents:
         kinds = [KINDS[name] for name in maps]
         encoded = encode_model_latents(vae, source, kinds, cache, on_encoded)
         means, deviations = zip(*encoded.values(), strict=True)
-        mask = _known(source, kinds, downscale(vae), cache) if isinstance(source, AlignedSet) else None
+        mask = _known(source, kinds, downscale(vae), cache) if isinstance(source, Aligned) and source.masked else None
         return cls(torch.stack(means), torch.stack(deviations), mask)
 
     def __len__(self) -> int:
@@ -63,7 +62,7 @@ class MapLatents:
         return None if self.mask is None else self.mask[:, rows].transpose(0, 1)
 
 
-def _known(source: AlignedSet, kinds: Sequence[str], factor: int, cache: Path) -> Tensor:
+def _known(source: Aligned, kinds: Sequence[str], factor: int, cache: Path) -> Tensor:
     """The masks of all kinds; of the picture everything is known."""
     masks = {kind: latent_masks(source.of(kind), kind, factor, cache) for kind in kinds if kind != IMAGE}
     whole = torch.ones_like(next(iter(masks.values())))
