@@ -42,7 +42,7 @@ from .ildm_cost import RANK, WEIGHT, random_patcher
 from .measuring import RESULTS, in_turns, keep_result, markdown_table
 
 MAPS = ("albedo", COLOR, "normal")
-LIMIT, TENSOR_RANK, EQUAL = 1.10, 8, 1e-4
+LIMIT, TENSOR_RANK, EQUAL = 1.10, 8, 2e-5
 BASE, EXCHANGE, LUMIX, CROSS = "one forward", "I-LDM", "LumiX", "cross-intrinsic"
 ROWS = {EXCHANGE: 2, LUMIX: len(MAPS), CROSS: len(MAPS)}
 
