@@ -88,7 +88,7 @@ def compare(paths: Sequence[str | Path], report: Callable[[int, int], None] | No
 
 
 def compare_within(paths: Sequence[str | Path]) -> tuple[Products, Products] | None:
-    """(k changes as the first's singular vectors see them, the changes themselves); None where any is no product of two factors, or of another shape.
+    """(k changes as the first's singular vectors see them, the changes themselves); None where one is no product, or of another shape.
 
     With U and V the first's left and right ones, module by module: of [U^T D; D V] for each change D, of all of D where the first has
     nothing. The best approximation B of a sum M of changes has U^T M = U^T B and M V = B V: what is cut off lies across both.
