@@ -88,7 +88,7 @@ def compare(paths: Sequence[str | Path], report: Callable[[int, int], None] | No
 
 
 def compare_within(paths: Sequence[str | Path]) -> tuple[Products, Products] | None:
-    """(k changes as the first's singular vectors see them, the changes themselves); None where any is no product of two factors.
+    """(k changes as the first's singular vectors see them, the changes themselves); None where one is no product, or of another shape.
 
     With U and V the first's left and right ones, module by module: of [U^T D; D V] for each change D, of all of D where the first has
     nothing. The best approximation B of a sum M of changes has U^T M = U^T B and M V = B V: what is cut off lies across both.
@@ -99,13 +99,15 @@ def compare_within(paths: Sequence[str | Path]) -> tuple[Products, Products] | N
         readers = [stack.enter_context(Reader(path, cache)) for path in paths]
         for group in _groups([reader.header.layout for reader in readers]):
             files = [_File(reader, names, Counter()) for reader, names in zip(readers, group, strict=True)]
-            if any(_plain(deltas) is None for file in files for deltas in file.changes.values()):
-                return None
+            first = files[0].changes
+            for piece, deltas in ((piece, deltas) for file in files for piece, deltas in file.changes.items()):
+                if _plain(deltas) is None or deltas[0].shape != first.get(piece, deltas)[0].shape:
+                    return None
             whole += _products([file.changes for file in files])
             rounding += [file.rounding for file in files]
             for pieces, _ in files[0].ranks:
                 seen += _seen_by_first([[_plain(file.changes.get(piece, [])) or [] for piece in pieces] for file in files])
-            beside = [{piece: deltas for piece, deltas in file.changes.items() if piece not in files[0].changes} for file in files]
+            beside = [{piece: deltas for piece, deltas in file.changes.items() if piece not in first} for file in files]
             seen += _products(beside)
     # Rounding is seen from both sides, and turns the first's singular vectors besides.
     return Products(seen, 4 * rounding), Products(whole, rounding)

@@ -215,10 +215,10 @@ def _explaining(found: Products) -> dict[int, float]:
         left = max(float(weights @ found.inner[numpy.ix_(used, used)] @ weights), 0.0) ** 0.5
         return shares if shares and left <= allowed(found, 0, shares) else None
 
-    shares = fitted(range(1, len(found.inner)))
-    for place in sorted(shares or {}, key=lambda one: shares[one]):
+    shares = fitted(range(1, len(found.inner))) or {}
+    for place in sorted(shares, key=shares.__getitem__):
         shares = fitted([one for one in shares if one != place]) or shares
-    return shares or {}
+    return shares
 
 
 def _said(

@@ -75,7 +75,7 @@ class Spaces:
     def _fit_of(self, family: str, subnetwork: str) -> Fit | None:
         query = "SELECT * FROM spaces WHERE family = ? AND subnetwork = ? AND sketch_version = ?"
         row = next(rows_of(self._connection, query, [family, subnetwork, SKETCH_VERSION]), None)
-        return row and Fit(row["id"], row["fitted_on"], row["dimensions"], unpack(row["dimensions"], row["pca"]))
+        return Fit(row["id"], row["fitted_on"], row["dimensions"], unpack(row["dimensions"], row["pca"])) if row else None
 
     def _in_memory(self, family: str, subnetwork: str, ids: numpy.ndarray, pca: dict[str, Pca]) -> Space:
         """The sketches of these, projected; nothing is kept in the database."""

@@ -8,7 +8,7 @@ import torch
 from intrinsic_lab.benchmarks.lora_kinship_table import cast, merged, resized, scaled, shelf, stored
 from intrinsic_lab.methods.lora.layers import LoraLayer
 from intrinsic_lab.methods.lora_space import kinship as kinds
-from intrinsic_lab.methods.lora_space.comparison import compare
+from intrinsic_lab.methods.lora_space.comparison import compare, compare_within
 from intrinsic_lab.methods.lora_space.duplicates import find_duplicates
 from intrinsic_lab.methods.lora_space.index import LoraIndex
 from intrinsic_lab.methods.lora_space.kinship import kinship, nonnegative_fit
@@ -152,6 +152,11 @@ def test_what_is_fused_is_reduced_as_one(tmp_path):
     qkv = stored({"lora_unet_double_blocks_0_img_attn_qkv": (torch.randn(9216, 8), torch.randn(8, 3072) * torch.arange(8, 0, -1)[:, None])})
     whole = write(tmp_path, "whole", qkv)
     reduced = kinship(whole, write(tmp_path, "reduced", resized(qkv, 3)))
+    # Seen by its own singular vectors, the reduced one is what they see of the whole; another shape is seen by nobody.
+    seen = compare_within([tmp_path / "reduced.safetensors", whole])[0].inner
+    assert seen[0, 1] == pytest.approx(seen[0, 0], rel=1e-6) and seen[1, 1] == pytest.approx(seen[0, 0], rel=1e-6)
+    other = stored({"lora_unet_double_blocks_0_img_attn_qkv": (torch.randn(96, 8), torch.randn(8, 32))})
+    assert compare_within([whole, write(tmp_path, "narrow", other)]) is None
     assert reduced.kind == kinds.REDUCED and "reduced.safetensors is whole.safetensors reduced" in reduced.text
     up, down = qkv["lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight"], qkv["lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight"]
     split = {f"transformer.transformer_blocks.0.attn.to_{side}.lora_A.weight": down.clone() for side in "qkv"}

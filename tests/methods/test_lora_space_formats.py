@@ -298,6 +298,9 @@ def test_unknown_structures_are_told_apart_whatever_was_trained():
 
     assert family("strange_0_a", "strange_1_b") == family("strange_0_c") != family("strange_0_a", width=778)
     assert family("strange_0_a").startswith("unknown-") and family("other_0_a") != family("strange_0_a")
+    # Of a width that no model has: stored as one or apart.
+    fused = base_family({"double_blocks_0_img_attn_qkv": Sizes(4, 3 * 777, 777)}, {})
+    assert fused == family(*(f"transformer_blocks_0_attn_to_{side}" for side in "qkv"))
 
 
 def test_inner_products_and_cuts_equal_dense_ones():
