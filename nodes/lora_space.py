@@ -382,7 +382,13 @@ class BlendLoRAs(Node):
             lora, _ = load_tensors(lora_path(name))
             own = strength[0] * share / sum(shares)
             before = _changes(blended, text)
-            blended, text = comfy.sd.load_lora_for_models(blended, text, lora, own, own)
+            try:
+                blended, text = comfy.sd.load_lora_for_models(blended, text, lora, own, own)
+            # Core takes it for granted that a file is whole.
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{name} is no whole LoRA: ComfyUI's loader stops at {error}. Download it again, or leave it out."
+                ) from error
             if _changes(blended, text) == before:
                 raise ValueError(f"{name} fits no layer of this MODEL: it was made for another base model; load that, or leave it out.")
         return io.NodeOutput(blended, text)

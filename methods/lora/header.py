@@ -187,7 +187,16 @@ def parse_header(text: str, parse: Callable[[str], Layout] = parse_layout) -> tu
     metadata = metadata or layout.metadata
     if not isinstance(metadata, dict) or not isinstance(layout.end, int):
         raise TypeError
-    return layout, metadata
+    # Escapes can write halves of letters, which no database and no socket takes. Raises ValueError for names of tensors that hold one.
+    if "\\u" in rest:
+        "".join(layout.tensors).encode()
+    # Texts alone are metadata; what else stands there says nothing.
+    return layout, {_whole(key): _whole(value) for key, value in metadata.items() if isinstance(value, str)}
+
+
+def _whole(text: str) -> str:
+    """Halves of letters become question marks."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _split(text: str) -> tuple[dict[str, str], str]:

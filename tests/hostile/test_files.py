@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from intrinsic_lab.data.folder import matched
 from intrinsic_lab.methods.ildm.schedules import LAST_POSITION, parse_positions, parse_table, table_schedule
+from intrinsic_lab.methods.lora_space.index import LoraIndex
 from intrinsic_lab.methods.lora_space.scan import list_files
 from intrinsic_lab.methods.lumix.tensor_lora.file import config_of_state
 from intrinsic_lab.methods.plain_files import read_json, read_text
@@ -24,6 +25,7 @@ from intrinsic_lab.nodes.native.training import files as training_files
 from intrinsic_lab.tools.batch_jobs import RECORD_NAME, Job, collect_jobs, is_done
 from intrinsic_lab.training.folder_data import FolderData
 from PIL import Image
+from safetensors.torch import save_file
 
 NODES = {}
 VALUES = st.recursive(
@@ -255,3 +257,22 @@ def test_names_of_one_file_are_one_lora_and_pipes_and_hidden_ones_are_none(tmp_p
     listing = list_files([tmp_path, tmp_path])
     assert sorted(file.name for file in listing.files) == ["other.safetensors", "z.safetensors"]
     assert [(os.path.basename(path), "no regular file" in reason) for path, reason in listing.problems] == [("pipe.safetensors", True)]
+
+
+def test_halves_of_letters_and_numbers_in_a_header_keep_no_lora_from_the_index(tmp_path):
+    layer = {f"lora_unet_conv_in.{name}": torch.ones(1, 1) for name in ("lora_down.weight", "lora_up.weight")}
+    save_file(layer, tmp_path / "good.safetensors", {"modelspec.title": "good"})
+    whole = (tmp_path / "good.safetensors").read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for name, entry, renamed in (
+        ("title", {"modelspec.title": "\ud800", "ss_sd_model_name": "\udfff"}, "lora_unet_conv_in"),
+        ("number", {"intrinsic_lab.timestep": 0, "modelspec.title": None, "ss_steps": [1]}, "lora_unet_conv_in"),
+        ("module", {}, "\ud800"),
+    ):
+        header = json.loads(whole[8:start].decode().replace("lora_unet_conv_in", json.dumps(renamed)[1:-1])) | {"__metadata__": entry}
+        text = json.dumps(header).encode()
+        (tmp_path / f"{name}.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + whole[start:])
+    with LoraIndex(tmp_path / "index.sqlite") as index:
+        found = index.update([tmp_path])
+        assert found.added == 4 and [os.path.basename(problem.path) for problem in found.problems] == ["module.safetensors"]
+        assert len(index.entries()) == 3

@@ -149,6 +149,12 @@ def test_parts_of_other_families_meet_in_words(nano, tmp_path, monkeypatch):
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], folder_paths.supported_pt_extensions))
     key = "lora_unet_double_blocks_77_img_attn_qkv"
     save_file({f"{key}.lora_down.weight": torch.ones(1, 8), f"{key}.lora_up.weight": torch.ones(8, 1)}, tmp_path / "flux.safetensors")
+    save_file({"lora_unet_conv_in.lora_up.weight": torch.ones(8, 1, 1, 1)}, tmp_path / "half.safetensors")
+    empty = {"alpha": torch.ones(0), "lora_down.weight": torch.ones(1, 4, 3, 3), "lora_up.weight": torch.ones(8, 1, 1, 1)}
+    save_file({f"lora_unet_conv_in.{name}": value for name, value in empty.items()}, tmp_path / "empty.safetensors")
+    for name in ("half.safetensors", "empty.safetensors"):
+        with pytest.raises(ValueError, match=f"{name} is no whole LoRA"):
+            BlendLoRAs.execute([nano.model], [name], [1.0])
     (tmp_path / "a.bin").write_bytes(b"\x80")
     with pytest.raises(ValueError, match="fits no layer of this MODEL"):
         BlendLoRAs.execute([nano.model], ["flux.safetensors"], [1.0])
