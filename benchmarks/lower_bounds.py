@@ -1,7 +1,7 @@
-"""The oldest packages that pyproject.toml allows, in an environment of their own: every trainer takes two steps, a pickled LoRA is read.
+"""The oldest Python and packages that pyproject.toml allows, on their own: every trainer takes two steps, a pickled LoRA is read.
 
 `uv pip install --resolution lowest-direct` takes what the nodes and the extra `train` name at its lower bound. Needs a package index and
-6 GB, and Python 3.11, for which such old packages still have wheels. `make bench ARGS=lower_bounds`.
+6 GB. `make bench ARGS=lower_bounds`.
 """
 
 import json
@@ -42,25 +42,29 @@ torch.save(tensors, sys.argv[2])
 read, _ = lora_file.load_tensors(lora_file.Path(sys.argv[2]))
 assert tensors.keys() == read.keys() and all(torch.equal(tensors[name], read[name]) for name in tensors)
 """
-VERSIONS = "import importlib.metadata as m, json, sys; print(json.dumps({name: m.version(name) for name in sys.argv[1:]}))"
+VERSIONS = """
+import importlib.metadata as m, json, platform, sys
+print(json.dumps({"python": platform.python_version()} | {name: m.version(name) for name in sys.argv[1:]}))
+"""
 
 
 def make_environment() -> tuple[Path, list[str]]:
     """(its interpreter, names of the packages that are at their lower bound), made anew where the bounds have changed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = [*project["dependencies"], *project["optional-dependencies"]["train"]]
-    python, wanted = ENVIRONMENT / "bin" / "python", ENVIRONMENT / "asked.txt"
-    if not wanted.is_file() or wanted.read_text(encoding="utf-8") != "\n".join(asked):
+    oldest = project["requires-python"].removeprefix(">=")
+    python, wanted, text = ENVIRONMENT / "bin" / "python", ENVIRONMENT / "asked.txt", "\n".join([f"# Python {oldest}", *asked])
+    if not wanted.is_file() or wanted.read_text(encoding="utf-8") != text:
         WORKSPACE.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory() as folder, step("Installing the oldest packages that are allowed"):
             remedy = f"read {LOG}; it needs a package index."
             run_logged([sys.executable, "-m", "pip", "install", "--no-input", "--target", folder, "uv"], LOG, remedy)
             uv = Path(folder) / "bin" / "uv"
-            run_logged([uv, "venv", "--clear", "--python", "3.11", ENVIRONMENT], LOG, remedy)
-            (Path(folder) / "asked.txt").write_text("\n".join(asked), encoding="utf-8")
+            run_logged([uv, "venv", "--clear", "--python", oldest, ENVIRONMENT], LOG, remedy)
+            (Path(folder) / "asked.txt").write_text(text, encoding="utf-8")
             install = [uv, "pip", "install", "--python", python, "--resolution", "lowest-direct", "--requirement", f"{folder}/asked.txt"]
             run_logged(install, LOG, remedy)
-        wanted.write_text("\n".join(asked), encoding="utf-8")
+        wanted.write_text(text, encoding="utf-8")
     return python, [name.partition(">=")[0] for name in asked]
 
 

@@ -8,7 +8,7 @@ from types import ModuleType
 # The oldest that works, found by trying; pyproject.toml's extras say the same.
 LEAST = {
     "accelerate": "0.34",
-    "diffusers": "0.35.2",
+    "diffusers": "0.36",
     "h5py": "3.10",
     "openexr": "3.3",
     "peft": "0.17.1",
