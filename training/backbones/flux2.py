@@ -61,7 +61,7 @@ def _patched(latent_bchw: Tensor) -> Tensor:
     return pack(latent_bchw).mT.unflatten(2, (height // 2, width // 2))
 
 
-def velocity(transformer: nn.Module, latent_bchw: Tensor, time_b: Tensor, text: TextEmbeddings) -> Tensor:
+def velocity(transformer: Flux2Transformer2DModel, latent_bchw: Tensor, time_b: Tensor, text: TextEmbeddings) -> Tensor:
     """noise - latent, at flow times 0..1."""
     height, width = latent_bchw.shape[-2:]
     context = nn.functional.pad(text.context, (0, 0, max(0, TEXT_TOKENS - text.context.shape[1]), 0))
