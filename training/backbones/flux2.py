@@ -1,6 +1,7 @@
 """FLUX.2 klein, and its VAE, whose latents are patches of the encoder's, normed by statistics of its own."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel
@@ -61,7 +62,7 @@ def _patched(latent_bchw: Tensor) -> Tensor:
     return pack(latent_bchw).mT.unflatten(2, (height // 2, width // 2))
 
 
-def velocity(transformer: nn.Module, latent_bchw: Tensor, time_b: Tensor, text: TextEmbeddings) -> Tensor:
+def velocity(transformer: Any, latent_bchw: Tensor, time_b: Tensor, text: TextEmbeddings) -> Tensor:
     """noise - latent, at flow times 0..1."""
     height, width = latent_bchw.shape[-2:]
     context = nn.functional.pad(text.context, (0, 0, max(0, TEXT_TOKENS - text.context.shape[1]), 0))
