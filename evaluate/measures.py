@@ -1,6 +1,7 @@
 """One picture's metrics."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from einops import rearrange
@@ -38,6 +39,17 @@ def measure(map_name: str, prediction_hwc: Tensor, reference: MapData, alignment
         name, metric = further
         scores[name] = float(metric(*batch))
     return scores
+
+
+def predicted_part(prediction_hwc: Tensor, reference: MapData) -> tuple[MapData, float]:
+    """The reference where the prediction has finite numbers, and how much of what counts that leaves out, in percent.
+
+    Some predictors say NaN or infinity where they know nothing (MoGe of the sky). Raises ValueError where nothing is left.
+    """
+    mask = reference.mask_hw & prediction_hwc.isfinite().all(-1)
+    if not mask.any():
+        raise ValueError("the prediction is NaN or infinite wherever the reference counts.")
+    return replace(reference, mask_hw=mask), 100 * (1 - float(mask.sum()) / float(reference.mask_hw.sum()))
 
 
 def _require_metres(prediction_hwc: Tensor, reference: MapData) -> None:

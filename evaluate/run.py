@@ -16,7 +16,7 @@ from ..methods.intrinsic_lora.recipe import AUTO
 from ..methods.maps import MAPS, map_kind
 from ..training.atomic import write_json, write_text
 from . import report
-from .measures import fitted, measure, whdr
+from .measures import fitted, measure, predicted_part, whdr
 from .predictions import FolderPredictions, ModelPredictions, Predictions
 from .report import PICTURES, SHEET, TABLE
 
@@ -144,7 +144,11 @@ def _score(config: EvaluationConfig, predictions: Predictions, pair: Pair) -> di
     if not reference.mask_hw.any():
         return {}
     try:
-        return measure(config.map, _predicted(predictions, pair, picture), reference, config.alignment)
+        prediction = _predicted(predictions, pair, picture)
+        if config.base is not None:
+            return measure(config.map, prediction, reference, config.alignment)
+        reference, left_out = predicted_part(prediction, reference)
+        return measure(config.map, prediction, reference, config.alignment) | {"unpredicted": left_out}
     except ValueError as error:
         raise ValueError(f"{pair.name}: {error}") from None
 
@@ -157,8 +161,11 @@ def _predicted(predictions: Predictions, pair: Pair, picture_hw3: Tensor) -> Ten
 def _shown(config: EvaluationConfig, predictions: Predictions, pair: Pair) -> report.Shown:
     kind = DATA_SETS[config.data]
     picture = kind.picture(pair)
+    prediction = _predicted(predictions, pair, picture)
     reference = None if kind.read is None else kind.read(pair, config.map)
-    return report.Shown(pair.name, config.map, picture, _predicted(predictions, pair, picture), reference, config.alignment)
+    if reference is not None and config.base is None:
+        reference, _ = predicted_part(prediction, reference)
+    return report.Shown(pair.name, config.map, picture, prediction, reference, config.alignment)
 
 
 def _kept_scores(config: EvaluationConfig) -> Scores:
@@ -172,6 +179,8 @@ def _kept_scores(config: EvaluationConfig) -> Scores:
         raise ValueError(f"{config.output} holds an evaluation with another {', '.join(differing)}: choose another output folder.")
     header, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     names = header.strip().split(",")[1:]
+    if config.predictions is not None and DATA_SETS[config.data].read and "unpredicted" not in names:
+        raise ValueError(f"{config.output} holds an evaluation by an earlier version, with fewer columns: choose another output folder.")
     whole = [line for line in lines if line.endswith("\n")]
     write_text(path, "".join([header, *whole]))
     return {name: dict(zip(names, map(float, values), strict=True)) for name, *values in csv.reader(whole)}

@@ -335,4 +335,5 @@ LABELS = {
     "delta1": "delta1, % (more is better)",
     "ssim": "SSIM (more is better)",
     "lmse": "scale-invariant LMSE (less is better)",
+    "unpredicted": "pixels that the prediction says nothing of, % (left out)",
 }
