@@ -21,8 +21,17 @@ function dropPreview(node) {
 
 // Of a node that did not run again, ComfyUI sends what it had told, but no longer shows it; and newer front ends take all texts away at the
 // end of a run.
-const told = new Map(); // What the pack's nodes told in this run, by node.
+const told = new Map(); // The pack's nodes that told something in this run, and what, by their place: "12", or "12:5" in a subgraph.
 const ENDINGS = ["execution_success", "execution_error", "execution_interrupted"];
+
+function nodeAt(place) {
+    let node, graph = app.graph.rootGraph ?? app.graph;
+    for (const id of String(place).split(":")) {
+        node = graph?.getNodeById(id);
+        graph = node?.subgraph;
+    }
+    return node;
+}
 
 function tellAgain(node, text) {
     api.dispatchCustomEvent("progress_text", { nodeId: node, text });
@@ -48,18 +57,18 @@ app.registerExtension({
     setup() {
         api.addEventListener("executed", ({ detail }) => {
             const shown = String(detail.display_node ?? detail.node);
-            const kind = app.graph.getNodeById(shown)?.comfyClass;
+            const kind = nodeAt(shown)?.comfyClass;
             if (TRAININGS.includes(kind) && detail.output?.images) dropPreview(shown);
             if (TELLING.includes(kind) && String(detail.node) === shown && detail.output?.text) tellAgain(shown, detail.output.text.join("\n"));
             if (kind === "IntrinsicLabPictureToMaps") sheetOf(detail, shown);
         });
         api.addEventListener("execution_start", () => told.clear());
         api.addEventListener("progress_text", ({ detail }) => {
-            const node = app.graph.getNodeById(String(detail.nodeId));
-            if (node?.comfyClass?.startsWith("IntrinsicLab")) told.set(node, detail.text);
+            const node = nodeAt(detail.nodeId);
+            if (node?.comfyClass?.startsWith("IntrinsicLab")) told.set(String(detail.nodeId), { node, text: detail.text });
         });
         // After what the front end itself does then.
-        const keep = () => setTimeout(() => told.forEach((text, node) => app.graph.getNodeById(node.id) === node && tellAgain(node.id, text)));
+        const keep = () => setTimeout(() => told.forEach(({ node, text }, place) => nodeAt(place) === node && tellAgain(place, text)));
         for (const ending of ENDINGS) api.addEventListener(ending, keep);
     },
 });

@@ -103,7 +103,7 @@ def test_behind_a_proxy_under_a_sub_path_every_module_of_the_pack_loads(server, 
         page.goto(address)
         page.wait_for_function("() => !!window.LiteGraph?.registered_node_types?.['IntrinsicLabExtractMaps']", timeout=120_000)
         page.wait_for_function(
-            "() => window.app?.extensions?.filter(each => each.name.startsWith('intrinsic_lab')).length >= 1", timeout=60_000
+            "() => window.app?.extensions?.filter(each => each.name.startsWith('intrinsiclab')).length >= 1", timeout=60_000
         )
         names = page.evaluate("() => window.app.extensions.map(each => each.name)")
         outside = [path for path in outside if path.startswith(("/scripts/", "/extensions/", "/intrinsic_lab/"))]
