@@ -52,6 +52,12 @@ def predicted_part(prediction_hwc: Tensor, reference: MapData) -> tuple[MapData,
     return replace(reference, mask_hw=mask), 100 * (1 - float(mask.sum()) / float(reference.mask_hw.sum()))
 
 
+def measure_predicted(map_name: str, prediction_hwc: Tensor, reference: MapData, alignment: str) -> dict[str, float]:
+    """`measure` of the predicted part, and as "unpredicted" how much that leaves out, in percent."""
+    part, left_out = predicted_part(prediction_hwc, reference)
+    return measure(map_name, prediction_hwc, part, alignment) | {"unpredicted": left_out}
+
+
 def _require_metres(prediction_hwc: Tensor, reference: MapData) -> None:
     """Raises ValueError for a prediction whose median is the reference's in millimetres, or the other way round."""
     predicted, true = (float(values[reference.mask_hw].median()) for values in (prediction_hwc, reference.values_hwc))

@@ -16,7 +16,7 @@ from ..methods.formats import color_map
 from ..methods.maps import map_kind
 from ..methods.metrics import LABELS
 from ..training.atomic import write_atomically, write_text
-from .measures import error_picture, resized
+from .measures import error_picture, predicted_part, resized
 
 PICTURES, TABLE, SHEET = "pictures.csv", "table.md", "sheet.jpg"
 RESAMPLES, CONFIDENCE = 2000, 95
@@ -91,9 +91,10 @@ def pictures_csv(scores: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _strip(row: Shown) -> Image.Image:
-    pictures = [row.picture_hw3, _look(row.map_name, row.prediction_hwc, row.reference)]
-    if row.reference is not None:
-        error, counted = error_picture(row.map_name, row.prediction_hwc, row.reference, row.alignment)
+    part = None if row.reference is None else predicted_part(row.prediction_hwc, row.reference)[0]
+    pictures = [row.picture_hw3, _look(row.map_name, row.prediction_hwc, part)]
+    if row.reference is not None and part is not None:
+        error, counted = error_picture(row.map_name, row.prediction_hwc, part, row.alignment)
         shown = color_map(error[None, ..., None], "magma")[0]
         pictures += [_look(row.map_name, row.reference.values_hwc, row.reference), torch.where(counted[..., None], shown, 0.35)]
     height, width = row.picture_hw3.shape[:2]

@@ -16,7 +16,7 @@ from ..methods.intrinsic_lora.recipe import AUTO
 from ..methods.maps import MAPS, map_kind
 from ..training.atomic import write_json, write_text
 from . import report
-from .measures import fitted, measure, predicted_part, whdr
+from .measures import fitted, measure, measure_predicted, whdr
 from .predictions import FolderPredictions, ModelPredictions, Predictions
 from .report import PICTURES, SHEET, TABLE
 
@@ -144,11 +144,9 @@ def _score(config: EvaluationConfig, predictions: Predictions, pair: Pair) -> di
     if not reference.mask_hw.any():
         return {}
     try:
-        prediction = _predicted(predictions, pair, picture)
-        if config.base is not None:
-            return measure(config.map, prediction, reference, config.alignment)
-        reference, left_out = predicted_part(prediction, reference)
-        return measure(config.map, prediction, reference, config.alignment) | {"unpredicted": left_out}
+        # A model's own NaN is a fault, another program's may be a sky.
+        how = measure_predicted if config.base is None else measure
+        return how(config.map, _predicted(predictions, pair, picture), reference, config.alignment)
     except ValueError as error:
         raise ValueError(f"{pair.name}: {error}") from None
 
@@ -161,11 +159,8 @@ def _predicted(predictions: Predictions, pair: Pair, picture_hw3: Tensor) -> Ten
 def _shown(config: EvaluationConfig, predictions: Predictions, pair: Pair) -> report.Shown:
     kind = DATA_SETS[config.data]
     picture = kind.picture(pair)
-    prediction = _predicted(predictions, pair, picture)
     reference = None if kind.read is None else kind.read(pair, config.map)
-    if reference is not None and config.base is None:
-        reference, _ = predicted_part(prediction, reference)
-    return report.Shown(pair.name, config.map, picture, prediction, reference, config.alignment)
+    return report.Shown(pair.name, config.map, picture, _predicted(predictions, pair, picture), reference, config.alignment)
 
 
 def _kept_scores(config: EvaluationConfig) -> Scores:

@@ -273,7 +273,7 @@ def _as_data(kind: MapKind, image_1hwc: torch.Tensor, convention: str) -> torch.
 
 def _scored(row: report.Shown, reference: MapData) -> dict[str, float]:
     try:
-        return measures.measure(row.map_name, row.prediction_hwc, reference, row.alignment)
+        return measures.measure_predicted(row.map_name, row.prediction_hwc, reference, row.alignment)
     except ValueError as error:
         raise ValueError(f"{row.name}: {error}") from None
 
