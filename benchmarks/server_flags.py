@@ -54,8 +54,11 @@ async def pictures_of(url: str, prompt: Prompt) -> Pictures:
 
 
 def furthest(found: Pictures, wanted: Pictures) -> float:
-    """The largest mean difference of two runs' pictures, in levels; infinite where they are not the same pictures."""
-    if {name: picture.shape for name, picture in found.items()} != {name: picture.shape for name, picture in wanted.items()}:
+    """The largest mean difference of two runs' pictures, in levels; infinite where one that is wanted is missing or of another size.
+
+    A run with nothing cached may show more: what nodes within a node show is not told again.
+    """
+    if any(name not in found or found[name].shape != picture.shape for name, picture in wanted.items()):
         return float("inf")
     return max((float(np.abs(found[name] - wanted[name]).mean()) for name in wanted), default=0.0)
 

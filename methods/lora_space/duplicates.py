@@ -76,8 +76,11 @@ def find_duplicates(
     for name in [family] if family is not None else index.families():
         space = index.space(name)
         allowed = {entry.id: entry for entry in index.entries(family=name, folder=folder)}
+        found: list[DuplicateGroup] = []
         for ids in _near_groups(index, space, set(allowed), threshold, report):
-            groups += _proven([allowed[number] for number in ids], threshold, report)
+            found += _proven([allowed[number] for number in ids], threshold, report)
+        # By name: ids depend on which file was read first.
+        groups += sorted(found, key=lambda group: group.original.name)
     return groups
 
 

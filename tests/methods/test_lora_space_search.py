@@ -215,6 +215,16 @@ def test_equal_weights_are_grouped_whatever_the_file_looks_like(tmp_path):
     assert all(strength == pytest.approx(1, abs=0.01) for strength in factors.values())
 
 
+def test_groups_come_by_name_whichever_file_was_read_first(tmp_path):
+    folder = tmp_path / "loras"
+    with LoraIndex(tmp_path / "index.sqlite") as index:
+        for style, name in enumerate("cab"):
+            for copy in ("", " (1)"):
+                save_lora(folder / f"{name}{copy}.safetensors", make_lora(style, style, modules=FEW))
+            index.update([folder])
+        assert [group.original.name[0] for group in find_duplicates(index)] == ["a", "b", "c"]
+
+
 def test_a_padded_copy_is_the_copy_even_where_it_is_the_older_file(tmp_path):
     folder, layers = tmp_path / "loras", make_lora(0, modules=FEW)
     padded = save_lora(folder / "a padded.safetensors", pad_rank(layers, 9))
