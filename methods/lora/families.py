@@ -150,7 +150,8 @@ def _transformer_family(network: Mapping[str, Sizes], named: str | None) -> str 
         against = sum(pattern in known for pattern in patterns) - agreeing
         too_many = any(depths.get(stack, 0) > count for stack, count in structure["depths"].items())
         whole = sum(depths.get(stack) == count for stack, count in structure["depths"].items())
-        if 2 * agreeing <= len(patterns):
+        # Shapes that contradict weigh as much as those that agree: Cosmos Predict 2 in diffusers has LTX's names and most of its shapes.
+        if 2 * (agreeing - against) <= len(patterns):
             continue
         score = [agreeing, -against, not too_many, whole, family == named, _is_whole(family, known, patterns, network)]
         if score > best[0]:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import struct
 
 import peft
@@ -301,6 +302,12 @@ def test_unknown_structures_are_told_apart_whatever_was_trained():
     # Of a width that no model has: stored as one or apart.
     fused = base_family({"double_blocks_0_img_attn_qkv": Sizes(4, 3 * 777, 777)}, {})
     assert fused == family(*(f"transformer_blocks_0_attn_to_{side}" for side in "qkv"))
+    # Cosmos Predict 2 in diffusers: LTX's names and, but for the text's width, its shapes.
+    sides = [(f"transformer_blocks_0_attn{block}_{end}", 2048) for block in (1, 2) for end in ("to_q", "to_k", "to_v", "to_out_0")]
+    beside = {"transformer_blocks_0_ff_net_0_proj": Sizes(4, 8192, 2048), "transformer_blocks_0_ff_net_2": Sizes(4, 2048, 8192)}
+    for text, name in ((1024, "unknown-"), (2048, "ltx")):
+        sizes = {name: Sizes(4, out, text if re.search("attn2_to_[kv]", name) else 2048) for name, out in sides} | beside
+        assert base_family(sizes, {}).startswith(name)
 
 
 def test_inner_products_and_cuts_equal_dense_ones():
